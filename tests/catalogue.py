@@ -1,0 +1,95 @@
+"""Every transform and optimizer of the library, read from its modules: a new one falls under every law by itself."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import wd_optax as wd
+from wd_optax import decay, optimizers, wrap
+
+LEARNING_RATE, WEIGHT_DECAY, RATE = 0.5, 0.2, 0.1  # 10 % per step by any route
+REQUIRED = {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "rate": RATE}
+
+
+FACTORIES: dict[str, Callable[..., Any]] = {
+    name: value
+    for name, value in vars(wd).items()
+    if inspect.isfunction(value) and value.__module__ in (decay.__name__, optimizers.__name__, wrap.__name__)
+}
+NAMES = sorted(FACTORIES)
+takes = lambda name, argument: argument in inspect.signature(FACTORIES[name]).parameters
+
+
+def build(name: str, **options: Any) -> optax.GradientTransformationExtraArgs:
+    """`name` with the options it takes, and a required argument's default above where none is given."""
+    arguments = {k: v for k, v in (REQUIRED | options).items() if takes(name, k)}
+    if takes(name, "optimizer"):
+        arguments.setdefault("optimizer", optax.sgd(arguments["learning_rate"]))
+    return FACTORIES[name](**arguments)
+
+
+def optimizer(name: str, **options: Any) -> optax.GradientTransformation:
+    """`name` as a finished optimizer: what stands before the learning rate gets one behind it."""
+    tx = build(name, **options)
+    if takes(name, "learning_rate"):
+        return tx
+    if takes(name, "rate"):
+        return optax.chain(optax.sgd(LEARNING_RATE), tx)
+    return optax.chain(tx, optax.scale_by_learning_rate(options.get("learning_rate", LEARNING_RATE)))
+
+
+def without_decay(name: str) -> optax.GradientTransformation:
+    """The optimizer that `optimizer(name)` must be, bit for bit, at λ = 0."""
+    return optax.adam(LEARNING_RATE) if name.startswith("adam") else optax.sgd(LEARNING_RATE)
+
+
+# What one step with a zero gradient removes, given c = RATE or LEARNING_RATE·WEIGHT_DECAY; None: no closed form.
+REMOVES = dict.fromkeys(NAMES, lambda c: c) | {"proximal": lambda c: c / (1 + c), "adam_l2": None}
+
+
+def params(dtype: Any = jnp.float32) -> Any:
+    key = iter(jax.random.split(jax.random.key(0), 9))
+    normal = lambda *shape: jax.random.normal(next(key), shape, jnp.float32).astype(dtype)
+    return {
+        "embed": {"embedding": normal(5, 3)},
+        "attn": {"kernel": normal(3, 2, 4), "bias": normal(2, 4)},
+        "norms": {"scale": normal(3, 4)},
+        "frozen": None,
+    }
+
+
+def grads(tree: Any, seed: int = 1) -> Any:
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    values = [jax.random.normal(k, p.shape, jnp.float32).astype(p.dtype) for k, p in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, values)
+
+
+# mask -> the multipliers it must give for (attn/bias, attn/kernel, embed/embedding, norms/scale), in JAX's order
+MASKS = {
+    "none": (None, (1.0, 1.0, 1.0, 1.0)),
+    "weights": ("weights", (0.0, 1.0, 1.0, 0.0)),
+    "rules": ([("embed", 0.25), (".*", "weights")], (0.0, 1.0, 0.25, 0.0)),
+    "tree": ({"attn": {"kernel": True, "bias": 0.5}, "embed": False, "norms": 0.0}, (0.5, 1.0, 0.0, 0.0)),
+}
+
+
+def step(tx: optax.GradientTransformation, gradients: Any, state: Any, p: Any) -> tuple[Any, Any]:
+    updates, state = tx.update(gradients, state, p)
+    return optax.apply_updates(p, updates), state
+
+
+def run(tx: optax.GradientTransformation, p: Any, gradients: Any, steps: int, mode: str = "jit") -> tuple[Any, Any]:
+    """`steps` steps with the same gradients; mode is "eager", "jit" or "scan"."""
+    carry = (p, tx.init(p))
+    one = lambda carry: step(tx, gradients, carry[1], carry[0])
+    if mode == "scan":
+        return jax.jit(lambda carry: jax.lax.scan(lambda c, _: (one(c), None), carry, length=steps)[0])(carry)
+    one = jax.jit(one) if mode == "jit" else one
+    for _ in range(steps):
+        carry = one(carry)
+    return carry

@@ -1,0 +1,127 @@
+"""Each example runs, with few steps, and what it claims holds."""
+
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from absl import flags
+
+import wd_optax as wd
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def load(name: str) -> Any:
+    """The module of an example; its flags are taken back, for every example may have a --seed of its own."""
+    before = set(flags.FLAGS)
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for flag in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, flag)
+    return module
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    return load("digits_mlp")
+
+
+def run(digits: Any, **weight_decay: float) -> dict[str, Any]:
+    return digits.run(epochs=5, batch_size=64, seed=0, sgd_learning_rate=0.1, adam_learning_rate=1e-3, **weight_decay)
+
+
+@pytest.fixture(scope="module")
+def results(digits: Any) -> dict[str, Any]:
+    return run(digits, sgd_weight_decay=0.01, adam_weight_decay=0.05)
+
+
+@pytest.fixture(scope="module")
+def undecayed(digits: Any) -> dict[str, Any]:
+    return run(digits, sgd_weight_decay=0.0, adam_weight_decay=0.0)
+
+
+def test_digits_sgd_with_l2_and_sgdw_are_one_trajectory(results: dict[str, Any]) -> None:
+    # 105 steps in float32: rounding (6e-8) is not amplified by a smooth network. Measured 7e-8.
+    assert results["apart"]["SGD"] < 1e-5
+    l2, decay = results["runs"]["SGD+L2"], results["runs"]["SGDW"]
+    np.testing.assert_allclose(l2["loss"], decay["loss"], rtol=1e-5)
+    np.testing.assert_allclose(l2["weight_norm"], decay["weight_norm"], rtol=1e-5)
+    assert l2["right"] == decay["right"]
+
+
+def test_digits_adam_with_l2_and_adamw_part(results: dict[str, Any]) -> None:
+    # Measured 0.61 after 5 epochs, 0.95 after 60; rounding accounts for 1e-7.
+    assert results["apart"]["Adam"] > 0.3
+    norms = {name: results["runs"][name]["weight_norm"][-1] for name in ("Adam+L2", "AdamW")}
+    assert norms["Adam+L2"] < 0.7 * norms["AdamW"]
+
+
+def test_digits_every_run_decays(results: dict[str, Any], undecayed: dict[str, Any]) -> None:
+    # So that the SGD pair doesn't agree for want of any decay. In 105 steps of η·λ SGDW loses a tenth (less what the
+    # gradient puts back: 0.910), AdamW 0.5 % (0.9956); Adam+L2 with AdamW's λ loses half (0.50).
+    shrunk = {n: r["weight_norm"][-1] / undecayed["runs"][n]["weight_norm"][-1] for n, r in results["runs"].items()}
+    assert shrunk["SGDW"] == pytest.approx(0.90, abs=0.02)
+    assert shrunk["AdamW"] == pytest.approx(0.995, abs=0.001)
+    assert shrunk["Adam+L2"] < 0.7
+
+
+def test_digits_starts_every_run_from_the_same_weights_and_batches(undecayed: dict[str, Any]) -> None:
+    # With λ = 0 the optimizers of a pair are the same, and distance would come from start or batches; the two programs
+    # are compiled apart, which costs Adam one rounding error (7e-8).
+    assert undecayed["apart"]["SGD"] < 1e-6
+    assert undecayed["apart"]["Adam"] < 1e-6
+
+
+def test_digits_every_run_learns(results: dict[str, Any]) -> None:
+    for name, r in results["runs"].items():
+        assert r["loss"][-1] < 0.5 * r["loss"][0], name
+        assert r["right"] > 0.8 * results["tested"], name
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str, pathlib.Path]:
+    """Two epochs as `make demo` runs them, into a pipe: the lines of stdout, stderr, the picture."""
+    out = tmp_path_factory.mktemp("digits") / "made" / "here"
+    command = [sys.executable, ROOT / "examples" / "digits_mlp.py", "--epochs=2", f"--out={out}"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr, out / "digits_mlp.png"
+
+
+def test_digits_prints_the_explain_table_first_and_what_was_shown_last(digits: Any, shell: Any) -> None:
+    lines, _, picture = shell
+    explained = str(wd.explain("weights", digits.initial_params(0))).splitlines()
+    assert lines[: len(explained)] == explained
+    assert explained[-1] == "3 of 6 leaves decay, 25,856 of 26,122 parameters"
+    table = [line for line in lines if re.match(r"(SGD|Adam)(\+L2|W) ", line)]
+    assert [line.split()[0] for line in table] == list(digits.RUNS)
+    apart = [float(re.search(r"(\S+) of ‖w‖$", line)[1]) for line in table]
+    assert max(apart[:2]) < 1e-5
+    assert min(apart[2:]) > 0.1
+    assert lines[-3].startswith("SGD: one trajectory up to rounding")
+    assert lines[-2].startswith("Adam: two different results")
+    assert lines[-1].endswith(str(picture))
+
+
+def test_digits_shows_no_progress_bar_where_there_is_no_terminal(shell: Any) -> None:
+    _, errors, _ = shell
+    assert "\r" not in errors
+    assert "epoch/s" not in errors
+
+
+def test_digits_draws_all_four_runs(digits: Any, shell: Any) -> None:
+    from matplotlib import colors, image
+
+    pixels = (image.imread(shell[2])[..., :3] * 255).round().astype(int)
+    assert pixels.shape == (600, 1500, 3)
+    for name, (_, color, *_) in digits.RUNS.items():
+        rgb = np.round(np.multiply(colors.to_rgb(color), 255)).astype(int)
+        assert (pixels == rgb).all(axis=-1).sum() > 500, f"{name} isn't in the picture"

@@ -1,0 +1,357 @@
+"""The law suite: every transform and optimizer × every law. A new one is found in its module, not listed here."""
+
+import inspect
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from catalogue import (
+    FACTORIES,
+    LEARNING_RATE,
+    MASKS,
+    NAMES,
+    RATE,
+    REMOVES,
+    REQUIRED,
+    WEIGHT_DECAY,
+    build,
+    grads,
+    optimizer,
+    params,
+    run,
+    step,
+    takes,
+    without_decay,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+
+import wd_optax as wd
+
+STEPS = 3
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def falling(value):
+    return lambda t: value / (1 + jnp.asarray(t, jnp.float32))
+
+
+SCHEDULES = {"constant": {}, "schedule": {"weight_decay": falling(WEIGHT_DECAY), "rate": falling(RATE)}}
+all_names = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.optax_promotes] * n.startswith("adam")) for n in NAMES]
+)
+
+
+def rates(schedule):
+    return [RATE / (1 + t) if schedule == "schedule" else RATE for t in range(STEPS)]
+
+
+def bits(tree):
+    """Leaves as integers: equal means equal to the bit, the sign of zero included."""
+    return [np.asarray(x).view(f"u{x.dtype.itemsize}") for x in jax.tree.leaves(tree)]
+
+
+def assert_same_bits(a, b):
+    chex.assert_trees_all_equal_structs(a, b)
+    chex.assert_trees_all_equal(bits(a), bits(b))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["eager", "jit", "scan"])
+@pytest.mark.parametrize(("mask", "schedule"), list(itertools.product(MASKS, SCHEDULES)))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.optax_promotes] * n.startswith("adam")) for n in NAMES if REMOVES[n]]
+)
+def test_zero_gradient_shrinks_as_the_closed_form_says(name, mask, schedule, mode, dtype):
+    mask, expected = MASKS[mask]
+    p = params(DTYPES[dtype])
+    after, _ = run(optimizer(name, mask=mask, **SCHEDULES[schedule]), p, optax.tree.zeros_like(p), STEPS, mode)
+    for old, new, m in zip(jax.tree.leaves(p), jax.tree.leaves(after), expected, strict=True):
+        remains = np.prod([1 - REMOVES[name](m * c) for c in rates(schedule)])
+        if m == 0:
+            assert_same_bits(old, new)
+        # float32: 3 steps × 2 roundings of 2⁻²⁴, and c itself; bfloat16: 3 steps × (2 roundings of 2⁻⁹ + c's)
+        tolerance = 1e-6 if dtype == "float32" else 1.5e-2
+        np.testing.assert_allclose(np.float64(new), np.float64(old) * remains, rtol=tolerance)
+
+
+@pytest.mark.optax_promotes
+def test_adam_l2_alone_has_no_closed_form_and_shrinks_by_the_sign():
+    assert [n for n in NAMES if not REMOVES[n]] == ["adam_l2"]
+    p = params()
+    after, _ = run(optimizer("adam_l2", mask=None), p, optax.tree.zeros_like(p), 1)
+    chex.assert_trees_all_close(after, jax.tree.map(lambda x: x - LEARNING_RATE * jnp.sign(x), p), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mask", MASKS)
+@all_names
+def test_leaves_with_multiplier_zero_are_untouched(name, mask, dtype):
+    mask, expected = MASKS[mask]
+    p = params(DTYPES[dtype])
+    ours, _ = run(optimizer(name, mask=mask), p, grads(p), STEPS)
+    base, _ = run(without_decay(name), p, grads(p), STEPS)
+    for a, b, m in zip(jax.tree.leaves(ours), jax.tree.leaves(base), expected, strict=True):
+        if m == 0:
+            assert_same_bits(a, b)
+        else:
+            assert np.abs(np.float32(a) - np.float32(b)).max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["eager", "jit", "scan"])
+@all_names
+def test_zero_decay_is_bitwise_the_base_optimizer(name, mode, dtype):
+    p = params(DTYPES[dtype])
+    p["attn"]["bias"] = p["attn"]["bias"].at[0].set(jnp.array([-0.0, 0.0, jnp.inf, -jnp.inf], p["attn"]["bias"].dtype))
+    g = optax.tree.add(grads(p), optax.tree.zeros_like(p))
+    g["attn"]["bias"] = g["attn"]["bias"].at[0].set(jnp.array([-0.0, 0.0, 1.0, -0.0], p["attn"]["bias"].dtype))
+    ours, _ = run(optimizer(name, mask=None, weight_decay=0.0, rate=0.0), p, g, STEPS, mode)
+    base, _ = run(without_decay(name), p, g, STEPS, mode)
+    assert_same_bits(ours, base)
+
+
+@pytest.mark.parametrize("gradient_dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@all_names
+def test_updates_keep_the_dtype_and_shape_of_the_gradients(name, dtype, gradient_dtype):
+    p = params(dtype)
+    g = grads(params(gradient_dtype))
+    tx = build(name, mask=None, weight_decay=lambda t: jnp.asarray(0.1, jnp.float32), accumulator_dtype=jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam adds gradients to moments of the parameters' type
+        expected = without_decay(name) if takes(name, "learning_rate") else optax.identity()
+        expected = jax.eval_shape(expected.update, g, jax.eval_shape(expected.init, p), p)[0]
+        updates, _ = jax.eval_shape(tx.update, g, jax.eval_shape(tx.init, p), p)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, expected)
+
+
+@all_names
+def test_state_is_one_tree_of_arrays_for_any_schedule_and_mask(name):
+    p = params()
+    reference = build(name, mask=None).init(p)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(reference))
+    assert {v.dtype for v in reference.hyperparams.values()} == {jnp.dtype("float32")}
+    for (mask, _), schedule in itertools.product(MASKS.values(), SCHEDULES.values()):
+        tx = build(name, mask=mask, learning_rate=falling(LEARNING_RATE), **schedule)
+        if takes(name, "optimizer"):
+            tx = build(name, mask=mask, optimizer=optax.sgd(LEARNING_RATE), **schedule)
+        state = tx.init(p)
+        chex.assert_trees_all_equal_shapes_and_dtypes(state, reference)
+        chex.assert_trees_all_equal_shapes_and_dtypes(tx.update(grads(p), state, p)[1], reference)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@all_names
+def test_step_two_does_not_recompile(name, schedule):
+    tx = optimizer(name, mask="weights", **SCHEDULES[schedule])
+    p = params()
+    chex.clear_trace_counter()
+    one = jax.jit(chex.assert_max_traces(lambda g, s, p: step(tx, g, s, p), n=1))
+    state = tx.init(p)
+    for seed in range(3):
+        p, state = one(grads(p, seed), state, p)
+    assert one._cache_size() == 1
+
+
+@all_names
+def test_none_leaves_pass(name):
+    p, g = params(), grads(params())
+    if name.startswith("adam"):  # Optax's Adam takes None only where the parameter is None, too
+        p["norms"]["scale"] = None
+    g["norms"]["scale"] = None
+    tx = optimizer(name, mask="weights", anchor="init")
+    updates, _ = tx.update(g, tx.init(p), p)
+    assert updates["frozen"] is None
+    assert updates["norms"]["scale"] is None
+    assert updates["attn"]["kernel"].shape == p["attn"]["kernel"].shape
+
+
+@all_names
+def test_vmap_over_hyperparameters_equals_a_loop(name):
+    p, g = params(), grads(params())
+    values = jnp.array([0.0, 0.01, 0.3], jnp.float32)
+
+    def train(rate, weight_decay):
+        options = {"learning_rate": rate, "weight_decay": weight_decay, "rate": weight_decay}
+        return run(optimizer(name, mask="weights", **options), p, g, STEPS, "scan")[0]
+
+    together = jax.vmap(jax.vmap(train, (None, 0)), (0, None))(values, values)
+    for i, j in itertools.product(range(3), range(3)):
+        alone = train(values[i], values[j])
+        # the batched program may contract a·b + c differently: 3 steps of a few ulp
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i, j=j: x[i, j], together), alone, rtol=1e-5, atol=1e-6)
+
+
+@all_names
+def test_live_leaves_are_edited_and_swept_without_rebuilding(name):
+    p, g = params(), grads(params())
+    leaf = "rate" if takes(name, "rate") else "weight_decay"
+    tx = build(name, mask=None)
+    updates_at = lambda value: tx.update(g, optax.tree.set(tx.init(p), **{leaf: value}), p)[0]
+    values = jnp.array([0.0, 0.05, 0.4], jnp.float32)
+    swept = jax.vmap(updates_at)(values)
+    for i, value in enumerate(values):
+        rebuilt = build(name, mask=None, **{leaf: float(value)})
+        for one in (updates_at(value), jax.tree.map(lambda x, i=i: x[i], swept)):
+            chex.assert_trees_all_close(one, rebuilt.update(g, rebuilt.init(p), p)[0], rtol=1e-5, atol=1e-6)
+
+
+@all_names
+def test_inside_inject_hyperparams(name):
+    leaf = "rate" if takes(name, "rate") else "weight_decay"
+    options = {k: v for k, v in REQUIRED.items() if takes(name, k)} | {leaf: falling(REQUIRED[leaf])}
+    if takes(name, "optimizer"):
+        factory = lambda learning_rate, weight_decay: build(
+            name, learning_rate=learning_rate, weight_decay=weight_decay
+        )
+        injected = optax.inject_hyperparams(factory)(**options)
+    else:  # b1, b2, eps stay numbers: as arrays of float32 they are rounded before Adam sees them
+        fixed = set(inspect.signature(FACTORIES[name]).parameters) - set(options)
+        injected = optax.inject_hyperparams(FACTORIES[name], static_args=fixed)(**options, mask="weights")
+    p, g = params(), grads(params())
+    direct = build(name, mask="weights", **options)
+    chex.assert_trees_all_close(run(injected, p, g, STEPS)[0], run(direct, p, g, STEPS)[0], rtol=1e-6)
+
+
+@all_names
+def test_inside_masked_and_partition(name):
+    p, g = params(), grads(params())
+    whole, _ = run(optimizer(name, mask=None), p, g, STEPS)
+    base, _ = run(without_decay(name), p, g, STEPS)
+    inside = {"embed": True, "attn": {"kernel": True, "bias": False}, "norms": False, "frozen": None}
+    labels = jax.tree.map(lambda x: "decays" if x else "rest", inside)
+    partition = optax.partition({"decays": optimizer(name, mask=None), "rest": without_decay(name)}, labels)
+    masked = optax.chain(
+        optax.masked(optimizer(name, mask=None), inside),
+        optax.masked(without_decay(name), jax.tree.map(lambda x: not x, inside)),
+    )
+    for tx in (partition, masked):
+        mixed, _ = run(tx, p, g, STEPS)
+        expected = jax.tree.map(lambda i, a, b: a if i else b, jax.tree.broadcast(inside, p), whole, base)
+        chex.assert_trees_all_close(mixed, expected, rtol=1e-6)
+
+
+@all_names
+def test_masks_of_the_whole_tree_fit_inside_partition(name):
+    p, g = params(), grads(params())
+    labels = {"embed": "a", "attn": "b", "norms": "b", "frozen": None}
+    for mask in ([("embed", 0.5), ("kernel", 1.0)], MASKS["tree"][0]):
+        both = optax.partition({k: optimizer(name, mask=mask) for k in "ab"}, labels)
+        chex.assert_trees_all_close(
+            run(both, p, g, STEPS)[0], run(optimizer(name, mask=mask), p, g, STEPS)[0], rtol=1e-6
+        )
+
+
+@pytest.mark.optax_promotes
+@all_names
+def test_f28_multi_steps_decays_once_per_real_step(name):
+    p, g = params(), grads(params())
+    tx = optimizer(name, mask="weights")
+    accumulated, _ = run(optax.MultiSteps(tx, every_k_schedule=4).gradient_transformation(), p, g, 8)
+    chex.assert_trees_all_close(accumulated, run(tx, p, g, 2)[0], rtol=1e-5)
+
+
+@all_names
+def test_f28_apply_if_finite_skips_the_decay_too(name):
+    p = params()
+    tx = optax.apply_if_finite(optimizer(name, mask="weights"), max_consecutive_errors=5)
+    bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), p)
+    state = tx.init(p)
+    after, state = step(tx, bad, state, p)
+    assert_same_bits(after, p)
+    after, _ = step(tx, grads(p), state, p)
+    chex.assert_trees_all_close(after, run(optimizer(name, mask="weights"), p, grads(p), 1)[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("anchor", [None, "init", "tree"])
+@all_names
+def test_tree_map_params_finds_every_parameter_like_leaf(name, anchor):
+    if anchor is not None and not takes(name, "anchor"):
+        anchor = None
+    p = params()
+    tx = build(name, mask="weights", anchor=optax.tree.ones_like(p) if anchor == "tree" else anchor)
+    state = tx.init(p)
+    marked = optax.tree.map_params(tx, lambda x: "params", state, transform_non_params=lambda x: "other")
+    assert marked.count == "other"
+    assert set(marked.hyperparams.values()) == {"other"}
+    assert set(jax.tree.leaves(marked.anchor)) == ({"params"} if anchor else set())
+
+
+@all_names
+def test_init_runs_under_eval_shape_and_state_is_the_same(name):
+    tx = build(name, mask="weights", anchor="init")
+    shapes = jax.eval_shape(tx.init, params())
+    chex.assert_trees_all_equal_shapes_and_dtypes(shapes, tx.init(params()))
+
+
+@all_names
+def test_parameters_and_state_can_be_donated(name):
+    rate = jnp.asarray(0.1, jnp.float32)  # the caller's array must survive the donated state
+    tx = optimizer(name, mask="weights", anchor="init", weight_decay=rate, rate=rate, learning_rate=rate)
+    p = params()
+    state = tx.init(p)
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((p, state))]
+    assert len(set(buffers)) == len(buffers)
+    one = jax.jit(lambda g, s, p: step(tx, g, s, p), donate_argnums=(1, 2))
+    for _ in range(2):
+        p, state = one(grads(params()), state, p)
+    assert float(rate) == pytest.approx(0.1)
+    chex.assert_tree_all_finite(p)
+
+
+@all_names
+def test_sharded_over_eight_devices(name):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    p = {"dense": {"kernel": jnp.arange(64, dtype=jnp.float32).reshape(16, 4), "bias": jnp.ones(8)}}
+    g = jax.tree.map(jnp.cos, p)
+    tx = optimizer(name, mask="weights", anchor="init")
+    alone, _ = run(tx, p, g, STEPS)
+    sharded, g_sharded = jax.device_put((p, g), rows)
+    state = jax.jit(tx.init)(sharded)
+    one = jax.jit(lambda g, s, p: step(tx, g, s, p))
+    text = one.lower(g_sharded, state, sharded).compile().as_text()
+    for collective in ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert collective not in text
+    for _ in range(STEPS):
+        sharded, state = one(g_sharded, state, sharded)
+    # LLVM vectorises a shard of 2 rows differently from 16: a few ulp in Adam's square root and division
+    chex.assert_trees_all_close(sharded, alone, rtol=1e-6)
+    assert sharded["dense"]["kernel"].sharding.is_equivalent_to(rows, 2)
+
+
+names_of_leaves = st.sampled_from(["kernel", "bias", "scale", "w", "b", "embedding", "weight", "x", "0"])
+shapes = st.lists(st.integers(1, 3), max_size=3).map(tuple)
+leaves = st.one_of(st.none(), shapes.map(lambda s: np.ones(s, np.float32)))
+trees = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.dictionaries(names_of_leaves, inner, max_size=3),
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.mark.optax_promotes
+@settings(max_examples=60, deadline=None)
+@given(tree=trees, mask=st.sampled_from([None, "weights", [(".*", 0.5)]]), name=st.sampled_from(NAMES))
+def test_any_tree(tree, mask, name):
+    tree = {"params": jax.tree.map(jnp.asarray, tree)}
+    tx = optimizer(name, mask=mask)
+    state = tx.init(tree)
+    updates, state = tx.update(optax.tree.zeros_like(tree), state, tree)
+    chex.assert_trees_all_equal_shapes_and_dtypes(updates, tree)
+    chex.assert_trees_all_equal_structs(state, tx.init(tree))
+    expected = wd.multipliers(mask, tree)
+    for u, m in zip(jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+        if REMOVES[name]:
+            np.testing.assert_allclose(u, np.full(u.shape, -REMOVES[name](m * RATE)), rtol=1e-5, atol=0)
+        else:
+            np.testing.assert_allclose(u, np.full(u.shape, -LEARNING_RATE * (m > 0)), rtol=1e-5, atol=0)

@@ -1,0 +1,35 @@
+"""Weight decay for JAX: on exactly the right parameters, at the rate asked for, on any Optax optimizer."""
+
+from optax import scale_by_adam
+
+from wd_optax.decay import add_decayed_weights, add_l2_to_loss, proximal, shrink
+from wd_optax.masks import explain, multipliers
+from wd_optax.migrate import migrate_state
+from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
+from wd_optax.penalties import l1_penalty, l2_penalty
+from wd_optax.pull import DecayState
+from wd_optax.rates import convert_weight_decay, decay_rate
+from wd_optax.wrap import with_decay
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DecayState",
+    "adam_l2",
+    "adamw",
+    "add_decayed_weights",
+    "add_l2_to_loss",
+    "convert_weight_decay",
+    "decay_rate",
+    "explain",
+    "l1_penalty",
+    "l2_penalty",
+    "migrate_state",
+    "multipliers",
+    "proximal",
+    "scale_by_adam",
+    "sgd_l2",
+    "sgdw",
+    "shrink",
+    "with_decay",
+]

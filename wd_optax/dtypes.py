@@ -1,0 +1,12 @@
+"""In which types decay computes, whatever the parameters are stored in."""
+
+import functools
+from typing import Any
+
+import numpy as np
+
+
+def arithmetic(*dtypes: Any) -> np.dtype:
+    """The widest of float32 and the given types, the 8- and 16-bit floats counting as float32."""
+    wide = (np.dtype(d) for d in dtypes if np.dtype(d).itemsize >= 4)
+    return functools.reduce(np.promote_types, wide, np.dtype(np.float32))

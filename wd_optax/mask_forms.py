@@ -1,0 +1,164 @@
+"""The forms of a mask, each turned into one (multiplier, reason) per parameter."""
+
+import difflib
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from wd_optax import roles
+
+Mask = Any  # None | "weights" | list[tuple[str, float | str]] | tree | Callable[[params], Mask]
+Decision = tuple[Any, str]  # (multiplier, reason)
+
+_FORMS = 'None, "weights", a list of (regex, multiplier), a tree of bool or float, or a function of the parameters'
+
+
+def is_zero(multiplier: Any) -> bool:
+    """Whether a multiplier is known to be 0, so that its leaf is left alone."""
+    return isinstance(multiplier, float) and multiplier == 0.0
+
+
+def decide(mask: Mask, params: Any, found: list[roles.Parameter]) -> list[Decision]:
+    """One decision per parameter in `found`, the leaves of `params`."""
+    hidden = roles.flatten(params)[1]
+    # An Equinox module is callable and a tree, and is meant as a tree; a function is a leaf.
+    if not (callable(mask) and _is_leaf(mask)):
+        return _by_data(mask, found, hidden)
+    # NNX wraps the arrays in variables at init and not at update: the function sees bare arrays both times.
+    bare = roles.unwrap(params)
+    decided = _by_data(mask(bare), found, hidden)
+    wrapped = jax.tree.structure(bare) != jax.tree.structure(params)  # type: ignore[operator]  # jaxlib's stub lacks !=
+    if wrapped and _nothing(decided) and not _nothing(_by_data(mask(params), found, hidden)):
+        raise ValueError(
+            "mask: the function picks parameters only while they are wrapped in NNX variables, as at init; update "
+            f'passes bare arrays, and nothing would decay: use mask="weights" or rules on paths such as {_some(found)}'
+        )
+    return [(multiplier, f"mask function: {reason}") for multiplier, reason in decided]
+
+
+def _by_data(mask: Mask, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
+    if mask is None:
+        return [(1.0, "mask=None: everything") for _ in found]
+    if isinstance(mask, str):
+        if mask != "weights":
+            raise TypeError(f"mask={mask!r} is not a mask: use {_FORMS}")
+        return [_by_role(p) for p in found]
+    if _is_rules(mask):
+        return _by_rules(mask, found, hidden)
+    if _is_leaf(mask):
+        raise TypeError(
+            f"mask={mask!r} is one value for the whole tree. If it came through optax.inject_hyperparams, that "
+            'evaluated your mask function as a schedule: pass mask="weights" or rules, which are data, or '
+            f"static_args='mask'; a mask is {_FORMS}"
+        )
+    return _by_tree(mask, found, hidden)
+
+
+def _by_role(p: roles.Parameter) -> Decision:
+    return float(p.role in roles.DECAYING_ROLES), p.reason
+
+
+def _by_rules(rules: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
+    compiled = [(_compile(regex), _multiplier(m, f"rule {regex!r}", "weights")) for regex, m in rules]
+    used, decided = set(), []
+    for p in found:
+        matching = (i for i, (pattern, _) in enumerate(compiled) if pattern.search(p.path))
+        i = next(matching, None)
+        if i is None:
+            decided.append((0.0, "no rule matches"))
+            continue
+        used.add(i)
+        pattern, multiplier = compiled[i]
+        by_role = isinstance(multiplier, str)
+        multiplier, reason = _by_role(p) if by_role else (multiplier, "")
+        decided.append((multiplier, f"rule {pattern.pattern!r}" + (f": {reason}" if by_role else "")))
+    if found and not hidden:  # in a tree cut by masked() or partition() a rule may be for the other part
+        for i, (pattern, _) in enumerate(compiled):
+            if i not in used:
+                _refuse_unused(pattern, found)
+    return decided
+
+
+def _refuse_unused(pattern: re.Pattern[str], found: list[roles.Parameter]) -> None:
+    taken = [p for p in found if pattern.search(p.path)]
+    if taken:
+        raise ValueError(
+            f"mask rule {pattern.pattern!r} decides nothing: earlier rules take all it matches ({_some(taken)}); "
+            "the first match wins, so put it before them"
+        )
+    words = re.sub(r"[^\w/]+", " ", pattern.pattern).strip()
+    near = sorted(found, key=lambda p: -difflib.SequenceMatcher(None, words, p.path).ratio())
+    raise ValueError(
+        f"mask rule {pattern.pattern!r} matches no parameter; the nearest paths are {_some(near)}: "
+        "mend the regex or drop the rule"
+    )
+
+
+def _by_tree(mask: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
+    entries = {path: _multiplier(leaf, f"mask leaf {path!r}") for path, leaf in roles.flatten(mask)[0]}
+    used, decided = set(), []
+    for p in found:
+        at = next((prefix for prefix in _prefixes(p.path) if prefix in entries), None)
+        if at is None:
+            raise ValueError(
+                f"mask has no entry for parameter {p.path!r} {p.shape}; it has {', '.join(map(repr, entries))}: "
+                "add one, or use rules, [(regex, multiplier), ...]"
+            )
+        used.add(at)
+        decided.append((entries[at], f"mask entry {at!r}"))
+    for path in entries:
+        if found and path not in used and not any(path in _prefixes(h) or h in _prefixes(path) for h in hidden):
+            raise ValueError(
+                f"mask entry {path!r} belongs to no parameter; the parameters are {_some(found)}: "
+                "drop it or mend its path"
+            )
+    return decided
+
+
+def _multiplier(value: Any, where: str, *words: str) -> Any:
+    """A bool or number ≥ 0 as a float; a traced scalar, and a string among `words`, as itself."""
+    if isinstance(value, str) and value in words:
+        return value
+    if not isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"mask: {where} is {value!r}: a multiplier is a bool or a number ≥ 0, such as True or 0.1")
+    if np.shape(value) != ():
+        raise ValueError(f"mask: {where} has shape {np.shape(value)}: a multiplier is one number per leaf")
+    if isinstance(value, jax.core.Tracer):
+        return value
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"mask: {where} is {value!r}: a multiplier scales the decay; it must be finite and ≥ 0")
+    return float(value)
+
+
+def _compile(regex: Any) -> re.Pattern[str]:
+    try:
+        return re.compile(regex)
+    except re.error as error:
+        raise ValueError(f"mask rule {regex!r} is not a regular expression: {error}") from None
+
+
+def _is_rules(mask: Any) -> bool:
+    is_rule = lambda r: isinstance(r, list | tuple) and len(r) == 2 and isinstance(r[0], str | re.Pattern)
+    return isinstance(mask, list | tuple) and len(mask) > 0 and all(map(is_rule, mask))
+
+
+def _is_leaf(tree: Any) -> bool:
+    return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
+
+
+def _nothing(decided: list[Decision]) -> bool:
+    return all(is_zero(multiplier) for multiplier, _ in decided)
+
+
+def _prefixes(path: str) -> list[str]:
+    """`a/b` → a/b, a and the root."""
+    parts = path.split("/")
+    return ["/".join(parts[:n]) for n in range(len(parts), -1, -1)]
+
+
+def _some(found: list[roles.Parameter], most: int = 3) -> str:
+    rest = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(repr(p.path) for p in found[:most]) + rest

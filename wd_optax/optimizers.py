@@ -1,0 +1,210 @@
+"""
+Named optimizers: points in the space where × coupling × mask × target × gate.
+
+Each is one call of `wd_optax.wrap`: a direction, the live learning rate η_t, and decay before the direction
+(coupled, `*_l2`) or after the learning rate (decoupled). What is true of all of them:
+
+    - `weight_decay` is required: no default travels between frameworks (Optax 1e-4, PyTorch 1e-2, ...).
+    - `learning_rate`, `weight_decay` are numbers, JAX arrays or schedules (step -> number), and leaves of the
+      state: see `wd_optax.pull.DecayState`. λ = 0 is bitwise the optimizer without decay.
+    - `mask="weights"` decays weights and embeddings, never biases, norms, scalars or tokens: see `wd_optax.masks`.
+    - `coupling`, `peak_learning_rate`: c_t, the fraction of a weight removed per step: see `wd_optax.decay_rate`.
+    - `anchor`, `cautious`: see `wd_optax.add_decayed_weights`.
+    - A bad number is a ValueError at once, a mask that doesn't fit the parameters one at `init`, each naming the mend.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from wd_optax import hyperparams as live
+from wd_optax.anchors import Anchor
+from wd_optax.hyperparams import Scalar, ScalarOrSchedule
+from wd_optax.masks import Mask
+from wd_optax.wrap import coupled, decoupled
+
+
+def sgdw(
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule,
+    momentum: Scalar | None = None,
+    nesterov: bool = False,
+    dampening: Scalar = 0.0,
+    mask: Mask = "weights",
+    coupling: str = "lr",
+    peak_learning_rate: Scalar | None = None,
+    cautious: bool = False,
+    anchor: Anchor = None,
+    accumulator_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """
+    SGD with decoupled weight decay: p ← p − η_t·b − c_t·m·p; removes c_t = η_t·λ of the weight per step.
+
+    b = g without momentum, else heavy-ball momentum b ← μ·b + (1 − τ)·g, undamped in the first step.
+
+    Args:
+      learning_rate: η_t.
+      weight_decay: λ.
+      momentum: μ.
+      nesterov: use g + μ·b in place of b.
+      dampening: τ; none with Nesterov, as in PyTorch.
+      mask, coupling, peak_learning_rate, cautious, anchor: see the module.
+      accumulator_dtype: the type of b, by default the parameters'.
+
+    Example: momentum and a zero gradient; the decay is η·λ·p, and isn't accumulated.
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> tx = wd.sgdw(0.1, weight_decay=0.01, momentum=0.9)
+      >>> params = {"kernel": jnp.array([[2.0]]), "bias": jnp.array([2.0])}
+      >>> updates, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+      >>> print(f"{updates['kernel'].item():.4f}", updates["bias"].item() == 0)
+      -0.0020 True
+
+    Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 1.
+
+    """
+    direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
+    return decoupled(
+        "sgdw", direction, learning_rate, weight_decay, mask, coupling, peak_learning_rate, cautious, anchor
+    )
+
+
+def sgd_l2(
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule,
+    momentum: Scalar | None = None,
+    nesterov: bool = False,
+    dampening: Scalar = 0.0,
+    mask: Mask = "weights",
+    accumulator_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """
+    SGD on the loss plus λ/2·Σ m·p²: g ← g + λ·m·p, then b as in `sgdw`, p ← p − η_t·b.
+
+    PyTorch's `SGD(weight_decay=λ)`. The same trajectory as `sgdw` without momentum; with it the momentum
+    accumulates the decay as well.
+
+    Args:
+      learning_rate: η_t.
+      weight_decay: λ.
+      momentum, nesterov, dampening, accumulator_dtype: see `sgdw`.
+      mask: see the module.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> tx = wd.sgd_l2(0.1, weight_decay=0.01)
+      >>> params = {"kernel": jnp.array([[2.0]])}
+      >>> updates, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+      >>> print(f"{updates['kernel'].item():.4f}")
+      -0.0020
+
+    """
+    direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
+    return coupled("sgd_l2", direction, learning_rate, weight_decay, mask)
+
+
+def adamw(
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    mask: Mask = "weights",
+    coupling: str = "lr",
+    peak_learning_rate: Scalar | None = None,
+    cautious: bool = False,
+    anchor: Anchor = None,
+    eps_root: Scalar = 0.0,
+    mu_dtype: Any = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """
+    Adam with decoupled weight decay: p ← p − η_t·m̂/(√v̂ + ε) − c_t·m·p; removes c_t = η_t·λ per step.
+
+    PyTorch's and Optax's AdamW with `coupling="lr"`, the paper's with `coupling="schedule"`.
+
+    Args:
+      learning_rate: η_t.
+      weight_decay: λ.
+      b1, b2, eps, eps_root, mu_dtype, nesterov: as in `optax.scale_by_adam`.
+      mask, coupling, peak_learning_rate, cautious, anchor: see the module.
+
+    Example: λ is live: switch decay off in the middle of a run.
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> tx = wd.adamw(1e-2, weight_decay=0.1)
+      >>> params = {"kernel": jnp.array([[2.0]])}
+      >>> zeros, state = optax.tree.zeros_like(params), tx.init(params)
+      >>> updates, state = tx.update(zeros, state, params)
+      >>> print(f"{updates['kernel'].item():.4f}")
+      -0.0020
+      >>> state = optax.tree.set(state, weight_decay=0.0)
+      >>> updates, state = tx.update(zeros, state, params)
+      >>> print(f"{updates['kernel'].item():.4f}")
+      -0.0000
+
+    Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2.
+
+    """
+    direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
+    return decoupled(
+        "adamw", direction, learning_rate, weight_decay, mask, coupling, peak_learning_rate, cautious, anchor
+    )
+
+
+def adam_l2(
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.999,
+    eps: Scalar = 1e-8,
+    mask: Mask = "weights",
+    eps_root: Scalar = 0.0,
+    mu_dtype: Any = None,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """
+    Adam on the loss plus λ/2·Σ m·p²: g ← g + λ·m·p before the moments, p ← p − η_t·m̂/(√v̂ + ε).
+
+    PyTorch's `Adam(weight_decay=λ)`. Not `adamw`: Adam divides λ·p by √v̂, so weights with large gradients
+    hardly decay, and where λ·p dominates the gradient λ cancels.
+
+    Args:
+      learning_rate: η_t.
+      weight_decay: λ.
+      b1, b2, eps, eps_root, mu_dtype, nesterov: as in `optax.scale_by_adam`.
+      mask: see the module.
+
+    Example: with a zero gradient the step is η, whatever λ is.
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> params = {"kernel": jnp.array([[2.0]])}
+      >>> for weight_decay in (1e-3, 1e-1):
+      ...     tx = wd.adam_l2(1e-2, weight_decay=weight_decay)
+      ...     updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+      ...     print(f"{updates['kernel'].item():.4f}")
+      -0.0100
+      -0.0100
+
+    """
+    direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
+    return coupled("adam_l2", direction, learning_rate, weight_decay, mask)
+
+
+def _momentum(
+    momentum: Scalar | None, nesterov: bool, dampening: Scalar, accumulator_dtype: Any
+) -> optax.GradientTransformation:
+    """PyTorch's heavy-ball buffer: b₀ = g₀ undamped, then b ← μ·b + (1 − τ)·g."""
+    damped = live.is_static(dampening) and dampening != 0  # an array may be 0: inject_hyperparams makes arrays of all
+    if damped and nesterov:
+        raise ValueError("nesterov=True takes no dampening, as in PyTorch: drop dampening")
+    if momentum is None:
+        if nesterov or damped:
+            raise ValueError("nesterov and dampening act on the momentum buffer: give momentum, as momentum=0.9")
+        return optax.identity()
+    trace = optax.trace(momentum, nesterov, accumulator_dtype)
+    if live.is_static(dampening) and not damped:
+        return trace
+    return optax.chain(optax.scale_by_schedule(lambda count: jnp.where(count == 0, 1.0, 1.0 - dampening)), trace)
