@@ -18,3 +18,10 @@ def pytest_configure(config):
 def _strict_promotion(request):
     with jax.numpy_dtype_promotion("standard" if request.node.get_closest_marker("optax_promotes") else "strict"):
         yield
+
+
+@pytest.fixture
+def x64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)

@@ -6,9 +6,10 @@ F2, F26 and F27 are footguns of the same number: what NNX wraps at init and not 
 container than the parameters, callable trees as masks.
 """
 
+import functools
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import flax.core
@@ -206,8 +207,6 @@ class EquinoxNet(eqx.Module):
 
 
 class Equinox(Loop):
-    FLAX = {"hidden/weight": "hidden/kernel", "norm/weight": "norm/scale", "out/weight": "out/kernel"}
-
     def __init__(self, tx: optax.GradientTransformationExtraArgs) -> None:
         key = jax.random.key(0)
         self.tx = tx
@@ -252,13 +251,14 @@ class Equinox(Loop):
 
 
 FRAMEWORKS = {"plain": Loop, "linen": Linen, "nnx": Nnx, "equinox": Equinox}
+STEPS = 30
 WEIGHT_DECAY = 0.2
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "sgdw": lambda **options: wd.sgdw(0.1, weight_decay=WEIGHT_DECAY, momentum=0.9, **options),
     "adamw": lambda **options: wd.adamw(0.05, weight_decay=WEIGHT_DECAY, **options),
 }
 RATE = {"sgdw": 0.1 * WEIGHT_DECAY, "adamw": 0.05 * WEIGHT_DECAY}
-RULES = [("^out/(kernel|weight)$", 0.5), ("^norm/", 0), ("", "weights")]
+RULES = [("^out/(kernel|weight)$", 0.5), ("^norm/", 0), (".*", "weights")]
 MASKS = {"weights": "weights", "rules": RULES}
 MULTIPLIERS = {"weights": {"hidden/kernel": 1.0, "out/kernel": 1.0}, "rules": {"hidden/kernel": 1.0, "out/kernel": 0.5}}
 
@@ -266,59 +266,69 @@ every_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
 every_optimizer = pytest.mark.parametrize(
     "optimizer", ["sgdw", pytest.param("adamw", marks=pytest.mark.optax_promotes)]
 )
-every_mask = pytest.mark.parametrize("mask", MASKS)
-every_anchor = pytest.mark.parametrize("anchor", [None, "init"])
+every_case = pytest.mark.parametrize(("mask", "anchor"), [("weights", None), ("rules", "init")])
 
 
 def build(framework: str, optimizer: str, **options: Any) -> Loop:
     return FRAMEWORKS[framework](OPTIMIZERS[optimizer](**options))
 
 
-def types(loop: Loop) -> list[Any]:
-    return [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(loop.opt_state)]
+def layout(loop: Loop) -> Any:
+    leaves = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(loop.opt_state)]
+    return jax.tree.structure(loop.opt_state), leaves
 
 
-@every_framework
-@every_optimizer
-@pytest.mark.parametrize(("mask", "anchor"), [("weights", None), ("rules", "init")])
-def test_trains(framework: str, optimizer: str, mask: str, anchor: str | None) -> None:
+class Trained(NamedTuple):
+    layouts: tuple[Any, Any]  # of the optimizer's state, before and after
+    count: int
+    losses: list[float]
+    weights: Weights
+
+
+@functools.cache
+def trained(framework: str, optimizer: str, mask: str, anchor: str | None) -> Trained:
     loop = build(framework, optimizer, mask=MASKS[mask], anchor=anchor)
-    before = jax.tree.structure(loop.opt_state), types(loop)
-    losses = [loop.step() for _ in range(40)]
-    assert losses[-1] < 0.2 * losses[0]
-    assert (jax.tree.structure(loop.opt_state), types(loop)) == before
-    assert int(jnp.asarray(loop.opt_state.count)) == 40
+    before = layout(loop)
+    losses = [loop.step() for _ in range(STEPS)]
+    return Trained((before, layout(loop)), int(jnp.asarray(loop.opt_state.count)), losses, loop.weights)
 
 
 @every_framework
 @every_optimizer
-@pytest.mark.parametrize(("mask", "anchor"), [("weights", None), ("rules", "init")])
+@every_case
+def test_trains(framework: str, optimizer: str, mask: str, anchor: str | None) -> None:
+    run = trained(framework, optimizer, mask, anchor)
+    assert run.losses[-1] < 0.2 * run.losses[0]
+    assert run.layouts[0] == run.layouts[1]
+    assert run.count == STEPS
+
+
+@pytest.mark.parametrize("framework", [name for name in FRAMEWORKS if name != "plain"])
+@every_optimizer
+@every_case
 def test_same_numbers_as_the_plain_loop(framework: str, optimizer: str, mask: str, anchor: str | None) -> None:
-    loop, plain = (build(name, optimizer, mask=MASKS[mask], anchor=anchor) for name in (framework, "plain"))
-    losses = [(loop.step(), plain.step()) for _ in range(20)]
-    # The forward passes round differently (Flax takes E[x²] − E[x]² for the variance): a few ulp, amplified by 20 steps.
-    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4)
+    run, plain = (trained(name, optimizer, mask, anchor) for name in (framework, "plain"))
+    # Four programs in float32, each rounding its own way, 30 steps: measured 1e-6, and Adam may amplify more elsewhere.
+    np.testing.assert_allclose(run.losses, plain.losses, rtol=1e-5)
     for path, weight in plain.weights.items():
-        np.testing.assert_allclose(loop.weights[path], weight, rtol=1e-3, atol=1e-5, err_msg=path)
+        np.testing.assert_allclose(run.weights[path], weight, rtol=1e-5, atol=1e-5, err_msg=path)
 
 
 @every_framework
 @every_optimizer
-@every_mask
-@every_anchor
+@every_case
 def test_zero_gradient_shrinks_kernels_by_the_rate_and_nothing_else(
     framework: str, optimizer: str, mask: str, anchor: str | None
 ) -> None:
     loop = build(framework, optimizer, mask=MASKS[mask], anchor=anchor)
-    toward = START if anchor else {path: np.zeros_like(leaf) for path, leaf in START.items()}
-    loop.weights = moved = {path: 3 * leaf for path, leaf in START.items()}  # the anchor stays where init was
+    loop.weights = moved = {path: 3 * leaf for path, leaf in START.items()}  # an anchor stays where init was
     for _ in range(5):
         assert loop.step(scale=0.0) == 0.0
     for path, leaf in loop.weights.items():
         if path in MULTIPLIERS[mask]:
             kept = (1 - RATE[optimizer] * MULTIPLIERS[mask][path]) ** 5
-            expected = toward[path] + kept * (moved[path].astype(np.float64) - toward[path])
-            np.testing.assert_allclose(leaf, expected, rtol=1e-6, err_msg=path)  # 5 roundings of 6e-8
+            expected = (3 * kept if anchor is None else 1 + 2 * kept) * START[path].astype(np.float64)
+            np.testing.assert_allclose(leaf, expected, rtol=1e-6, err_msg=path)  # 5 steps, a few roundings of 6e-8 each
         else:
             np.testing.assert_array_equal(leaf, moved[path], err_msg=path)
 
@@ -358,8 +368,8 @@ def test_saved_and_restored_it_goes_on_as_if_uninterrupted(framework: str, optim
 
 
 def kernels_by_path(params: Any) -> Any:
-    """What people write; at init NNX's own paths end in `.value` instead."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
+    """What people write; the paths of NNX variables, as at init, end in an attribute `value` that has no key."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def kernels_by_rank(params: Any) -> Any:
@@ -371,6 +381,9 @@ def kernels_by_rank(params: Any) -> Any:
 )
 def test_f2_nnx_mask_says_the_same_at_init_and_at_update(mask: Any) -> None:
     loop = build("nnx", "sgdw", mask=mask)
+    variables = nnx.state(loop.model, nnx.Param)
+    at_init, at_update = (wd.multipliers(mask, params) for params in (variables, nnx.to_pure_dict(variables)))
+    assert jax.tree.leaves(at_init) == jax.tree.leaves(at_update) == [p.endswith("kernel") for p in sorted(SHAPES)]
     loop.step(scale=0.0)
     for path, leaf in loop.weights.items():
         c = RATE["sgdw"] * path.endswith("kernel")
@@ -433,7 +446,7 @@ def test_f26_f27_mask_and_parameters_in_different_containers(mask: str, params: 
 
 
 def test_f26_rules_do_not_know_the_container() -> None:
-    rules = [("^out/kernel$", 0.5), ("", "weights")]
+    rules = [("^out/kernel$", 0.5), (".*", "weights")]
     answers = {name: jax.tree.leaves(wd.multipliers(rules, make(PARAMS))) for name, make in CONTAINERS.items()}
     assert sorted(answers["dict"]) == [0.0, 0.0, 0.5, 1.0]
     paths = [[row.path for row in wd.explain(rules, make(PARAMS)).rows] for make in CONTAINERS.values()]
@@ -451,5 +464,5 @@ def test_f27_equinox_module_of_bools_is_a_tree_not_a_function() -> None:
     updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
     after = eqx.apply_updates(model, updates)
     for old, new in zip(model.layers, after.layers, strict=True):
-        np.testing.assert_allclose(new.weight, 0.98 * old.weight.astype(np.float64), rtol=2e-7)
+        np.testing.assert_allclose(new.weight, 0.98 * np.asarray(old.weight, np.float64), rtol=2e-7)
         np.testing.assert_array_equal(new.bias, old.bias)

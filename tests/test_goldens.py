@@ -5,7 +5,6 @@ goldens/*.npz were written by goldens/generate.py from the real packages; nothin
 
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -26,12 +25,7 @@ GOLDENS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    jax.config.update("jax_enable_x64", True)
-    with jax.numpy_dtype_promotion("standard"):  # Optax's Adam raises a float to an integer count
-        yield
-    jax.config.update("jax_enable_x64", False)
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.optax_promotes]
 
 
 def lr(step):

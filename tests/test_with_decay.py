@@ -52,13 +52,8 @@ STAGES = {
     "scale_by_rprop": "an ascent direction; rprop is the optimizer",
     "scale_by_zoom_linesearch": "rescales the step that stands before it; lbfgs is the optimizer",
 }
-# The rate of these is a number, a first guess or a bound; how they refuse a schedule.
-NO_SCHEDULE = {
-    "optimistic_adam": "does not support learning rate schedules",
-    "polyak_sgd": "minimum requires ndarray or scalar",
-    "rprop": "full_like requires ndarray or scalar",
-    "sm3": "bad operand type for unary -: 'function'",
-}
+# The rate of these is a number, a first guess or a bound; a schedule is an error.
+NO_SCHEDULE = {"optimistic_adam", "polyak_sgd", "rprop", "sm3"}
 # These keep a copy of the weights that decay doesn't reach, and pull the weights back to it. The step holds the decay
 # that was asked for, but the steps after it take part of it back.
 TAKE_BACK = {
@@ -73,17 +68,20 @@ TAKE_BACK = {
 
 def rate_argument(factory):
     """The parameter of `factory` that is a learning rate, or None."""
-    names = [name for name in inspect.signature(factory).parameters if "learning_rate" in name]
+    try:
+        names = [name for name in inspect.signature(factory).parameters if "learning_rate" in name]
+    except (TypeError, ValueError):  # no signature to read: a type of typing, a builtin
+        return None
     return "learning_rate" if "learning_rate" in names else next(iter(names), None)
 
 
 def discover():
-    """Every public function of optax and optax.contrib with a learning rate, by name."""
+    """Every public function of optax and optax.contrib with a learning rate, by name; nadam is a partial one."""
     members = {**vars(optax), **vars(optax.contrib)}
     return {
         name: member
         for name, member in sorted(members.items())
-        if not name.startswith("_") and inspect.isfunction(member) and rate_argument(member)
+        if not name.startswith("_") and callable(member) and not inspect.isclass(member) and rate_argument(member)
     }
 
 
@@ -192,8 +190,8 @@ def test_constant_rate(name):
 
 @pytest.mark.parametrize("name", FINISHED)
 def test_scheduled_rate(name):
-    refused = name in NO_SCHEDULE
-    with pytest.raises(UnknownOptimizerError, match=NO_SCHEDULE[name]) if refused else contextlib.nullcontext():
+    refusal = pytest.raises(UnknownOptimizerError, match=f"{name} fails: (Type|Value)Error")
+    with refusal if name in NO_SCHEDULE else contextlib.nullcontext():
         run(
             name,
             schedule,
@@ -212,8 +210,8 @@ def test_stages_are_not_finished_steps(name):
 
 
 def test_the_list_is_optax():
-    known = {"adafactor", "adam", "adamw", "dpsgd", "lamb", "lars", "lbfgs", "lion", "momo", "muon", "polyak_sgd"}
-    known |= {"prodigy", "schedule_free", "schedule_free_adamw", "sgd", "sophia"}
+    known = {"adafactor", "adam", "adamw", "dpsgd", "lamb", "lars", "lbfgs", "lion", "momo", "muon", "nadam"}
+    known |= {"polyak_sgd", "prodigy", "schedule_free", "schedule_free_adamw", "sgd", "sophia"}
     assert known <= set(FINISHED)
     tables = {*NEEDS, *EXTRA, *STAGES, *NO_SCHEDULE, *TAKE_BACK}
     assert tables <= set(FOUND), "the tables name what Optax no longer has"

@@ -28,7 +28,7 @@ def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
     if not is_static(value):
         return
     try:
-        number = float(value)
+        number = float("not a number" if isinstance(value, str) else value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, an array or a schedule (step -> number), got {value!r}") from None
     if not 0 <= number < below:

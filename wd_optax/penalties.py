@@ -65,7 +65,8 @@ def l1_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None) -> ja
       2.0
 
     """
-    return _penalty(params, weight_decay, mask, jnp.abs)
+    # |w| as w·sign(w): jnp.abs has derivative 1 at 0, which would push zero weights away from zero
+    return _penalty(params, weight_decay, mask, lambda w: jnp.real(w * jnp.conj(jax.lax.stop_gradient(jnp.sign(w)))))
 
 
 def _penalty(params: Any, weight_decay: Any, mask: masks.Mask, measure: Callable[[Any], Any]) -> jax.Array:
