@@ -146,7 +146,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     panels = {
-        "loss": "training cross-entropy in nats, mean of an epoch",
+        "loss": "training cross-entropy (nats, epoch mean)",
         "weight_norm": "‖w‖ of the weights that decay",
     }
     for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
