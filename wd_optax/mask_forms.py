@@ -27,16 +27,28 @@ def decide(mask: Mask, params: Any, found: list[roles.Parameter]) -> list[Decisi
     # An Equinox module is callable and a tree, and is meant as a tree; a function is a leaf.
     if not (callable(mask) and _is_leaf(mask)):
         return _by_data(mask, found, hidden)
-    # NNX wraps the arrays in variables at init and not at update: the function sees bare arrays both times.
     bare = roles.unwrap(params)
     decided = _by_data(mask(bare), found, hidden)
-    wrapped = jax.tree.structure(bare) != jax.tree.structure(params)  # type: ignore[operator]  # jaxlib's stub lacks !=
-    if wrapped and _nothing(decided) and not _nothing(_by_data(mask(params), found, hidden)):
-        raise ValueError(
-            "mask: the function picks parameters only while they are wrapped in NNX variables, as at init; update "
-            f'passes bare arrays, and nothing would decay: use mask="weights" or rules on paths such as {_some(found)}'
-        )
+    _refuse_what_only_variables_get(mask, params, bare, found, decided)
     return [(multiplier, f"mask function: {reason}") for multiplier, reason in decided]
+
+
+def _refuse_what_only_variables_get(
+    mask: Any, params: Any, bare: Any, found: list[roles.Parameter], decided: list[Decision]
+) -> None:
+    """NNX wraps arrays in variables at init and not at update: a function must not need the wrapping."""
+    if jax.tree.structure(bare) == jax.tree.structure(params):  # type: ignore[operator]  # jaxlib's stub lacks ==
+        return
+    try:
+        wrapped = _by_data(mask(params), found, [])
+    except Exception:  # made for bare arrays, as it should be
+        return
+    lost = [p for p, (m, _), (w, _) in zip(found, decided, wrapped, strict=True) if is_zero(m) and not is_zero(w)]
+    if lost:
+        raise ValueError(
+            f"mask: the function picks {_some(lost)} only while wrapped in NNX variables, as at init; update passes bare "
+            'arrays, and they would not decay: use mask="weights" or rules on paths, [(regex, multiplier), ...]'
+        )
 
 
 def _by_data(mask: Mask, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
@@ -147,10 +159,6 @@ def _is_rules(mask: Any) -> bool:
 
 def _is_leaf(tree: Any) -> bool:
     return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
-
-
-def _nothing(decided: list[Decision]) -> bool:
-    return all(is_zero(multiplier) for multiplier, _ in decided)
 
 
 def _prefixes(path: str) -> list[str]:

@@ -140,7 +140,7 @@ def adamw(
       >>> updates, state = tx.update(zeros, state, params)
       >>> print(f"{updates['kernel'].item():.4f}")
       -0.0020
-      >>> state = optax.tree.set(state, weight_decay=0.0)
+      >>> state = optax.tree.set(state, weight_decay=jnp.float32(0))
       >>> updates, state = tx.update(zeros, state, params)
       >>> print(f"{updates['kernel'].item():.4f}")
       -0.0000

@@ -19,9 +19,10 @@ class DecayState(NamedTuple):
     """
     State of every transform and optimizer here: arrays only, the same tree for any mask or schedule.
 
-    `hyperparams` are live: a value given as a Python or NumPy number is read from here at each step, so it can
-    be logged, edited (`optax.tree.set(state, weight_decay=0.0)`) and swept with `vmap`. A schedule or a JAX
-    array is the caller's: it is read at each step, and recorded here.
+    `hyperparams` are live: a value given as a Python or NumPy number is read from here at each step, so it can be
+    logged, swept with `vmap` and edited: `optax.tree.set(state, weight_decay=jnp.float32(0))`, and under
+    `nnx.Optimizer` `optimizer.opt_state.hyperparams["weight_decay"][...] = 0`. A schedule or a JAX array is the
+    caller's: it is read at each step, and recorded here.
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32: steps taken
