@@ -36,6 +36,17 @@ def check_number(name: str, value: Any, *, below: float = math.inf) -> None:
         raise ValueError(f"{name}={value!r} must be {limit} and not negative: pass {name} in [0, {below:g})")
 
 
+def check_wide(**values: Any) -> None:
+    """Raises for 16-bit JAX arrays, which `optax.inject_hyperparams` makes of numbers for bfloat16 parameters."""
+    narrow = tuple(k for k, v in values.items() if isinstance(v, jax.Array) and v.dtype.itemsize < 4)
+    if narrow:
+        raise TypeError(
+            f"{', '.join(narrow)}: got {values[narrow[0]].dtype} arrays, in which 0.999 is 1; keep them numbers. "
+            "learning_rate and weight_decay are live in the state without optax.inject_hyperparams; with it, pass "
+            f"static_args={narrow!r}"
+        )
+
+
 def start(value: ScalarOrSchedule, count: jax.Array) -> jax.Array:
     """The leaf at init."""
     return _leaf(value(count) if callable(value) else value)

@@ -46,8 +46,8 @@ def _refuse_what_only_variables_get(
     lost = [p for p, (m, _), (w, _) in zip(found, decided, wrapped, strict=True) if is_zero(m) and not is_zero(w)]
     if lost:
         raise ValueError(
-            f"mask: the function picks {_some(lost)} only while wrapped in NNX variables, as at init; update passes bare "
-            'arrays, and they would not decay: use mask="weights" or rules on paths, [(regex, multiplier), ...]'
+            f"mask: the function picks {_some(lost)} only while wrapped in NNX variables, as at init; update passes "
+            'bare arrays, and they would not decay: use mask="weights" or rules on paths, [(regex, multiplier), ...]'
         )
 
 

@@ -48,21 +48,16 @@ def migrate_state(opt_state: Any, optimizer: optax.GradientTransformation, param
     if same:
         inner = jax.tree.map(_like, fresh.inner, opt_state)
     else:
-        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(fresh.inner)[0]]
-        fields = {name for path in paths if (name := _field(path))}
-        values = {name: _moment(opt_state, name, fresh.inner) for name in sorted(fields - {"count"})}
-        inner = optax.tree.set(fresh.inner, **values, **({"count": count} if "count" in fields else {}))
+        is_field = lambda path, _: bool(path) and isinstance(path[-1], jax.tree_util.GetAttrKey)
+        fill = lambda path, new: count if path[-1].name == "count" else _moment(opt_state, path[-1].name, new)
+        inner = jax.tree_util.tree_map_with_path(fill, fresh.inner, is_leaf=is_field, is_leaf_takes_path=True)
     return fresh._replace(count=count, inner=inner)
-
-
-def _field(path: Any) -> str | None:
-    """The first attribute in a key path: the NamedTuple's field that holds the leaf."""
-    return next((entry.name for entry in path if isinstance(entry, jax.tree_util.GetAttrKey)), None)
 
 
 def _count(opt_state: Any) -> jax.Array:
     """The one step count of a state; 0 where it keeps none, as SGD at a constant rate."""
-    counts = {int(value) for _, value in optax.tree.get_all_with_path(opt_state, "count")}
+    is_count = lambda x: getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.integer)
+    counts = {int(x) for _, x in optax.tree.get_all_with_path(opt_state, "count") if is_count(x)}
     if len(counts) > 1:
         raise ValueError(
             f"opt_state has different step counts {sorted(counts)}: migrate the state of the inner optimizer, "
@@ -73,15 +68,16 @@ def _count(opt_state: Any) -> jax.Array:
     return jnp.asarray(counts.pop() if counts else 0, jnp.int32)
 
 
-def _moment(opt_state: Any, name: str, inner: Any) -> Any:
+def _moment(opt_state: Any, name: str, new: Any) -> Any:
     """The tree `name` of an old state, in the structure and types of the new one."""
     found = [tree for _, tree in optax.tree.get_all_with_path(opt_state, name)]
+    paths = lambda tree: {path for path, _ in roles.flatten(tree)[0]}
+    found = [tree for tree in found if paths(tree) == paths(new)] or found  # not a parameter of that name
     if len(found) != 1:
         raise ValueError(
             f"opt_state has {len(found)} trees named {name!r}, and the optimizer needs one; migrate from the state of "
             "an Optax optimizer of the same kind: adam to adamw or adam_l2, sgd with momentum to sgdw or sgd_l2"
         )
-    new = optax.tree.get(inner, name)
     old = dict(roles.flatten(found[0])[0])
     leaves = []
     for path, leaf in roles.flatten(new)[0]:

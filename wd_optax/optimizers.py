@@ -148,6 +148,7 @@ def adamw(
     Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2.
 
     """
+    live.check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     return decoupled(
         "adamw", direction, learning_rate, weight_decay, mask, coupling, peak_learning_rate, cautious, anchor
@@ -189,6 +190,7 @@ def adam_l2(
       -0.0100
 
     """
+    live.check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     return coupled("adam_l2", direction, learning_rate, weight_decay, mask)
 

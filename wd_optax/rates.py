@@ -167,6 +167,7 @@ def convert_weight_decay(
       0.01
 
     """
+    check_number("learning_rate", learning_rate)
     check_number("weight_decay", weight_decay)
     ratio_from, power_from = check_coupling("from_coupling", from_coupling)
     ratio_to, power_to = check_coupling("to_coupling", to_coupling)

@@ -35,7 +35,9 @@ def with_decay(
       mask, coupling, peak_learning_rate, cautious, anchor: see the module.
 
     Averaging wrappers such as schedule-free stand outside, so that every sequence they keep decays:
-    `optax.contrib.schedule_free(wd.with_decay(optax.sgd(lr), ...), lr)`.
+    `optax.contrib.schedule_free(wd.with_decay(optax.sgd(lr), ...), lr)`. `optax.contrib.cocob`, `madgrad` and
+    `mechanize` compute the weights from a copy that they keep, and take the decay back: for these use
+    `add_l2_to_loss`. Where the optimizer scales `learning_rate` itself (prodigy, dog, ...), c_t does not follow.
 
     Example:
       >>> import jax.numpy as jnp, optax, wd_optax as wd
