@@ -33,18 +33,18 @@ def digits() -> Any:
     return load("digits_mlp")
 
 
-def run(digits: Any, **weight_decay: float) -> dict[str, Any]:
-    return digits.run(epochs=5, batch_size=64, seed=0, sgd_learning_rate=0.1, adam_learning_rate=1e-3, **weight_decay)
+def run(digits: Any, sgd: float, adam: float) -> dict[str, Any]:
+    return digits.run(epochs=5, batch_size=64, seed=0, rates={"SGD": (0.1, sgd), "Adam": (1e-3, adam)})
 
 
 @pytest.fixture(scope="module")
 def results(digits: Any) -> dict[str, Any]:
-    return run(digits, sgd_weight_decay=0.01, adam_weight_decay=0.05)
+    return run(digits, sgd=0.01, adam=0.05)
 
 
 @pytest.fixture(scope="module")
 def undecayed(digits: Any) -> dict[str, Any]:
-    return run(digits, sgd_weight_decay=0.0, adam_weight_decay=0.0)
+    return run(digits, sgd=0.0, adam=0.0)
 
 
 def test_digits_sgd_with_l2_and_sgdw_are_one_trajectory(results: dict[str, Any]) -> None:
@@ -52,21 +52,21 @@ def test_digits_sgd_with_l2_and_sgdw_are_one_trajectory(results: dict[str, Any])
     assert results["apart"]["SGD"] < 1e-5
     l2, decay = results["runs"]["SGD+L2"], results["runs"]["SGDW"]
     np.testing.assert_allclose(l2["loss"], decay["loss"], rtol=1e-5)
-    np.testing.assert_allclose(l2["weight_norm"], decay["weight_norm"], rtol=1e-5)
+    np.testing.assert_allclose(l2["‖w‖"], decay["‖w‖"], rtol=1e-5)
     assert l2["right"] == decay["right"]
 
 
 def test_digits_adam_with_l2_and_adamw_part(results: dict[str, Any]) -> None:
     # Measured 0.61 after 5 epochs, 0.95 after 60; rounding accounts for 1e-7.
     assert results["apart"]["Adam"] > 0.3
-    norms = {name: results["runs"][name]["weight_norm"][-1] for name in ("Adam+L2", "AdamW")}
+    norms = {name: results["runs"][name]["‖w‖"][-1] for name in ("Adam+L2", "AdamW")}
     assert norms["Adam+L2"] < 0.7 * norms["AdamW"]
 
 
 def test_digits_every_run_decays(results: dict[str, Any], undecayed: dict[str, Any]) -> None:
     # So that the SGD pair doesn't agree for want of any decay. In 105 steps of η·λ SGDW loses a tenth (less what the
     # gradient puts back: 0.910), AdamW 0.5 % (0.9956); Adam+L2 with AdamW's λ loses half (0.50).
-    shrunk = {n: r["weight_norm"][-1] / undecayed["runs"][n]["weight_norm"][-1] for n, r in results["runs"].items()}
+    shrunk = {n: r["‖w‖"][-1] / undecayed["runs"][n]["‖w‖"][-1] for n, r in results["runs"].items()}
     assert shrunk["SGDW"] == pytest.approx(0.90, abs=0.02)
     assert shrunk["AdamW"] == pytest.approx(0.995, abs=0.001)
     assert shrunk["Adam+L2"] < 0.7
@@ -102,7 +102,7 @@ def test_digits_prints_the_explain_table_first_and_what_was_shown_last(digits: A
     assert lines[: len(explained)] == explained
     assert explained[-1] == "3 of 6 leaves decay, 25,856 of 26,122 parameters"
     table = [line for line in lines if re.match(r"(SGD|Adam)(\+L2|W) ", line)]
-    assert [line.split()[0] for line in table] == list(digits.RUNS)
+    assert [line.split()[0] for line in table] == list(digits.LINES)
     apart = [float(re.search(r"(\S+) of ‖w‖$", line)[1]) for line in table]
     assert max(apart[:2]) < 1e-5
     assert min(apart[2:]) > 0.1
@@ -122,6 +122,6 @@ def test_digits_draws_all_four_runs(digits: Any, shell: Any) -> None:
 
     pixels = (image.imread(shell[2])[..., :3] * 255).round().astype(int)
     assert pixels.shape == (600, 1500, 3)
-    for name, (_, color, *_) in digits.RUNS.items():
-        rgb = np.round(np.multiply(colors.to_rgb(color), 255)).astype(int)
+    for name, style in digits.LINES.items():
+        rgb = np.round(np.multiply(colors.to_rgb(style["color"]), 255)).astype(int)
         assert (pixels == rgb).all(axis=-1).sum() > 500, f"{name} isn't in the picture"
