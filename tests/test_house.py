@@ -15,7 +15,7 @@ import wd_optax as wd
 ROOT = Path(__file__).parents[1]
 # Each module imports only from those before it.
 FLOORS = [
-    {"dtypes", "hyperparams", "roles"},
+    {"dtypes", "hyperparams", "roles", "tables"},
     {"anchors", "mask_forms", "rates"},
     {"masks"},
     {"penalties", "pull"},

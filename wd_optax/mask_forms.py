@@ -3,12 +3,12 @@
 import difflib
 import math
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from wd_optax import roles
+from wd_optax import roles, tables
 
 Mask = Any  # None | "weights" | list[tuple[str, float | str]] | tree | Callable[[params], Mask]
 Decision = tuple[Any, str]  # (multiplier, reason)
@@ -45,9 +45,10 @@ def _refuse_what_only_variables_get(
         return
     lost = [p for p, (m, _), (w, _) in zip(found, decided, wrapped, strict=True) if is_zero(m) and not is_zero(w)]
     if lost:
-        raise ValueError(
-            f"mask: the function picks {_some(lost)} only while wrapped in NNX variables, as at init; update passes "
-            'bare arrays, and they would not decay: use mask="weights" or rules on paths, [(regex, multiplier), ...]'
+        _refuse(
+            f"mask: the function picks {lost[0].path!r} only while it is wrapped in an NNX variable, as at init; "
+            'update passes bare arrays, and it would not decay: use mask="weights" or rules, [(regex, m), ...]',
+            lost,
         )
 
 
@@ -56,15 +57,17 @@ def _by_data(mask: Mask, found: list[roles.Parameter], hidden: list[str]) -> lis
         return [(1.0, "mask=None: everything") for _ in found]
     if isinstance(mask, str):
         if mask != "weights":
-            raise TypeError(f"mask={mask!r} is not a mask: use {_FORMS}")
+            _refuse(f"mask={mask!r} is not a mask: use {_FORMS}", found, TypeError)
         return [_by_role(p) for p in found]
     if _is_rules(mask):
         return _by_rules(mask, found, hidden)
     if _is_leaf(mask):
-        raise TypeError(
+        _refuse(
             f"mask={mask!r} is one value for the whole tree. If it came through optax.inject_hyperparams, that "
             'evaluated your mask function as a schedule: pass mask="weights" or rules, which are data, or '
-            f"static_args='mask'; a mask is {_FORMS}"
+            f"static_args='mask'; a mask is {_FORMS}",
+            found,
+            TypeError,
         )
     return _by_tree(mask, found, hidden)
 
@@ -74,11 +77,14 @@ def _by_role(p: roles.Parameter) -> Decision:
 
 
 def _by_rules(rules: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
-    compiled = [(_compile(regex), _multiplier(m, f"rule {regex!r}", "weights")) for regex, m in rules]
+    compiled = []
+    for regex, value in rules:
+        pattern = _compile(regex)
+        matching = [p for p in found if pattern.search(p.path)]
+        compiled.append((pattern, _multiplier(value, f"rule {pattern.pattern!r}", matching, "weights")))
     used, decided = set(), []
     for p in found:
-        matching = (i for i, (pattern, _) in enumerate(compiled) if pattern.search(p.path))
-        i = next(matching, None)
+        i = next((i for i, (pattern, _) in enumerate(compiled) if pattern.search(p.path)), None)
         if i is None:
             decided.append((0.0, "no rule matches"))
             continue
@@ -94,54 +100,57 @@ def _by_rules(rules: Any, found: list[roles.Parameter], hidden: list[str]) -> li
     return decided
 
 
-def _refuse_unused(pattern: re.Pattern[str], found: list[roles.Parameter]) -> None:
+def _refuse_unused(pattern: re.Pattern[str], found: list[roles.Parameter]) -> NoReturn:
     taken = [p for p in found if pattern.search(p.path)]
     if taken:
-        raise ValueError(
-            f"mask rule {pattern.pattern!r} decides nothing: earlier rules take all it matches ({_some(taken)}); "
-            "the first match wins, so put it before them"
+        _refuse(
+            f"mask rule {pattern.pattern!r} decides nothing, for earlier rules take all it matches: "
+            "the first match wins, so put it before them",
+            taken,
         )
-    words = re.sub(r"[^\w/]+", " ", pattern.pattern).strip()
-    near = sorted(found, key=lambda p: -difflib.SequenceMatcher(None, words, p.path).ratio())
-    raise ValueError(
-        f"mask rule {pattern.pattern!r} matches no parameter; the nearest paths are {_some(near)}: "
-        "mend the regex or drop the rule"
+    _refuse(
+        f"mask rule {pattern.pattern!r} matches no parameter: mend the regex or drop the rule; the nearest are",
+        _nearest(pattern.pattern, found),
     )
 
 
 def _by_tree(mask: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
-    entries = {path: _multiplier(leaf, f"mask leaf {path!r}") for path, leaf in roles.flatten(mask)[0]}
-    used, decided = set(), []
+    entries = {}
+    for path, leaf in roles.flatten(mask)[0]:
+        below = [p for p in found if path in _prefixes(p.path)]
+        if found and not below and not any(path in _prefixes(h) or h in _prefixes(path) for h in hidden):
+            _refuse(
+                f"mask entry {path!r} belongs to no parameter: drop it or mend its path; the nearest are",
+                _nearest(path, found),
+            )
+        entries[path] = _multiplier(leaf, f"mask leaf {path!r}", below)
+    decided = []
     for p in found:
         at = next((prefix for prefix in _prefixes(p.path) if prefix in entries), None)
         if at is None:
-            raise ValueError(
-                f"mask has no entry for parameter {p.path!r} {p.shape}; it has {', '.join(map(repr, entries))}: "
-                "add one, or use rules, [(regex, multiplier), ...]"
+            _refuse(
+                f"mask has no entry for parameter {p.path!r}, only for {', '.join(map(repr, entries))}: add one, "
+                "or use rules, [(regex, multiplier), ...]",
+                [p],
             )
-        used.add(at)
         decided.append((entries[at], f"mask entry {at!r}"))
-    for path in entries:
-        if found and path not in used and not any(path in _prefixes(h) or h in _prefixes(path) for h in hidden):
-            raise ValueError(
-                f"mask entry {path!r} belongs to no parameter; the parameters are {_some(found)}: "
-                "drop it or mend its path"
-            )
     return decided
 
 
-def _multiplier(value: Any, where: str, *words: str) -> Any:
+def _multiplier(value: Any, where: str, about: list[roles.Parameter], *words: str) -> Any:
     """A bool or number ≥ 0 as a float; a traced scalar, and a string among `words`, as itself."""
     if isinstance(value, str) and value in words:
         return value
     if not isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array):
-        raise TypeError(f"mask: {where} is {value!r}: a multiplier is a bool or a number ≥ 0, such as True or 0.1")
+        _refuse(
+            f"mask: {where} is {value!r}: a multiplier is a bool or a number ≥ 0, such as True or 0.1", about, TypeError
+        )
     if np.shape(value) != ():
-        raise ValueError(f"mask: {where} has shape {np.shape(value)}: a multiplier is one number per leaf")
+        _refuse(f"mask: {where} has shape {np.shape(value)}: a multiplier is one number per leaf", about)
     if isinstance(value, jax.core.Tracer):
         return value
     if not 0 <= float(value) < math.inf:
-        raise ValueError(f"mask: {where} is {value!r}: a multiplier scales the decay; it must be finite and ≥ 0")
+        _refuse(f"mask: {where} is {value!r}: a multiplier scales the decay; it must be finite and ≥ 0", about)
     return float(value)
 
 
@@ -150,6 +159,18 @@ def _compile(regex: Any) -> re.Pattern[str]:
         return re.compile(regex)
     except re.error as error:
         raise ValueError(f"mask rule {regex!r} is not a regular expression: {error}") from None
+
+
+def _refuse(message: str, about: list[roles.Parameter], error: type[Exception] = ValueError, most: int = 5) -> NoReturn:
+    """Raises with the lines of `explain` that the message is about."""
+    lines = [("path", "shape", "role"), *((p.path, tables.show_shape(p.shape), p.role) for p in about[:most])]
+    rest = f"\n... and {len(about) - most} more" if len(about) > most else ""
+    raise error(message + ("\n" + tables.align(lines) + rest if about else ""))
+
+
+def _nearest(text: str, found: list[roles.Parameter]) -> list[roles.Parameter]:
+    words = re.sub(r"[^\w/]+", " ", text).strip()
+    return sorted(found, key=lambda p: -difflib.SequenceMatcher(None, words, p.path).ratio())[:3]
 
 
 def _is_rules(mask: Any) -> bool:
@@ -165,8 +186,3 @@ def _prefixes(path: str) -> list[str]:
     """`a/b` → a/b, a and the root."""
     parts = path.split("/")
     return ["/".join(parts[:n]) for n in range(len(parts), -1, -1)]
-
-
-def _some(found: list[roles.Parameter], most: int = 3) -> str:
-    rest = f" and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(repr(p.path) for p in found[:most]) + rest

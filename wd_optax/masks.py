@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from wd_optax import mask_forms, roles
+from wd_optax import mask_forms, roles, tables
 from wd_optax.mask_forms import Mask, is_zero
 
 
@@ -42,13 +42,11 @@ class Explanation(NamedTuple):
         lines = [("path", "shape", "role", "multiplier", "because")]
         for row in self.rows:
             multiplier = f"{row.multiplier:g}" if isinstance(row.multiplier, float) else "traced"
-            lines.append((row.path, str(row.shape).replace(" ", ""), row.role, multiplier, row.reason))
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+            lines.append((row.path, tables.show_shape(row.shape), row.role, multiplier, row.reason))
         decaying = [row for row in self.rows if not is_zero(row.multiplier)]
         size, total = (sum(math.prod(row.shape) for row in rows) for rows in (decaying, self.rows))
-        table.append(f"{len(decaying)} of {len(self.rows)} leaves decay, {size:,} of {total:,} parameters")
-        return "\n".join(table)
+        totals = f"{len(decaying)} of {len(self.rows)} leaves decay, {size:,} of {total:,} parameters"
+        return f"{tables.align(lines)}\n{totals}"
 
 
 def explain(mask: Mask, params: Any) -> Explanation:
