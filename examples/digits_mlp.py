@@ -1,5 +1,4 @@
-"""
-Takes ~12 s on a laptop CPU and prints which parameters decay, then what four optimizers made of the same λ.
+"""Takes ~12 s on a laptop CPU and prints which parameters decay, then what four optimizers made of the same λ.
 
 L2 regularisation (λ·w added to the gradient) and weight decay (η·λ of the weight removed in each step) are the same
 thing under SGD and two different things under Adam, which divides λ·w by √v like any other gradient. Here a Flax MLP

@@ -15,9 +15,9 @@ import wd_optax as wd
 ROOT = Path(__file__).parents[1]
 # Each module imports only from those before it.
 FLOORS = [
-    {"dtypes", "hyperparams", "roles", "tables"},
-    {"anchors", "mask_forms", "rates"},
-    {"masks"},
+    {"casts", "dtypes", "hyperparams", "random_bits", "roles", "tables"},
+    {"anchors", "mask_forms", "precision", "rates"},
+    {"low_precision_state", "masks", "master_weights"},
     {"penalties", "pull"},
     {"decay", "wrap"},
     {"migrate", "optimizers"},

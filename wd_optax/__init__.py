@@ -3,10 +3,13 @@
 from optax import scale_by_adam
 
 from wd_optax.decay import add_decayed_weights, add_l2_to_loss, proximal, shrink
+from wd_optax.low_precision_state import low_precision_state
 from wd_optax.masks import explain, multipliers
+from wd_optax.master_weights import with_master_weights
 from wd_optax.migrate import migrate_state
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
 from wd_optax.penalties import l1_penalty, l2_penalty
+from wd_optax.precision import in_float32, round_updates
 from wd_optax.pull import DecayState
 from wd_optax.rates import convert_weight_decay, decay_rate
 from wd_optax.wrap import with_decay
@@ -22,14 +25,18 @@ __all__ = [
     "convert_weight_decay",
     "decay_rate",
     "explain",
+    "in_float32",
     "l1_penalty",
     "l2_penalty",
+    "low_precision_state",
     "migrate_state",
     "multipliers",
     "proximal",
+    "round_updates",
     "scale_by_adam",
     "sgd_l2",
     "sgdw",
     "shrink",
     "with_decay",
+    "with_master_weights",
 ]

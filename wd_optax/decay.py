@@ -1,5 +1,4 @@
-"""
-Where decay stands in the chain: four transforms that compose with any Optax transformation.
+"""Where decay stands in the chain: four transforms that compose with any Optax transformation.
 
 Where it stands is what makes it L2 regularisation or weight decay (p parameter, g gradient, u descent
 direction, m the mask's multiplier, a the anchor, zero by default):
@@ -26,8 +25,7 @@ from wd_optax.pull import decayed
 
 
 def add_l2_to_loss(weight_decay: ScalarOrSchedule, mask: Mask = None) -> optax.GradientTransformationExtraArgs:
-    """
-    G ← g + λ·m·p: the gradient of λ/2·Σ m·p², without touching the loss. Stands first in the chain.
+    """g ← g + λ·m·p: the gradient of λ/2·Σ m·p², without touching the loss. Stands first in the chain.
 
     Args:
       weight_decay: λ ≥ 0, a number, an array or a schedule.
@@ -46,7 +44,6 @@ def add_l2_to_loss(weight_decay: ScalarOrSchedule, mask: Mask = None) -> optax.G
       >>> updates, _ = tx.update({"w": jnp.array(0.0)}, tx.init(params), params)
       >>> print(f"{updates['w']:.4f}")  # Adam normalises: λ's size cancels
       -0.0010
-
     """
     check_number("weight_decay", weight_decay)
     return decayed(
@@ -65,8 +62,7 @@ def add_decayed_weights(
     anchor: Anchor = None,
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """
-    U ← u + λ·m·(p − a): stands after the preconditioner and before the learning rate, which scales it.
+    """u ← u + λ·m·(p − a): stands after the preconditioner and before the learning rate, which scales it.
 
     Drop-in for `optax.add_decayed_weights`. After the learning rate its sign is wrong and weights
     grow: there, use `shrink`.
@@ -90,7 +86,6 @@ def add_decayed_weights(
       >>> updates, _ = tx.update({"w": jnp.array(0.0)}, tx.init(params), params)
       >>> print(f"{updates['w']:.4f}")  # −η·λ·p
       -0.0020
-
     """
     check_number("weight_decay", weight_decay)
     return decayed(
@@ -106,8 +101,7 @@ def add_decayed_weights(
 def shrink(
     rate: ScalarOrSchedule, mask: Mask = None, *, anchor: Anchor = None
 ) -> optax.GradientTransformationExtraArgs:
-    """
-    Step ← step − c·m·(p − a): stands after the learning rate, and removes `rate` of the weight per step.
+    """step ← step − c·m·(p − a): stands after the learning rate, and removes `rate` of the weight per step.
 
     Args:
       rate: c, the fraction removed per step, in [0, 1): a number, an array or a schedule such as
@@ -128,7 +122,6 @@ def shrink(
       >>> updates, _ = tx.update({"w": jnp.array(0.0)}, tx.init(params), params)
       >>> print(f"{updates['w']:.4f}")
       -0.0200
-
     """
     check_number("rate", rate, below=1.0)
     return decayed(
@@ -159,8 +152,7 @@ PROXIMAL = {"l2": _proximal_l2, "l1": _proximal_l1}
 def proximal(
     rate: ScalarOrSchedule, mask: Mask = None, *, penalty: str = "l2", anchor: Anchor = None
 ) -> optax.GradientTransformationExtraArgs:
-    """
-    P ← argmin_x ½·|x − (p + step)|² + c·m·penalty(x − a): stands last, after the learning rate.
+    """p ← argmin_x ½·|x − (p + step)|² + c·m·penalty(x − a): stands last, after the learning rate.
 
     With "l2", ½·x², that is (p + step)/(1 + c): stable at any rate, and AdamW + O(η²) for c = η·λ.
     With "l1", |x|, that is soft thresholding by c: the one decay that makes weights exactly zero.
@@ -189,7 +181,6 @@ def proximal(
       >>> updates, _ = tx.update({"w": jnp.zeros(2)}, tx.init(params), params)
       >>> optax.apply_updates(params, updates)
       {'w': Array([0.  , 0.95], dtype=float32)}
-
     """
     check_number("rate", rate)
     if penalty not in PROXIMAL:

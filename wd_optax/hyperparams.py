@@ -1,5 +1,4 @@
-"""
-Hyperparameters that live in the optimizer's state: numbers, JAX arrays and schedules alike.
+"""Hyperparameters that live in the optimizer's state: numbers, JAX arrays and schedules alike.
 
 A Python or NumPy number becomes a leaf that is read at each step, so it can be logged, edited and swept.
 A JAX array (under `optax.inject_hyperparams` it changes from step to step) and a schedule are the caller's:

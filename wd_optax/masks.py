@@ -1,5 +1,4 @@
-"""
-Which parameters decay, and by how much of the rate: a mask is data, resolved from parameters.
+"""Which parameters decay, and by how much of the rate: a mask is data, resolved from parameters.
 
 A mask gives every leaf a multiplier m: 0 never decays, 1 decays, 0.1 decays a tenth. It is one of
 
@@ -50,8 +49,7 @@ class Explanation(NamedTuple):
 
 
 def explain(mask: Mask, params: Any) -> Explanation:
-    """
-    Per leaf: path, shape, role, multiplier, and the rule or reason that decided.
+    """Per leaf: path, shape, role, multiplier, and the rule or reason that decided.
 
     Args:
       mask: see the module's table.
@@ -71,7 +69,6 @@ def explain(mask: Mask, params: Any) -> Explanation:
       attn/query/bias    (2,4)    bias    0           named 'bias'
       attn/query/kernel  (8,2,4)  weight  1           named 'kernel'
       1 of 2 leaves decay, 64 of 72 parameters
-
     """
     found = roles.parameters(params)
     rows = []
@@ -83,8 +80,7 @@ def explain(mask: Mask, params: Any) -> Explanation:
 
 
 def multipliers(mask: Mask, params: Any) -> Any:
-    """
-    The tree of numbers that a mask means for these parameters: m of every leaf.
+    """The tree of numbers that a mask means for these parameters: m of every leaf.
 
     Args:
       mask: see the module's table.
@@ -101,7 +97,6 @@ def multipliers(mask: Mask, params: Any) -> Any:
       >>> params = {"embed": {"embedding": jnp.ones((9, 2))}, "out": {"kernel": jnp.ones((2, 9)), "bias": jnp.ones(9)}}
       >>> wd.multipliers([("embed", 0.1), (".*", "weights")], params)
       {'embed': {'embedding': 0.1}, 'out': {'bias': 0.0, 'kernel': 1.0}}
-
     """
     return jax.tree.unflatten(jax.tree.structure(params), [row.multiplier for row in explain(mask, params).rows])
 

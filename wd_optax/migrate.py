@@ -12,8 +12,7 @@ from wd_optax.pull import DecayState
 
 
 def migrate_state(opt_state: Any, optimizer: optax.GradientTransformation, params: Any) -> DecayState:
-    """
-    The state of `optimizer` with the moments and the step count of an Optax state.
+    """The state of `optimizer` with the moments and the step count of an Optax state.
 
     Args:
       opt_state: the state of `optax.adamw`, `optax.adam`, `optax.sgd` or a chain of them with
@@ -38,7 +37,6 @@ def migrate_state(opt_state: Any, optimizer: optax.GradientTransformation, param
       >>> state = wd.migrate_state(opt_state, wd.adamw(1e-3, weight_decay=0.1), params)
       >>> int(state.count), float(state.inner.mu["kernel"][0, 0])
       (1, 0.10000000149011612)
-
     """
     fresh = optimizer.init(params)
     if not isinstance(fresh, DecayState):

@@ -1,5 +1,4 @@
-"""
-Named optimizers: points in the space where × coupling × mask × target × gate.
+"""Named optimizers: points in the space where × coupling × mask × target × gate.
 
 Each is one call of `wd_optax.wrap`: a direction, the live learning rate η_t, and decay before the direction
 (coupled, `*_l2`) or after the learning rate (decoupled). What is true of all of them:
@@ -10,6 +9,8 @@ Each is one call of `wd_optax.wrap`: a direction, the live learning rate η_t, a
     - `mask="weights"` decays weights and embeddings, never biases, norms, scalars or tokens: see `wd_optax.masks`.
     - `coupling`, `peak_learning_rate`: c_t, the fraction of a weight removed per step: see `wd_optax.decay_rate`.
     - `anchor`, `cautious`: see `wd_optax.add_decayed_weights`.
+    - `rounding`, `key`: None, or "nearest", "stochastic", "compensated": the optimizer computes in float32, and its
+      step is rounded so that low-precision parameters land well: see `wd_optax.round_updates`.
     - A bad number is a ValueError at once, a mask that doesn't fit the parameters one at `init`, each naming the mend.
 """
 
@@ -19,8 +20,10 @@ import jax.numpy as jnp
 import optax
 
 from wd_optax import hyperparams as live
+from wd_optax import precision
 from wd_optax.anchors import Anchor
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
+from wd_optax.low_precision_state import low_precision_state
 from wd_optax.masks import Mask
 from wd_optax.wrap import coupled, decoupled
 
@@ -38,9 +41,10 @@ def sgdw(
     cautious: bool = False,
     anchor: Anchor = None,
     accumulator_dtype: Any = None,
+    rounding: str | None = None,
+    key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """
-    SGD with decoupled weight decay: p ← p − η_t·b − c_t·m·p; removes c_t = η_t·λ of the weight per step.
+    """SGD with decoupled weight decay: p ← p − η_t·b − c_t·m·p; removes c_t = η_t·λ of the weight per step.
 
     b = g without momentum, else heavy-ball momentum b ← μ·b + (1 − τ)·g, undamped in the first step.
 
@@ -50,7 +54,7 @@ def sgdw(
       momentum: μ.
       nesterov: use g + μ·b in place of b.
       dampening: τ; none with Nesterov, as in PyTorch.
-      mask, coupling, peak_learning_rate, cautious, anchor: see the module.
+      mask, coupling, peak_learning_rate, cautious, anchor, rounding, key: see the module.
       accumulator_dtype: the type of b, by default the parameters'.
 
     Example: momentum and a zero gradient; the decay is η·λ·p, and isn't accumulated.
@@ -62,12 +66,10 @@ def sgdw(
       -0.0020 True
 
     Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 1.
-
     """
     direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
-    return decoupled(
-        "sgdw", direction, learning_rate, weight_decay, mask, coupling, peak_learning_rate, cautious, anchor
-    )
+    tx = decoupled("sgdw", direction, learning_rate, weight_decay, mask, coupling, peak_learning_rate, cautious, anchor)
+    return precision.rounded(tx, rounding, key)
 
 
 def sgd_l2(
@@ -80,8 +82,7 @@ def sgd_l2(
     mask: Mask = "weights",
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """
-    SGD on the loss plus λ/2·Σ m·p²: g ← g + λ·m·p, then b as in `sgdw`, p ← p − η_t·b.
+    """SGD on the loss plus λ/2·Σ m·p²: g ← g + λ·m·p, then b as in `sgdw`, p ← p − η_t·b.
 
     PyTorch's `SGD(weight_decay=λ)`. The same trajectory as `sgdw` without momentum; with it the momentum
     accumulates the decay as well.
@@ -99,7 +100,6 @@ def sgd_l2(
       >>> updates, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
       >>> print(f"{updates['kernel'].item():.4f}")
       -0.0020
-
     """
     direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
     return coupled("sgd_l2", direction, learning_rate, weight_decay, mask)
@@ -119,10 +119,12 @@ def adamw(
     anchor: Anchor = None,
     eps_root: Scalar = 0.0,
     mu_dtype: Any = None,
+    nu_dtype: Any = None,
     nesterov: bool = False,
+    rounding: str | None = None,
+    key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """
-    Adam with decoupled weight decay: p ← p − η_t·m̂/(√v̂ + ε) − c_t·m·p; removes c_t = η_t·λ per step.
+    """Adam with decoupled weight decay: p ← p − η_t·m̂/(√v̂ + ε) − c_t·m·p; removes c_t = η_t·λ per step.
 
     PyTorch's and Optax's AdamW with `coupling="lr"`, the paper's with `coupling="schedule"`.
 
@@ -130,7 +132,8 @@ def adamw(
       learning_rate: η_t.
       weight_decay: λ.
       b1, b2, eps, eps_root, mu_dtype, nesterov: as in `optax.scale_by_adam`.
-      mask, coupling, peak_learning_rate, cautious, anchor: see the module.
+      nu_dtype: the type of the second moment; both are rounded as `rounding` says: see `wd_optax.low_precision_state`.
+      mask, coupling, peak_learning_rate, cautious, anchor, rounding, key: see the module.
 
     Example: λ is live: switch decay off in the middle of a run.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -146,13 +149,18 @@ def adamw(
       -0.0000
 
     Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2.
-
     """
     live.check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
-    return decoupled(
+    if rounding == "stochastic" or nu_dtype is not None:
+        direction = optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov)
+        how = "stochastic" if rounding == "stochastic" else "nearest"
+        direction = low_precision_state(direction, rounding=how, key=key, mu=mu_dtype, nu=nu_dtype)
+    else:
+        direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
+    tx = decoupled(
         "adamw", direction, learning_rate, weight_decay, mask, coupling, peak_learning_rate, cautious, anchor
     )
+    return precision.rounded(tx, rounding, key)
 
 
 def adam_l2(
@@ -167,8 +175,7 @@ def adam_l2(
     mu_dtype: Any = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """
-    Adam on the loss plus λ/2·Σ m·p²: g ← g + λ·m·p before the moments, p ← p − η_t·m̂/(√v̂ + ε).
+    """Adam on the loss plus λ/2·Σ m·p²: g ← g + λ·m·p before the moments, p ← p − η_t·m̂/(√v̂ + ε).
 
     PyTorch's `Adam(weight_decay=λ)`. Not `adamw`: Adam divides λ·p by √v̂, so weights with large gradients
     hardly decay, and where λ·p dominates the gradient λ cancels.
@@ -188,7 +195,6 @@ def adam_l2(
       ...     print(f"{updates['kernel'].item():.4f}")
       -0.0100
       -0.0100
-
     """
     live.check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)

@@ -1,5 +1,4 @@
-"""
-Penalties for the loss: the value; autodiff gives the decay.
+"""Penalties for the loss: the value; autodiff gives the decay.
 
 Under plain SGD the gradient of `l2_penalty` and decoupled decay are the same trajectory; under Adam
 they differ, because the penalty's gradient passes through the preconditioner.
@@ -16,8 +15,7 @@ from wd_optax.hyperparams import Scalar, check_number
 
 
 def l2_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None, *, half: bool = True) -> jax.Array:
-    """
-    λ/2·Σ m·|w|², whose gradient is λ·m·w; with `half=False` λ·Σ m·|w|², gradient 2λ·m·w.
+    """λ/2·Σ m·|w|², whose gradient is λ·m·w; with `half=False` λ·Σ m·|w|², gradient 2λ·m·w.
 
     Args:
       params: a tree of arrays.
@@ -36,15 +34,13 @@ def l2_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None, *, ha
       >>> params = {"kernel": jnp.array([[3.0]]), "bias": jnp.array([5.0])}
       >>> jax.grad(wd.l2_penalty)(params, 0.1, "weights")
       {'bias': Array([0.], dtype=float32), 'kernel': Array([[0.3]], dtype=float32)}
-
     """
     total = _penalty(params, weight_decay, mask, lambda w: jnp.real(w * jnp.conj(w)))
     return total / 2 if half else total
 
 
 def l1_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None) -> jax.Array:
-    """
-    λ·Σ m·|w|, whose (sub)gradient is λ·m·sign(w), and 0 at w = 0.
+    """λ·Σ m·|w|, whose (sub)gradient is λ·m·sign(w), and 0 at w = 0.
 
     Its gradient makes weights small, never exactly zero; `wd_optax.proximal` with `penalty="l1"` does.
 
@@ -63,7 +59,6 @@ def l1_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None) -> ja
       >>> import jax.numpy as jnp, wd_optax as wd
       >>> float(wd.l1_penalty({"kernel": jnp.array([[3.0, -1.0]])}, 0.5))
       2.0
-
     """
     # |w| as w·sign(w): jnp.abs has derivative 1 at 0, which would push zero weights away from zero
     return _penalty(params, weight_decay, mask, lambda w: jnp.real(w * jnp.conj(jax.lax.stop_gradient(jnp.sign(w)))))

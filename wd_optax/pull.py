@@ -1,5 +1,4 @@
-"""
-The one mechanism: wrap a transformation, and pull its updates toward the anchor before or after it.
+"""The one mechanism: wrap a transformation, and pull its updates toward the anchor before or after it.
 
 Every transform and optimizer of this library is `decayed(...)` with a rule for where the pull stands.
 """
@@ -16,8 +15,7 @@ from wd_optax import hyperparams as live
 
 
 class DecayState(NamedTuple):
-    """
-    State of every transform and optimizer here: arrays only, the same tree for any mask or schedule.
+    """State of every transform and optimizer here: arrays only, the same tree for any mask or schedule.
 
     `hyperparams` are live: a value given as a Python or NumPy number is read from here at each step, so it can be
     logged, swept with `vmap` and edited: `optax.tree.set(state, weight_decay=jnp.float32(0))`, and under
@@ -35,7 +33,7 @@ Formula = Callable[[Any, Any, Any, Any], Any]  # (u, p, p − anchor, k) -> u, e
 
 
 def add(u: Any, p: Any, toward: Any, k: Any) -> Any:
-    """U + k·(p − anchor)."""
+    """u + k·(p − anchor)."""
     del p
     return u + k * toward
 
@@ -49,8 +47,7 @@ class Pull(NamedTuple):
     anchor: Any
 
     def __call__(self, updates: Any, strength: jax.Array, *, formula: Formula = add, cautious: bool = False) -> Any:
-        """
-        Maps `formula` over the leaves that decay; by default u + k·(p − anchor), with k = strength·m.
+        """Maps `formula` over the leaves that decay; by default u + k·(p − anchor), with k = strength·m.
 
         Computed in float32 or wider, returned in the update's type. Where k is 0 the update comes back bit for
         bit, also where p is infinite; None leaves and leaves whose multiplier is 0 are not touched at all.
@@ -92,8 +89,7 @@ def decayed(
     before: Hook = lambda updates, pull: updates,
     after: Hook = lambda updates, pull: updates,
 ) -> optax.GradientTransformationExtraArgs:
-    """
-    `inner` with decay before it, after it, or both: what every function of this library is made of.
+    """`inner` with decay before it, after it, or both: what every function of this library is made of.
 
     Args:
       name: what to call it in errors.
@@ -103,7 +99,6 @@ def decayed(
       anchor: None, "init" or a tree.
       before: updates before `inner` sees them.
       after: updates that `inner` returned.
-
     """
     anchors.check(anchor)
     inner = optax.with_extra_args_support(inner)

@@ -1,5 +1,4 @@
-"""
-How fast weights decay: the coupling between the learning rate η and the weight decay λ.
+"""How fast weights decay: the coupling between the learning rate η and the weight decay λ.
 
 "Is λ multiplied by the learning rate?" has several answers in the wild; here each has a name.
 c_t is the fraction of a weight removed in step t:
@@ -38,8 +37,7 @@ def removed(coupling: str, *, learning_rate: Any, weight_decay: Any, peak_learni
 
 
 def resolve_peak(coupling: str, learning_rate: ScalarOrSchedule, peak_learning_rate: Scalar) -> Scalar:
-    """
-    η_max where the coupling needs it, else None.
+    """η_max where the coupling needs it, else None.
 
     A constant learning rate is its own peak. The peak of a schedule, or of an array whose value
     may change from step to step (under `optax.inject_hyperparams`), can't be known here.
@@ -93,8 +91,7 @@ def decay_rate(
     coupling: str = "lr",
     peak_learning_rate: Scalar | None = None,
 ) -> Schedule:
-    """
-    The fraction of a weight removed at each step, c_t = λ·(η_t/η_max)^r·η_t^k.
+    """The fraction of a weight removed at each step, c_t = λ·(η_t/η_max)^r·η_t^k.
 
     Args:
       weight_decay: λ, a number ≥ 0, an array or a schedule.
@@ -114,7 +111,6 @@ def decay_rate(
       0.0001
       >>> wd.decay_rate(0.1, learning_rate=lambda t: 1e-3 / (1 + t), coupling="schedule", peak_learning_rate=1e-3)(1)
       0.05
-
     """
     peak = check_rates(
         coupling, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate
@@ -142,8 +138,7 @@ def convert_weight_decay(
     to_coupling: str,
     peak_learning_rate: Scalar | None = None,
 ) -> Scalar:
-    """
-    The λ' that removes, at every step, what λ removes under another coupling: λ' = λ·η_max^(k−k').
+    """The λ' that removes, at every step, what λ removes under another coupling: λ' = λ·η_max^(k−k').
 
     Exact at every step when both couplings have the same power of η_t ("lr" and "schedule"), or when
     the learning rate is constant. Otherwise no constant λ' exists, and this refuses.
@@ -165,7 +160,6 @@ def convert_weight_decay(
       >>> import wd_optax as wd
       >>> round(wd.convert_weight_decay(1e-5, learning_rate=1e-3, from_coupling="schedule", to_coupling="lr"), 10)
       0.01
-
     """
     check_number("learning_rate", learning_rate)
     check_number("weight_decay", weight_decay)

@@ -1,5 +1,4 @@
-"""
-What a parameter is, read off its path: weight, embedding, bias, norm or other.
+"""What a parameter is, read off its path: weight, embedding, bias, norm or other.
 
 Paths are written as `attn/query/kernel`, whatever container holds the leaf: dict, FrozenDict,
 `nnx.State`, an Equinox module, a dataclass, a list. The name decides first and the rank second,
@@ -38,8 +37,7 @@ def _component(entry: Any) -> str:
 
 
 def flatten(tree: Any) -> tuple[list[tuple[str, Any]], list[str]]:
-    """
-    The leaves of `tree` as `(path, leaf)`, in JAX's order, and the paths that are masked out.
+    """The leaves of `tree` as `(path, leaf)`, in JAX's order, and the paths that are masked out.
 
     The `.value` that wraps each array of an `nnx.State` is dropped, so that a state, its pure
     form and a dict of arrays have the same paths. Masked out is what `optax.masked` and
@@ -129,15 +127,13 @@ def _by_rank(leaf: _Leaf) -> tuple[Role, str]:
 
 
 def parameters(params: Any) -> list[Parameter]:
-    """
-    Every leaf of `params` with its role, in JAX's order.
+    """Every leaf of `params` with its role, in JAX's order.
 
     Args:
       params: a tree of arrays or of `jax.ShapeDtypeStruct`s.
 
     Returns:
       One `Parameter` per leaf. Leaves that are not floating point or complex are "other".
-
     """
     leaves = flatten(params)[0]
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in leaves}

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from wd_optax import rates
+from wd_optax import precision, rates
 from wd_optax.anchors import Anchor
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule, check_number
 from wd_optax.masks import Mask
@@ -22,9 +22,10 @@ def with_decay(
     peak_learning_rate: Scalar | None = None,
     cautious: bool = False,
     anchor: Anchor = None,
+    rounding: str | None = None,
+    key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """
-    Decoupled weight decay on any finished optimizer: p ← p + step − c_t·m·p; removes c_t = η_t·λ per step.
+    """Decoupled weight decay on any finished optimizer: p ← p + step − c_t·m·p; removes c_t = η_t·λ per step.
 
     Args:
       optimizer: any Optax optimizer, its learning rate included and its own decay switched off (Optax's lion, lamb,
@@ -32,7 +33,7 @@ def with_decay(
       learning_rate: η_t, the optimizer's, to which the decay is coupled; editing this leaf in the state changes
         the decay alone, for the optimizer keeps its own.
       weight_decay: λ.
-      mask, coupling, peak_learning_rate, cautious, anchor: see the module.
+      mask, coupling, peak_learning_rate, cautious, anchor, rounding, key: see `wd_optax.optimizers`.
 
     Averaging wrappers such as schedule-free stand outside, so that every sequence they keep decays:
     `optax.contrib.schedule_free(wd.with_decay(optax.sgd(lr), ...), lr)`. `optax.contrib.cocob`, `madgrad` and
@@ -46,12 +47,12 @@ def with_decay(
       >>> updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
       >>> print(f"{updates['kernel'].item():.4f}", updates["bias"].item() == 0)
       -0.0020 True
-
     """
-    return decoupled(
+    tx = decoupled(
         "with_decay", optimizer, learning_rate, weight_decay, mask, coupling, peak_learning_rate, cautious, anchor,
         finished=True,
     )  # fmt: skip
+    return precision.rounded(tx, rounding, key)
 
 
 def decoupled(
@@ -66,7 +67,7 @@ def decoupled(
     anchor: Anchor,
     finished: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Step = −η·direction (or the direction itself where it is finished), then step − c·m·(p − a)."""
+    """step = −η·direction (or the direction itself where it is finished), then step − c·m·(p − a)."""
     peak = rates.check_rates(
         coupling, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate
     )
@@ -88,7 +89,7 @@ def coupled(
     weight_decay: ScalarOrSchedule,
     mask: Mask,
 ) -> optax.GradientTransformationExtraArgs:
-    """G + λ·m·p, through the direction, times −η."""
+    """g + λ·m·p, through the direction, times −η."""
     check_number("learning_rate", learning_rate)
     check_number("weight_decay", weight_decay)
     return decayed(

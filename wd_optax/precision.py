@@ -1,0 +1,199 @@
+"""Decay that survives low precision: round the sum p + u well, and hand Optax an update that lands exactly on it.
+
+With bfloat16 parameters p + u rounds back to p whenever |u| is under half a unit in the last place, a relative step
+of 2⁻⁹ to 2⁻⁸: at every ordinary setting, decay is lost entirely. The transforms here return u' = round(p + u) − p in
+float32, so that an unchanged `optax.apply_updates` lands on the right bits. Exact wherever float32 can hold the
+difference: always, but for a step that makes an entry more than 2¹⁵ times smaller, where the result may be off by up to
+2⁻²⁵·|p|. A −0.0 that a step makes of a non-zero entry comes out as +0.0.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wd_optax import casts, random_bits, roles
+
+ROUNDINGS = ("nearest", "stochastic", "compensated")
+
+
+class RoundState(NamedTuple):
+    """What rounding remembers: arrays only."""
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32: steps taken
+    seed: jax.Array  # shape=(), dtype=uint32
+    residual: Any  # "compensated": like the low-precision parameters, what rounding left over; else ()
+    inner: Any = ()  # the wrapped optimizer's state
+
+
+def is_narrow(x: Any) -> bool:
+    """Whether a leaf is a float of 8 or 16 bits."""
+    return x is not None and jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+
+
+def check(rounding: Any) -> None:
+    """Raises for a string that names no rounding."""
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"rounding={rounding!r}: use one of {', '.join(map(repr, ROUNDINGS))}")
+
+
+def round_updates(rounding: str, *, key: Any = 0, partition: Any = None) -> optax.GradientTransformationExtraArgs:
+    """Rounds p + u well, as u' = round(p + u) − p in float32, for parameters of 8 or 16 bits: stands last.
+
+    "nearest" rounds to the nearest value, "stochastic" to the value above or below with E[p + u'] = p + u,
+    "compensated" to the nearest, adding what that left over to the next update (Kahan), in one more leaf of the
+    parameter's type. Wider parameters are left alone.
+
+    Stochastic bits are a function of `key`, the step, the leaf's path and the entry's position: the same on every
+    replica and for any sharding under `jit`, different for every leaf and step.
+
+    Args:
+      rounding: "nearest", "stochastic" or "compensated".
+      key: an int or a `jax.random` key; it is a leaf of the state, and only "stochastic" uses it.
+      partition: inside `shard_map`, where a leaf is only this device's shard, a tree of `PartitionSpec`s like the
+        parameters, so that positions are counted in the whole leaf. Not needed anywhere else.
+
+    Returns:
+      A transformation with a `RoundState`. Updates of low-precision leaves become float32.
+
+    Raises:
+      ValueError: for an unknown rounding; at update where the parameters are missing.
+
+    Example: a bfloat16 weight under a decay of 0.1 % per step, which nearest rounding loses.
+      >>> import jax, jax.numpy as jnp, optax, wd_optax as wd
+      >>> for rounding in ("nearest", "stochastic", "compensated"):
+      ...     tx = optax.chain(wd.shrink(1e-3), wd.round_updates(rounding))
+      ...     params = {"w": jnp.ones(1000, jnp.bfloat16)}
+      ...     def step(carry, _):
+      ...         updates, state = tx.update(optax.tree.zeros_like(carry[0]), carry[1], carry[0])
+      ...         return (optax.apply_updates(carry[0], updates), state), None
+      ...     (end, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=1000)
+      ...     print(rounding, round(float(end["w"].astype(float).mean()), 2))  # exact: 0.37
+      nearest 1.0
+      stochastic 0.37
+      compensated 0.37
+
+    References:
+      Zamirai et al. 2020, arXiv 2010.06192 (both, for training in bfloat16); Kahan 1965, doi 10.1145/363707.363723.
+    """
+    check(rounding)
+
+    def init(params: Any) -> RoundState:
+        residual = jax.tree.map(lambda p: jnp.zeros_like(p) if is_narrow(p) else jnp.zeros((), p.dtype), params)
+        count = jnp.zeros((), jnp.int32)
+        return RoundState(count, random_bits.seed(key), residual if rounding == "compensated" else ())
+
+    def update(updates: Any, state: RoundState, params: Any = None, **extra: Any) -> tuple[Any, RoundState]:
+        del extra
+        if params is None:
+            raise ValueError(
+                "round_updates rounds the parameters, so update needs them: tx.update(grads, state, params)"
+            )
+        residual = state.residual
+        if rounding == "compensated":
+            updates = jax.tree.map(_add_residual, updates, params, residual, is_leaf=_is_none)
+        draw = functools.partial(random_bits.bits, seed=state.seed, step=state.count)
+        rounded = _land_all(updates, params, draw if rounding == "stochastic" else None, partition)
+        if rounding == "compensated":
+            residual = jax.tree.map(_left_over, updates, rounded, params, residual, is_leaf=_is_none)
+        return rounded, state._replace(count=optax.safe_increment(state.count), residual=residual)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def rounded(
+    optimizer: optax.GradientTransformationExtraArgs, rounding: str | None, key: Any
+) -> optax.GradientTransformationExtraArgs:
+    """The `rounding` argument of every optimizer: None, or `optimizer` in float32 with `round_updates` behind it."""
+    if rounding is None:
+        return optimizer
+    return optax.chain(in_float32(optimizer), round_updates(rounding, key=key))
+
+
+def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`inner`, which sees parameters and gradients of 8 and 16 bits as float32: its state and updates are float32.
+
+    Without it, an update is rounded to the gradient's type before anything can be done about it. Put `round_updates`
+    behind it: `optax.chain(wd.in_float32(optax.adamw(...)), wd.round_updates("stochastic"))`.
+
+    Args:
+      inner: any Optax optimizer; extra arguments of `update` reach it.
+
+    Returns:
+      A transformation with `inner`'s state, made of float32 parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> params = {"w": jnp.ones(2, jnp.bfloat16)}
+      >>> tx = wd.in_float32(optax.adamw(1e-3))
+      >>> tx.update(params, tx.init(params), params)[0]["w"].dtype, tx.init(params)[0].mu["w"].dtype
+      (dtype('float32'), dtype('float32'))
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        return inner.update(widen(updates), state, widen(params), **extra)
+
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(widen(params)), update)
+
+
+def widen(tree: Any) -> Any:
+    """The tree with its floats of 8 and 16 bits as float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if is_narrow(x) else x, tree)
+
+
+def _is_none(x: Any) -> bool:
+    return x is None
+
+
+def _land(u: Any, p: Any, stream: int, draw: Any, offsets: Any) -> Any:
+    """round(p + u) − p, exact in float32, or the update as it is where p is wide."""
+    if u is None or not is_narrow(p):
+        return u
+    wide = p.astype(jnp.float32)
+    total = wide + u.astype(jnp.float32)
+    if draw is None:
+        return difference(total.astype(p.dtype), p)
+    return difference(casts.stochastic(total, p.dtype, draw(p.shape, stream=stream, offsets=offsets)), p)
+
+
+def difference(target: jax.Array, p: jax.Array) -> jax.Array:
+    """The float32 u' with p + u' = target. −0.0 where nothing moves: p + (−0.0) is p to the bit, infinities too."""
+    return jnp.where(target == p, jnp.float32(-0.0), target.astype(jnp.float32) - p.astype(jnp.float32))
+
+
+def _add_residual(u: Any, p: Any, residual: Any) -> Any:
+    if u is None or not is_narrow(p):
+        return u
+    return u.astype(jnp.float32) + residual.astype(jnp.float32)
+
+
+def _left_over(u: Any, landed: Any, p: Any, residual: Any) -> Any:
+    """What rounding p + u left over, in p's type; nothing where the step is infinite."""
+    if u is None or not is_narrow(p):
+        return residual
+    rest = u - landed
+    return jnp.where(jnp.isfinite(rest), rest, 0).astype(p.dtype)
+
+
+def _land_all(updates: Any, params: Any, draw: Any, partition: Any) -> Any:
+    """`_land` on every leaf; each has 32 bits that name it by its path, and perhaps a `PartitionSpec`."""
+    names = [random_bits.name_of(path) for path, _ in roles.flatten(params)[0]]
+    streams = jax.tree.unflatten(jax.tree.structure(params), names)
+    if partition is None:
+        return jax.tree.map(lambda u, p, s: _land(u, p, s, draw, None), updates, params, streams, is_leaf=_is_none)
+    specs = jax.tree.broadcast(partition, params, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
+    land = lambda u, p, s, spec: _land(u, p, s, draw, _offsets(p.shape, spec))
+    return jax.tree.map(land, updates, params, streams, specs, is_leaf=_is_none)
+
+
+def _offsets(shape: tuple[int, ...], spec: jax.sharding.PartitionSpec) -> Any:
+    """Inside `shard_map`: the whole leaf's shape, and where this device's shard begins in it."""
+    whole, starts = list(shape), [jnp.uint32(0)] * len(shape)
+    for axis, names in enumerate(spec):
+        if names is not None:
+            whole[axis] *= jax.lax.axis_size(names)
+            starts[axis] = jax.lax.axis_index(names).astype(jnp.uint32) * jnp.uint32(shape[axis])
+    return whole, starts
