@@ -33,6 +33,7 @@ _SGD_WEIGHT_DECAY = flags.DEFINE_float("sgd_weight_decay", 0.01, "λ of SGD+L2 a
 _ADAM_LEARNING_RATE = flags.DEFINE_float("adam_learning_rate", 1e-3, "η of Adam+L2 and AdamW.")
 _ADAM_WEIGHT_DECAY = flags.DEFINE_float("adam_weight_decay", 0.05, "λ of Adam+L2 and AdamW.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the split, the initial weights and the batches.")
+_LOG_EVERY = flags.DEFINE_integer("log_every", 20, "Epochs between two lines of log.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "out", "Folder for digits_mlp.png; made if it isn't there.")
 
 PAIRS: dict[str, Any] = {
@@ -82,8 +83,9 @@ def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
-def train(tx: optax.GradientTransformation, params: Any, x: jax.Array, y: jax.Array, batches: Any) -> Any:
-    """The parameters after all epochs, and per epoch its mean loss and last ‖w‖, shape (epochs, 2). Compiles once."""
+def train(tx: Any, params: Any, x: jax.Array, y: jax.Array, batches: Any, log_every: int) -> Any:
+    """The parameters after all epochs, and per epoch its mean loss and what the monitor saw in its last step."""
+    tx = wd.monitor(tx)
 
     @jax.jit
     def epoch(params: Any, opt_state: Any, batches: jax.Array) -> Any:
@@ -94,16 +96,22 @@ def train(tx: optax.GradientTransformation, params: Any, x: jax.Array, y: jax.Ar
             return (optax.apply_updates(params, updates), opt_state), loss
 
         (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), batches)
-        return params, opt_state, jnp.stack([losses.mean(), weight_norm(params)])
+        info = wd.read_monitor(opt_state)["weight"]
+        return params, opt_state, {"loss": losses.mean(), **info._asdict()}
 
     opt_state, curve = tx.init(params), []
-    for rows in batches:
-        params, opt_state, point = epoch(params, opt_state, rows)
-        curve.append(np.asarray(point))
-    return params, np.stack(curve)
+    for i, rows in enumerate(batches, 1):
+        params, opt_state, now = epoch(params, opt_state, rows)
+        curve.append(now)
+        if i % log_every == 0:
+            line = "epoch %d: loss %.4f, ‖w‖ %.2f, %.1f %% of the step is decay, %.5f rad per step"
+            logging.info(line, i, now["loss"], now["weight_norm"], 100 * now["decay_share"], now["angle"])
+    return params, jax.tree.map(lambda *points: np.array(points), *curve)
 
 
-def run(*, epochs: int, batch_size: int, seed: int, rates: dict[str, tuple[float, float]]) -> dict[str, Any]:
+def run(
+    *, epochs: int, batch_size: int, seed: int, rates: dict[str, tuple[float, float]], log_every: int = 20
+) -> dict[str, Any]:
     """Trains the four; `rates` is (η, λ) of each pair. Per run: accuracy and curves; per pair: ‖w − w'‖/‖w'‖."""
     x, x_test, y, y_test = load(seed)
     start, steps = initial_params(seed), len(x) // batch_size
@@ -117,39 +125,47 @@ def run(*, epochs: int, batch_size: int, seed: int, rates: dict[str, tuple[float
             learning_rate, weight_decay = rates[pair]
             bar = tqdm(batches, desc=f"{name:7}", unit="epoch", disable=None)  # silent without a terminal
             began = time.perf_counter()
-            params, curve = train(optimizer(learning_rate, weight_decay=weight_decay), start, x, y, bar)
+            params, curve = train(optimizer(learning_rate, weight_decay=weight_decay), start, x, y, bar, log_every)
             logging.info("%s: %d epochs in %.1f s with compilation", name, epochs, time.perf_counter() - began)
             final.append(params)
             logits: Any = MLP().apply({"params": params}, x_test)
             right = int((jnp.argmax(logits, axis=-1) == y_test).sum())
-            runs[name] = {
-                "η": learning_rate,
-                "λ": weight_decay,
-                "right": right,
-                "loss": curve[:, 0],
-                "‖w‖": curve[:, 1],
-            }
+            about = {"η": learning_rate, "λ": weight_decay, "right": right, "‖w‖": float(weight_norm(params))}
+            runs[name] = about | curve
         apart[pair] = float(weight_norm(optax.tree.sub(*final)) / weight_norm(final[1]))
     common = {"steps": steps * np.arange(1, epochs + 1), "tested": len(x_test), "start": float(weight_norm(start))}
     return {"runs": runs, "apart": apart, **common}
 
 
+def predicted(results: dict[str, Any], name: str) -> Any:
+    """Where random gradients and decay would balance, or None where there is no formula or no decay."""
+    r, formulas = results["runs"][name], {"SGD+L2": "sgd_l2", "SGDW": "sgdw", "AdamW": "adamw"}
+    if name not in formulas or not r["λ"]:
+        return None
+    return wd.equilibrium(r["η"], weight_decay=r["λ"], optimizer=formulas[name])
+
+
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
-    """Loss and ‖w‖ of every run over the steps."""
+    """Loss, ‖w‖ and the angle turned of every run over the steps, and the angle at which it would settle."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    labels = {"loss": "training cross-entropy (nats, epoch mean)", "‖w‖": "‖w‖ of the weights that decay"}
-    for axes, (key, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
-        for name, r in results["runs"].items():
+    figure = Figure(figsize=(15, 4.4), layout="constrained")
+    loss, norm, angle = figure.subplots(1, 3)
+    loss.set(ylabel="training cross-entropy (nats, epoch mean)", yscale="log")
+    norm.set(ylabel="‖w‖ of the weights that decay")
+    angle.set(ylabel="angle turned per step (rad); thin: predicted equilibrium", yscale="log")
+    for name, r in results["runs"].items():
+        for axes, key in ((loss, "loss"), (norm, "weight_norm"), (angle, "angle")):
             axes.plot(results["steps"], r[key], label=f"{name}, η = {r['η']:g}, λ = {r['λ']:g}", **LINES[name])
-        axes.set(xlabel="step", ylabel=label)
+        if equilibrium := predicted(results, name):
+            angle.axhline(equilibrium.angle, **LINES[name] | {"linewidth": 0.8})
+    norm.axhline(results["start"], color="grey", linestyle=":", label="‖w‖ at the start")
+    norm.set_ylim(bottom=0)
+    for axes in (loss, norm, angle):
+        axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    figure.axes[0].set_yscale("log")
-    axes.axhline(results["start"], color="grey", linestyle=":", label="‖w‖ at the start")
-    axes.set_ylim(bottom=0)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize="small")
-    figure.savefig(path, dpi=150)
+    figure.legend(*norm.get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    figure.savefig(path, dpi=100)
 
 
 def report(results: dict[str, Any]) -> str:
@@ -161,7 +177,7 @@ def report(results: dict[str, Any]) -> str:
         for name in names:
             r = results["runs"][name]
             accuracy = f"{r['right'] / n:.1%} ({r['right']} of {n})"
-            norm = f"{results['start']:.2f} → {r['‖w‖'][-1]:.2f}"
+            norm = f"{results['start']:.2f} → {r['‖w‖']:.2f}"
             table.append(f"{name:9}{r['η']:<8g}{r['λ']:<8g}{accuracy:22}{norm:19}{apart[pair]:.2g} of ‖w‖")
         p, q = (results["runs"][name]["right"] / n for name in names)
         error = math.sqrt((p * (1 - p) + q * (1 - q)) / n)
@@ -170,6 +186,13 @@ def report(results: dict[str, Any]) -> str:
             f"{apart[pair]:.2g} of ‖w‖ apart. Accuracy of {' minus '.join(reversed(names))}: {100 * (q - p):+.1f} ± "
             f"{100 * error:.1f} points, {'beyond' if abs(q - p) > 2 * error else 'within'} two standard errors."
         )
+    for name, r in results["runs"].items():
+        if (equilibrium := predicted(results, name)) and name != "SGD+L2":
+            share, turn = 100 * r["decay_share"][-1], r["angle"][-1]
+            shown.append(
+                f"{name}: {share:.1f} % of the last step is decay; w turns {turn:.2g} rad per step. "
+                f"Random gradients would settle at {equilibrium.angle:.2g}, {equilibrium.steps:.0f} steps on."
+            )
     return "\n".join(table + shown)
 
 
@@ -182,7 +205,13 @@ def main(argv: list[str]) -> None:
         "SGD": (_SGD_LEARNING_RATE.value, _SGD_WEIGHT_DECAY.value),
         "Adam": (_ADAM_LEARNING_RATE.value, _ADAM_WEIGHT_DECAY.value),
     }
-    results = run(epochs=_EPOCHS.value, batch_size=_BATCH_SIZE.value, seed=_SEED.value, rates=rates)
+    results = run(
+        epochs=_EPOCHS.value,
+        batch_size=_BATCH_SIZE.value,
+        seed=_SEED.value,
+        rates=rates,
+        log_every=_LOG_EVERY.value,
+    )
     path = pathlib.Path(_OUT.value) / "digits_mlp.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     plot(results, path)

@@ -1,0 +1,439 @@
+"""The monitor: the same optimizer to the bit, numbers against float64, the laws of a state, and the equilibrium."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from catalogue import LEARNING_RATE, NAMES, WEIGHT_DECAY, grads, optimizer, params, step
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+import wd_optax as wd
+from wd_optax.equilibrium import equilibrium
+from wd_optax.monitor import ROLES, MonitorState, monitor, read_monitor
+
+C = LEARNING_RATE * WEIGHT_DECAY
+STEPS = 3
+OPTAX = {
+    "optax.adamw": lambda: optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+    "optax.sgd": lambda: optax.sgd(LEARNING_RATE, momentum=0.9),
+    "optax.lion": lambda: optax.lion(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+    "optax.lamb": lambda: optax.lamb(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+    "optax.adafactor": lambda: optax.adafactor(LEARNING_RATE, weight_decay_rate=C),
+}
+ALL = NAMES + list(OPTAX)
+build = lambda name: OPTAX[name]() if name in OPTAX else optimizer(name, mask="weights")
+pytestmark = pytest.mark.optax_promotes  # Optax's Adam, lion, ...; `test_strict_promotion` is the exception
+
+
+def assert_same_bits(a, b):
+    chex.assert_trees_all_equal_structs(a, b)
+    bits = lambda tree: [np.asarray(x).view(f"u{x.dtype.itemsize}") for x in jax.tree.leaves(tree)]
+    chex.assert_trees_all_equal(bits(a), bits(b))
+
+
+def run(tx, p, gradients, mode):
+    """The updates for each of the gradients, and the last state."""
+    one = lambda state, g: tx.update(g, state, p)[::-1]
+    if mode == "scan":
+        return jax.jit(lambda state, xs: jax.lax.scan(one, state, xs)[::-1])(tx.init(p), gradients)
+    one = jax.jit(one) if mode == "jit" else one
+    state, all_updates = tx.init(p), []
+    for i in range(STEPS):
+        state, updates = one(state, jax.tree.map(lambda g, i=i: g[i], gradients))
+        all_updates.append(updates)
+    return all_updates, state
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("jit", "bfloat16"), ("scan", "float32")])
+@pytest.mark.parametrize("name", ALL)
+def test_the_optimizer_is_the_same_to_the_bit(name, mode, dtype):
+    p = params(dtype)
+    gradients = jax.tree.map(lambda *g: jnp.stack(g), *(grads(p, seed) for seed in range(STEPS)))
+    base, base_state = run(build(name), p, gradients, mode)
+    watched, state = run(monitor(build(name)), p, gradients, mode)
+    if (name, mode) == ("optax.lamb", "scan"):  # its own norms: XLA orders the sums of a fused loop as it likes
+        chex.assert_trees_all_close(watched, base, rtol=1e-6, atol=1e-6)
+        return
+    assert_same_bits(watched, base)
+    assert_same_bits(state.inner, base_state)
+
+
+def test_a_whole_run_in_one_program_differs_by_roundings_at_most():
+    p, tx = params(), wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, momentum=0.9)
+    loop = lambda tx: jax.lax.fori_loop(0, 10, lambda _, c: step(tx, grads(p), c[1], c[0]), (p, tx.init(p)))[0]
+    # p + (a·g − c·p) is contracted in one program or the other: 10 roundings of 2⁻²⁴ of values that may cancel
+    chex.assert_trees_all_close(loop(monitor(tx)), loop(tx), rtol=1e-6, atol=1e-6)
+
+
+def oracle(p, u, d):
+    """Float64, straight from the definitions."""
+    p, u, d = (np.concatenate([np.ravel(np.float64(x)) for x in parts]) for parts in (p, u, d))
+    cosine = p @ (p + u) / np.linalg.norm(p) / np.linalg.norm(p + u)
+    share = np.linalg.norm(d) / (np.linalg.norm(d) + np.linalg.norm(u - d))
+    return {
+        "size": p.size,
+        "weight_norm": np.linalg.norm(p),
+        "update_norm": np.linalg.norm(u),
+        "decay_share": share,
+        "angle": np.arccos(np.clip(cosine, -1, 1)),
+    }
+
+
+DECOUPLED = [*(n for n in NAMES if n not in ("adam_l2", "proximal")), "optax.adamw", "optax.lion"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", DECOUPLED)
+def test_the_numbers_are_their_definitions(name, dtype):
+    p = params(dtype)
+    p["more"] = {"kernel": jnp.full((3, 3), 0.5, dtype)}
+    tx = monitor(build(name))
+    updates, state = tx.update(grads(p), tx.init(p), p)
+    decays = lambda x: C * (1.0 if name in OPTAX else x)
+    kernels = lambda tree: [tree["attn"]["kernel"], tree["more"]["kernel"]]
+    biases = lambda tree: [tree["attn"]["bias"]]
+    found = read_monitor(state)
+    for role, pick, m in (("weight", kernels, 1.0), ("bias", biases, 0.0)):
+        d = [-decays(m) * np.float64(x) for x in pick(p)]
+        for field, expected in oracle(pick(p), pick(updates), d).items():
+            # float32 sums; in bfloat16 the updates' and the decay's rounding, 2⁻⁹, for the share
+            tolerance = 5e-3 if dtype == jnp.bfloat16 and field == "decay_share" else 1e-5
+            np.testing.assert_allclose(getattr(found[role], field), expected, rtol=tolerance, err_msg=f"{role} {field}")
+    assert found["other"] == (0.0,) * 5
+
+
+def test_proximal_l2_and_cautious_decay_are_seen_exactly():
+    p = {"kernel": jnp.array([[3.0, 4.0]])}
+    g = {"kernel": jnp.array([[1.0, -1.0]])}
+    tx = monitor(optax.chain(optax.sgd(0.1), wd.proximal(0.25)))
+    share = read_monitor(tx.update(g, tx.init(p), p)[1])["weight"].decay_share
+    d, s = 5.0 * 0.25 / 1.25, np.sqrt(0.02) / 1.25
+    assert float(share) == pytest.approx(d / (d + s), rel=1e-6)
+    tx = monitor(wd.sgdw(0.1, weight_decay=0.5, cautious=True))  # only the first entry agrees
+    share = read_monitor(tx.update(g, tx.init(p), p)[1])["weight"].decay_share
+    d, s = 3.0 * 0.05, np.sqrt(0.02)
+    assert float(share) == pytest.approx(d / (d + s), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n not in ("adam_l2", "optax.lamb", "optax.sgd")])
+def test_a_step_without_gradient_is_nothing_but_decay(name):
+    p = params()
+    tx = monitor(build(name))
+    info = read_monitor(tx.update(optax.tree.zeros_like(p), tx.init(p), p)[1])
+    assert float(info["weight"].decay_share) == pytest.approx(1.0, abs=1e-6)
+    assert float(info["weight"].update_norm / info["weight"].weight_norm) == pytest.approx(
+        C / (1 + C) if name == "proximal" else C, rel=1e-5
+    )
+    # u∥p: what is left is ‖u‖·√ε
+    assert float(info["weight"].angle) < 1e-3 * C
+    if name not in OPTAX:
+        assert float(info["bias"].decay_share) == 0
+
+
+def test_without_decay_the_share_is_zero_and_small_angles_are_resolved():
+    p = {"kernel": jnp.full((100, 100), 1.0)}
+    g = {"kernel": jnp.where(jnp.arange(100) % 2 == 0, 1.0, -1.0)[None, :] * jnp.ones((100, 1))}
+    for angle in (1e-6, 1e-3, 0.5):
+        tx = monitor(optax.sgd(float(np.tan(angle))))
+        info = read_monitor(tx.update(g, tx.init(p), p)[1])["weight"]
+        assert float(info.angle) == pytest.approx(angle, rel=1e-4)
+        assert float(info.decay_share) == 0
+    over = monitor(optax.sgd(3.0))
+    info = read_monitor(over.update(p, over.init(p), p)[1])["weight"]  # p → −2p
+    assert float(info.angle) == pytest.approx(np.pi)
+    zero = {"bias": jnp.zeros(3)}
+    info = read_monitor(over.update({"bias": jnp.ones(3)}, over.init(zero), zero)[1])["bias"]
+    assert float(info.angle) == 0
+
+
+def test_the_optimizer_runs_once():
+    """The decay is a derivative along the parameters, and Adam's moments don't depend on them."""
+    p = params()
+
+    def roots(tx):
+        text = jax.jit(tx.update).lower(grads(p), tx.init(p), p).compile().as_text()
+        return sum(" sqrt(" in line and "[]" not in line for line in text.splitlines())
+
+    tx = wd.adamw(1e-3, weight_decay=0.1)
+    assert roots(monitor(tx)) == roots(tx) == 4  # one per leaf
+
+
+def test_strict_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        for name in (n for n in NAMES if not n.startswith("adam")):
+            for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+                tx = monitor(build(name))
+                _, state = jax.eval_shape(tx.update, grads(params()), tx.init(params(dtype)), params(dtype))
+                assert {x.dtype for x in state.info} == {jnp.dtype("float32")}
+
+
+def test_half_precision_norms_do_not_overflow():
+    p = {"kernel": jnp.full((300, 300), 1000.0, jnp.float16), "rotation": jnp.array([[3 + 4j]], jnp.complex64)}
+    tx = monitor(wd.sgdw(0.1, weight_decay=0.1))
+    info = read_monitor(tx.update(optax.tree.zeros_like(p), tx.init(p), p)[1])["weight"]
+    assert float(info.weight_norm) == pytest.approx(np.sqrt(300**2 * 1e6 + 25), rel=1e-5)
+    assert float(info.decay_share) == pytest.approx(1.0, abs=1e-6)
+    p = {"rotation": jnp.array([[3 + 4j]], jnp.complex64)}
+    tx = monitor(optax.sgd(1.0))  # turned by a small angle in the complex plane
+    info = read_monitor(tx.update({"rotation": 1e-3j * p["rotation"]}, tx.init(p), p)[1])["weight"]
+    assert float(info.weight_norm) == pytest.approx(5.0)
+    assert float(info.angle) == pytest.approx(1e-3, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_state_is_one_tree_of_arrays(name):
+    p = params()
+    tx = monitor(build(name))
+    state = tx.init(p)
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.info))
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, p), state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(tx.update(grads(p), state, p)[1], state)
+    other = monitor(build(name)).init({"w": jnp.ones((2, 2), jnp.bfloat16)})
+    chex.assert_trees_all_equal_shapes_and_dtypes(other.info, state.info)
+    assert {role: float(info.size) for role, info in read_monitor(state).items()} == {
+        "weight": 24, "embedding": 15, "bias": 8, "norm": 12, "other": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_step_two_does_not_recompile_and_buffers_can_be_donated(name):
+    tx = monitor(build(name))
+    p = params()
+    state = jax.jit(tx.init)(p)
+    one = jax.jit(lambda g, s, p: step(tx, g, s, p), donate_argnums=(1, 2))
+    for seed in range(3):
+        p, state = one(grads(params(), seed), state, p)
+    assert one._cache_size() == 1
+    p, state = params(), tx.init(params())
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((p, state.info))]
+    assert len(set(buffers)) == len(buffers)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgdw", "optax.adamw"])
+def test_tree_map_params_finds_every_parameter_like_leaf(name):
+    tx, p = build(name), params()
+    mark = lambda tx: optax.tree.map_params(tx, lambda x: "p", tx.init(p), transform_non_params=lambda x: "other")
+    assert mark(monitor(tx)) == MonitorState(mark(tx), (("other",) * 5))
+
+
+def test_vmap_over_weight_decay_equals_a_loop():
+    p = params()
+    tx = monitor(wd.adamw(1e-2, weight_decay=0.1))
+    state = tx.init(p)
+    measure = lambda decay: tx.update(grads(p), optax.tree.set(state, weight_decay=decay), p)[1]
+    values = jnp.array([0.0, 0.1, 1.0])
+    together = read_monitor(jax.vmap(measure)(values))
+    for i, value in enumerate(values):
+        alone = read_monitor(measure(value))
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-5, atol=1e-7)
+    assert np.all(np.diff(together["weight"].decay_share) > 0)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgdw", "optax.adamw"])
+def test_sharded_over_eight_devices(name):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    p = {"dense": {"kernel": 1 + jnp.arange(64, dtype=jnp.float32).reshape(16, 4), "bias": jnp.arange(1.0, 9.0)}}
+    g = jax.tree.map(jnp.cos, p)
+    tx = monitor(build(name))
+    one = jax.jit(tx.update)
+    alone = read_monitor(one(g, tx.init(p), p)[1])
+    sharded, g_sharded = jax.device_put((p, g), rows)
+    updates, state = one(g_sharded, jax.jit(tx.init)(sharded), sharded)
+    chex.assert_trees_all_close(read_monitor(state), alone, rtol=1e-5)
+    assert updates["dense"]["kernel"].sharding.is_equivalent_to(rows, 2)
+    text = one.lower(g_sharded, jax.jit(tx.init)(sharded), sharded).compile().as_text()
+    for collective in ("all-gather", "all-to-all", "collective-permute"):  # sums are all-reduced, nothing is gathered
+        assert collective not in text
+
+
+def test_found_in_any_wrapper_and_inside_jit():
+    p, tx = params(), monitor(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
+    alone = read_monitor(tx.update(grads(p), tx.init(p), p)[1])
+    wrapped = {
+        "chain": optax.chain(optax.scale(1.0), tx),
+        "MultiSteps": optax.MultiSteps(tx, 1).gradient_transformation(),
+        "apply_if_finite": optax.apply_if_finite(tx, 3),
+        "partition": optax.partition({"a": tx, "b": optax.sgd(1.0)}, "a"),
+        "inject_hyperparams": optax.inject_hyperparams(lambda lr: tx)(lr=0.1),
+    }
+    for wrapper in wrapped.values():
+        update = lambda g, s, p, wrapper=wrapper: read_monitor(wrapper.update(g, s, p)[1])
+        chex.assert_trees_all_close(jax.jit(update)(grads(p), wrapper.init(p), p), alone, rtol=1e-5)
+    both = optax.partition({"a": tx, "b": optax.sgd(1.0)}, {"embed": "b", "attn": "a", "norms": "b", "frozen": None})
+    info = read_monitor(both.update(grads(p), both.init(p), p)[1])
+    assert [role for role in ROLES if info[role].size] == ["weight", "bias"]
+    chex.assert_trees_all_close(info["weight"], alone["weight"], rtol=1e-5)
+
+
+def test_around_wrappers_it_watches_the_whole():
+    p = params()
+    tx = monitor(optax.MultiSteps(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY), 2).gradient_transformation())
+    update = jax.jit(tx.update)
+    _, state = update(grads(p), tx.init(p), p)
+    assert float(read_monitor(state)["weight"].update_norm) == 0
+    assert float(read_monitor(state)["weight"].decay_share) == 0
+    _, state = update(grads(p), state, p)
+    alone = monitor(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
+    expected = read_monitor(alone.update(grads(p), alone.init(p), p)[1])
+    chex.assert_trees_all_close(read_monitor(state), expected, rtol=1e-5)
+    masked = monitor(optax.masked(wd.shrink(0.1), {"embed": True, "attn": False, "norms": False, "frozen": False}))
+    info = read_monitor(masked.update(optax.tree.zeros_like(p), masked.init(p), p)[1])
+    assert (float(info["embedding"].decay_share), float(info["weight"].decay_share)) == (1.0, 0.0)
+
+
+def test_none_integer_and_extra_leaves_pass():
+    p = {"kernel": jnp.ones((2, 2)), "steps": jnp.arange(3), "frozen": None, "lora_A": jnp.ones((2, 2))}
+    g = {"kernel": jnp.ones((2, 2)), "steps": None, "frozen": None, "lora_A": None}
+    seen = []
+    inner = optax.GradientTransformationExtraArgs(
+        lambda p: optax.EmptyState(),
+        lambda u, s, p=None, *, value: (seen.append(value) or optax.tree.scale(-1.0, u), s),
+    )
+    tx = monitor(inner)
+    updates, state = tx.update(g, tx.init(p), p, value=7.0)
+    assert set(seen) == {7.0}
+    assert updates["steps"] is None
+    info = read_monitor(state)
+    assert float(info["weight"].weight_norm) == pytest.approx(np.sqrt(8))
+    assert float(info["weight"].update_norm) == pytest.approx(2.0)
+    assert (float(info["other"].size), float(info["other"].weight_norm)) == (3, 0)
+
+
+def test_under_nnx_optimizer():
+    model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    watched = nnx.Optimizer(model, monitor(wd.sgdw(0.1, weight_decay=0.5)), wrt=nnx.Param)
+    kernel = np.asarray(model.kernel[...])
+
+    @nnx.jit
+    def train(model, optimizer):
+        optimizer.update(model, jax.tree.map(jnp.zeros_like, nnx.state(model, nnx.Param)))
+
+    for n in range(2):
+        train(model, watched)
+        info = read_monitor(watched.opt_state)["weight"]
+        assert float(info.weight_norm) == pytest.approx(np.linalg.norm(kernel) * 0.95**n, rel=1e-5)
+        assert float(info.decay_share) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_schedule_free_outside_watches_the_inner_steps():
+    p = params()
+    tx = optax.contrib.schedule_free(monitor(wd.sgdw(0.1, weight_decay=0.5)), 0.1)
+    _, state = tx.update(optax.tree.zeros_like(p), tx.init(p), p)
+    assert float(read_monitor(state)["weight"].decay_share) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_what_cannot_be_read_says_what_to_do():
+    p, tx = params(), monitor(wd.sgdw(0.1, weight_decay=0.1))
+    with pytest.raises(ValueError, match=r"update needs them: tx.update\(grads, state, params\)"):
+        tx.update(grads(p), tx.init(p))
+    with pytest.raises(ValueError, match=r"has 0 monitors.*wrap the optimizer as wd_optax.monitor\(optimizer\)"):
+        read_monitor(optax.adam(0.1).init(p))
+    with pytest.raises(ValueError, match=r"has 2 monitors.*pass the part that holds one"):
+        read_monitor(optax.chain(tx, tx).init(p))
+
+
+# --- the equilibrium ------------------------------------------------------------------------------------------------
+
+FAN_IN, COLUMNS, ETA = 200, 32, 1e-2
+RANDOM = {
+    "adamw": (wd.adamw(ETA, weight_decay=0.5), {"optimizer": "adamw"}),
+    "adamw b1=0": (wd.adamw(ETA, weight_decay=0.5, b1=0.0), {"optimizer": "adamw", "b1": 0.0}),
+    "adamw schedule": (
+        wd.adamw(ETA, weight_decay=5e-3, coupling="schedule"), {"optimizer": "adamw", "coupling": "schedule"}
+    ),
+    "sgdw": (wd.sgdw(ETA, weight_decay=0.5), {"optimizer": "sgdw"}),
+    "sgdw momentum": (wd.sgdw(ETA, weight_decay=0.5, momentum=0.9), {"optimizer": "sgdw", "momentum": 0.9}),
+    "sgd_l2 momentum": (wd.sgd_l2(ETA, weight_decay=0.05, momentum=0.9), {"optimizer": "sgd_l2", "momentum": 0.9}),
+}  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def simulate(tx, w, steps):
+    """Random gradients of weights whose columns are scale-invariant; (norm of the columns in RMS, angle) per step."""
+
+    def one(carry, key):
+        w, state = carry
+        g = jax.random.normal(key, w.shape, w.dtype)
+        norm = jnp.linalg.norm(w, axis=0, keepdims=True)
+        g = (g - w / norm * jnp.sum(g * w / norm, axis=0, keepdims=True)) / norm
+        w, state = step(tx, {"kernel": g}, state, {"kernel": w})
+        info = read_monitor(state)["weight"]
+        return (w["kernel"], state), (info.weight_norm / COLUMNS**0.5, info.angle)
+
+    carry = (w, tx.init({"kernel": w}))
+    return jax.lax.scan(one, carry, jax.random.split(jax.random.key(1), steps))[1]
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_equilibrium_is_what_random_gradients_reach(name):
+    tx, options = RANDOM[name]
+    weight_decay = 5e-3 if options.get("coupling") else 0.05 if name.startswith("sgd_l2") else 0.5
+    found = equilibrium(ETA, weight_decay=weight_decay, size=FAN_IN, gradient_rms=1.0, **options)
+    w = jax.random.normal(jax.random.key(0), (FAN_IN, COLUMNS)) * (1.5 * found.norm / FAN_IN**0.5)
+    norm, angle = map(np.asarray, simulate(monitor(tx), w, 3000))
+    last = slice(1000, None)  # 2000 steps are 20 times `steps` or more, over 32 columns; seen: 2.6 % and 0.1 % at most
+    assert norm[last].mean() == pytest.approx(found.norm, rel=0.05)
+    assert angle[last].mean() == pytest.approx(found.angle, rel=0.05)
+
+    power = 2 if name.startswith("adamw") else 4
+    away = norm**power - found.norm**power
+    fallen = away[round(float(found.steps))] / away[0]
+    assert fallen == pytest.approx(np.exp(-1), abs=0.1)
+
+
+def test_formulas_agree_with_each_other():
+    close = functools.partial(chex.assert_trees_all_close, rtol=1e-12)
+    options = {"weight_decay": 0.1, "size": 100, "gradient_rms": 0.3}
+    plain = equilibrium(0.01, optimizer="sgd_l2", **options)
+    close(tuple(plain), tuple(equilibrium(0.01, optimizer="sgdw", **options)))  # SGD + L2 = SGDW
+    found = equilibrium(0.01, optimizer="sgd_l2", momentum=0.9, **options)
+    close(found.norm**4, 0.01 * 100 * 0.3**2 / (2 * 0.1 * 0.1))  # Kosson et al.
+    close(found.angle**2, 2 * 0.01 * 0.1 / 1.9)
+    adam = equilibrium(0.01, weight_decay=0.1, size=100)
+    close((adam.norm**2, adam.angle**2), (0.01 * 100 / 0.2, 2 * 0.01 * 0.1 * 0.1 / 1.9))
+    assert equilibrium(0.01, weight_decay=0.1).norm is None
+    assert equilibrium(0.01, weight_decay=0.1, optimizer="sgdw", size=5).norm is None
+
+
+def test_arrays_of_learning_rates():
+    etas = np.array([1e-3, 1e-2])
+    for array in (etas, jnp.asarray(etas)):
+        found = equilibrium(array, weight_decay=0.1, size=100)
+        for i, eta in enumerate(etas):
+            alone = equilibrium(float(eta), weight_decay=0.1, size=100)
+            np.testing.assert_allclose([x[i] for x in found], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "says"),
+    [
+        (
+            {"optimizer": "lion"},
+            ValueError,
+            "optimizer='lion' has no formula here: use one of 'adamw', 'sgdw', 'sgd_l2'",
+        ),
+        ({"momentum": 0.9}, ValueError, "momentum=0.9: adamw's momentum is called b1"),
+        ({"b1": 0.9, "optimizer": "sgdw"}, ValueError, "b1=0.9: sgdw's momentum is called momentum"),
+        ({"b1": 1.0}, ValueError, "b1=1.0 must be below 1"),
+        (
+            {"learning_rate": lambda t: 0.1},
+            TypeError,
+            r"learning_rate is a schedule: pass its value .*learning_rate\(step\)",
+        ),
+        ({"weight_decay": 0.0}, ValueError, "must be above 0: without decay the norm grows"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay=-1.0 must be finite and not negative"),
+        ({"weight_decay": 200.0}, ValueError, "removes 2 of each weight per step"),
+        ({"optimizer": "sgd_l2", "coupling": "schedule"}, ValueError, "coupling='schedule': sgd_l2 adds λ"),
+        ({"coupling": "linear"}, ValueError, "coupling='linear' is not a coupling"),
+    ],
+)
+def test_bad_input_is_refused_with_its_mend(bad, error, says):
+    arguments = {"learning_rate": 0.01, "weight_decay": 0.1} | bad
+    with pytest.raises(error, match=says):
+        equilibrium(arguments.pop("learning_rate"), **arguments)
