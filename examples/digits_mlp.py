@@ -200,11 +200,16 @@ def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
     jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
-    print(wd.explain("weights", initial_params(_SEED.value)), end="\n\n", flush=True)
+    start = initial_params(_SEED.value)
+    print(wd.explain("weights", start), end="\n\n", flush=True)
     rates = {
         "SGD": (_SGD_LEARNING_RATE.value, _SGD_WEIGHT_DECAY.value),
         "Adam": (_ADAM_LEARNING_RATE.value, _ADAM_WEIGHT_DECAY.value),
     }
+    for name, optimizer in PAIRS["Adam"].items():
+        learning_rate, weight_decay = rates["Adam"]
+        print(f"What {name} will do:", wd.audit(optimizer(learning_rate, weight_decay=weight_decay), start), sep="\n")
+        print(flush=True)
     results = run(
         epochs=_EPOCHS.value,
         batch_size=_BATCH_SIZE.value,

@@ -2,6 +2,8 @@
 
 from optax import scale_by_adam
 
+from wd_optax.auditing.audit import audit
+from wd_optax.auditing.report import Finding, Report
 from wd_optax.decay import add_decayed_weights, add_l2_to_loss, proximal, shrink
 from wd_optax.equilibrium import Equilibrium, equilibrium
 from wd_optax.low_precision_state import low_precision_state
@@ -22,13 +24,16 @@ __version__ = "0.1.0"
 __all__ = [
     "DecayState",
     "Equilibrium",
+    "Finding",
     "Info",
     "MonitorState",
+    "Report",
     "Timescale",
     "adam_l2",
     "adamw",
     "add_decayed_weights",
     "add_l2_to_loss",
+    "audit",
     "convert_weight_decay",
     "decay_rate",
     "equilibrium",

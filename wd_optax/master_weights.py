@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wd_optax import casts
 from wd_optax.precision import difference, is_narrow, widen
 
 
@@ -55,7 +56,7 @@ def with_master_weights(inner: optax.GradientTransformation) -> optax.GradientTr
         master = jax.tree.map(
             lambda u, p, w: w + u if moves(u, p) else w, updates, params, state.master, is_leaf=lambda x: x is None
         )
-        land = lambda u, p, w: difference(w.astype(p.dtype), p) if moves(u, p) else u
+        land = lambda u, p, w: difference(casts.nearest(w, p.dtype), p) if moves(u, p) else u
         updates = jax.tree.map(land, updates, params, master, is_leaf=lambda x: x is None)
         return updates, MasterState(master, inner_state)
 

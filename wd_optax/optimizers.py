@@ -9,8 +9,8 @@ Each is one call of `wd_optax.wrap`: a direction, the live learning rate η_t, a
     - `mask="weights"` decays weights and embeddings, never biases, norms, scalars or tokens: see `wd_optax.masks`.
     - `coupling`, `peak_learning_rate`: c_t, the fraction of a weight removed per step: see `wd_optax.decay_rate`.
     - `anchor`, `cautious`: see `wd_optax.add_decayed_weights`.
-    - `rounding`, `key`: None, or "nearest", "stochastic", "compensated": the optimizer computes in float32, and its
-      step is rounded so that low-precision parameters land well: see `wd_optax.round_updates`.
+    - `rounding`, `key`: None, "nearest", "stochastic", "compensated" or "compensated_all": the optimizer computes in
+      float32, and its step is rounded so that low-precision parameters land well: see `wd_optax.round_updates`.
     - A bad number is a ValueError at once, a mask that doesn't fit the parameters one at `init`, each naming the mend.
 """
 
@@ -132,7 +132,8 @@ def adamw(
       learning_rate: η_t.
       weight_decay: λ.
       b1, b2, eps, eps_root, mu_dtype, nesterov: as in `optax.scale_by_adam`.
-      nu_dtype: the type of the second moment; both are rounded as `rounding` says: see `wd_optax.low_precision_state`.
+      nu_dtype: the type of the second moment; stored with nearest rounding, or stochastic where `rounding` asks for
+        more than nearest: see `wd_optax.low_precision_state`.
       mask, coupling, peak_learning_rate, cautious, anchor, rounding, key: see the module.
 
     Example: λ is live: switch decay off in the middle of a run.
@@ -151,9 +152,9 @@ def adamw(
     Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2.
     """
     live.check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    if rounding == "stochastic" or nu_dtype is not None:
+    if rounding not in (None, "nearest") or nu_dtype is not None:
         direction = optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov)
-        how = "stochastic" if rounding == "stochastic" else "nearest"
+        how = "nearest" if rounding in (None, "nearest") else "stochastic"
         direction = low_precision_state(direction, rounding=how, key=key, mu=mu_dtype, nu=nu_dtype)
     else:
         direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)

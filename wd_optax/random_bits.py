@@ -37,18 +37,23 @@ def bits(shape: tuple[int, ...], *, seed: jax.Array, stream: int, step: jax.Arra
     Returns:
       uint32 of the given shape. Positions are counted modulo 2³².
     """
-    y = seed ^ jnp.uint32(stream)
-    return pcg3d(_positions(shape, offsets), y, step.astype(jnp.uint32))
+    # Hashing the words that all entries share first spreads keys, leaves and steps that differ in high bits alone;
+    # an even word is an odd factor inside pcg3d, which no run of zero bits can weaken.
+    start, y, z = pcg3d(seed, jnp.uint32(stream), step.astype(jnp.uint32))
+    one = jnp.uint32(1)
+    return pcg3d(_positions(shape, offsets) + start, y << one, z << one)[0]
 
 
-def pcg3d(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
-    """Hashes three words of 32 bits to one: the first of pcg3d's three."""
+def pcg3d(x: jax.Array, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hashes three words of 32 bits to three."""
     x, y, z = (v * jnp.uint32(1664525) + jnp.uint32(1013904223) for v in (x, y, z))
     x = x + y * z
     y = y + z * x
     z = z + x * y
     x, y, z = (v ^ (v >> jnp.uint32(16)) for v in (x, y, z))
-    return x + y * z
+    x = x + y * z
+    y = y + z * x
+    return x, y, z + x * y
 
 
 def _positions(shape: tuple[int, ...], offsets: Any) -> jax.Array:

@@ -1,0 +1,263 @@
+"""Takes ~60 s on a laptop CPU and prints what bfloat16 leaves of weight decay, without gradients and in training.
+
+A bfloat16 holds 8 significant bits: a step under 2⁻⁹ of a weight is rounded away, and η·λ of it is such a step. First,
+weights of 1 decay without a gradient. Then a Flax MLP on scikit-learn's handwritten digits and a character-level
+transformer on the source of Python's argparse learn with AdamW in pure bfloat16 (parameters, activations, gradients)
+under each rounding, and in float32, from the same weights on the same batches. λ is ten times the usual one, so that
+800 steps remove what 8000 do.
+
+    python examples/bf16_decay.py                          # three tables, and a picture in out/bf16_decay.png
+    python examples/bf16_decay.py --task=digits --seeds=8  # the MLP alone, ~20 s; --help lists the knobs
+"""
+
+import argparse
+import functools
+import math
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from sklearn.datasets import load_digits
+from tqdm import tqdm
+
+import wd_optax as wd
+
+_TASK = flags.DEFINE_multi_enum("task", ["digits", "text"], ["digits", "text"], "What to train.")
+_STEPS = flags.DEFINE_integer("steps", 800, "Steps of each training run.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each kind; a seed gives weights, batches and bits.", lower_bound=2)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-4, "η in training.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 1.0, "λ in training.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for bf16_decay.png; made if it isn't there.")
+
+BF16 = jnp.bfloat16
+# Each way's type of parameters, and what wd.adamw gets beside η and λ. With a rounding its state is float32.
+WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "float32": (jnp.float32, {}),
+    "float32, λ = 0": (jnp.float32, {"weight_decay": 0.0}),
+    "no rounding": (BF16, {}),  # as Optax does it: moments in bfloat16 too
+    "nearest": (BF16, {"rounding": "nearest"}),
+    "stochastic": (BF16, {"rounding": "stochastic"}),
+    "stochastic, m, v": (BF16, {"rounding": "stochastic", "mu_dtype": BF16, "nu_dtype": BF16}),
+    "compensated": (BF16, {"rounding": "compensated"}),
+    "master weights": (BF16, {}),
+}
+
+
+class MLP(nn.Module):
+    """64 pixels → 128 → 128 → 10 logits."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(n, 64) → (n, 10)."""
+        for width in (128, 128):
+            x = nn.gelu(nn.Dense(width)(x))
+        return nn.Dense(10)(x)
+
+
+class Transformer(nn.Module):
+    """Two causal blocks of width 32 over ASCII."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Characters (n, length) → logits of those that follow (n, length, 128)."""
+        h = nn.Embed(128, 32)(x) + self.param("positions", nn.initializers.normal(0.02), (1, x.shape[-1], 32))
+        for _ in range(2):
+            h = h + nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(h), mask=nn.make_causal_mask(x))
+            h = h + nn.Dense(32)(nn.gelu(nn.Dense(128)(nn.LayerNorm()(h))))
+        return nn.Dense(128)(nn.LayerNorm()(h))
+
+
+def load_task(name: str) -> tuple[Any, jax.Array, jax.Array, int]:
+    """Model, inputs (n, ...), what to predict (n, ...), examples per step."""
+    if name == "digits":
+        images, labels = load_digits(return_X_y=True)
+        return MLP(), jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels, jnp.int32), 64
+    text = np.frombuffer(pathlib.Path(argparse.__file__).read_bytes(), np.uint8) % 128
+    lines = jnp.asarray(text[: len(text) // 33 * 33].reshape(-1, 33), jnp.int32)
+    return Transformer(), lines[:, :-1], lines[:, 1:], 8
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def initial_params(model: Any, x: jax.Array, seeds: jax.Array) -> Any:
+    """What every way starts from, a first axis for the seeds; float32 numbers that bfloat16 can hold."""
+    params = jax.vmap(lambda seed: model.init(jax.random.key(seed), x[:1])["params"])(seeds)
+    return jax.tree.map(lambda p: p.astype(BF16).astype(jnp.float32), params)
+
+
+def loss_fn(model: Any, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Mean cross-entropy; activations have the parameters' type, only the softmax over the logits is float32."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(jax.tree.leaves(params)[0].dtype)
+    logits = model.apply({"params": params}, x).astype(jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def judge(model: Any, params: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """In float32, per seed: loss over all training data, and ‖w‖ of what decays."""
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
+    norm = lambda p: jnp.sqrt(wd.l2_penalty(p, 1.0, "weights", half=False))
+    return jax.vmap(lambda p: {"loss": loss_fn(model, p, x, y), "norm": norm(p)})(params)
+
+
+def optimizer(way: str, learning_rate: Any, weight_decay: float, key: Any) -> optax.GradientTransformation:
+    """AdamW in one of the ways."""
+    tx = wd.adamw(learning_rate, **({"weight_decay": weight_decay, "key": key} | WAYS[way][1]))
+    return wd.with_master_weights(tx) if way == "master weights" else tx
+
+
+def train(way: str, task: Any, steps: int, seeds: int, learning_rate: float, weight_decay: float) -> dict[str, Any]:
+    """What `judge` says of the weights after all steps; all seeds at once."""
+    model, x, y, batch = task
+    rows = np.stack([np.random.default_rng(seed).integers(len(x), size=(steps, batch)) for seed in range(seeds)])
+
+    def one_seed(params: Any, rows: jax.Array, seed: jax.Array) -> Any:
+        tx = optimizer(way, learning_rate, weight_decay, seed)
+
+        def step(carry: Any, rows: jax.Array) -> Any:
+            params, opt_state = carry
+            grads = jax.grad(functools.partial(loss_fn, model))(params, x[rows], y[rows])
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), None
+
+        return jax.lax.scan(step, (params, tx.init(params)), rows)[0][0]
+
+    params = jax.tree.map(lambda p: p.astype(WAYS[way][0]), initial_params(model, x, jnp.arange(seeds)))
+    params = jax.jit(jax.vmap(one_seed))(params, jnp.asarray(rows), jnp.arange(seeds))
+    return jax.tree.map(np.asarray, judge(model, params, x, y))
+
+
+def without_gradients(steps: int) -> dict[str, np.ndarray]:
+    """Mean of 10⁴ weights of 1 after decay alone with λ = 0.1, at η = 0.01 and 0.001."""
+    rates = np.array([1e-2, 1e-3])
+    params = {"kernel": jnp.ones((100, 100), BF16)}
+
+    def end(way: str, learning_rate: jax.Array) -> jax.Array:
+        ours = way in WAYS
+        tx = optimizer(way, learning_rate, 0.1, 0) if ours else optax.adamw(learning_rate, weight_decay=0.1)
+
+        def step(carry: Any, _: Any) -> Any:
+            updates, opt_state = tx.update(jax.tree.map(jnp.zeros_like, params), carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), opt_state), None
+
+        carry, _ = jax.lax.scan(step, (params, tx.init(params)), length=steps)
+        return carry[0]["kernel"].astype(jnp.float32).mean()
+
+    ends = {"exact": (1 - 0.1 * rates) ** steps}
+    for way in ("optax.adamw", "nearest", "stochastic", "compensated", "master weights"):
+        ends[way] = np.asarray(jax.jit(jax.vmap(functools.partial(end, way)))(jnp.asarray(rates, jnp.float32)))
+    return ends
+
+
+def second_moment(steps: int) -> dict[str, float]:
+    """Adam's v under gradients of 1, kept in bfloat16 with either rounding: mean of 10⁴."""
+    grads, ends = {"kernel": jnp.ones((100, 100))}, {"exact": 1 - 0.999**steps}
+    for rounding in ("nearest", "stochastic"):
+        tx = wd.low_precision_state(optax.scale_by_adam(), rounding=rounding, nu=BF16)
+        step = lambda _, state, tx=tx: tx.update(grads, state)[1]
+        state = jax.lax.fori_loop(0, steps, step, tx.init(grads))
+        ends[rounding] = float(state.inner.nu["kernel"].astype(jnp.float32).mean())
+    return ends
+
+
+def run(
+    *,
+    tasks: Iterable[str],
+    ways: Iterable[str] = tuple(WAYS),
+    steps: int,
+    seeds: int,
+    learning_rate: float,
+    weight_decay: float,
+) -> dict[str, Any]:
+    """What decay leaves in 2000 steps without gradients, of v too, and per task and way what `train` returns."""
+    trained: dict[str, Any] = {}
+    for name in tasks:
+        task = load_task(name)
+        bar = tqdm(ways, desc=name, unit="run", disable=None)  # silent without a terminal
+        trained[name] = {way: train(way, task, steps, seeds, learning_rate, weight_decay) for way in bar}
+    return {"zeros": without_gradients(2000), "moment": second_moment(2000), "trained": trained}
+
+
+def error(a: np.ndarray) -> float:
+    """Standard error of the mean over seeds."""
+    return float(a.std(ddof=1) / math.sqrt(len(a)))
+
+
+def apart(runs: dict[str, Any], way: str) -> tuple[float, float, bool]:
+    """Mean loss less float32's, ‖w‖ over float32's less 1, and whether within two standard errors and 1 %."""
+    ours, theirs = runs[way], runs["float32"]
+    gap, stretch = (ours["loss"] - theirs["loss"]).mean(), (ours["norm"] / theirs["norm"]).mean() - 1
+    noise = 2 * math.hypot(error(ours["loss"]), error(theirs["loss"]))
+    return float(gap), float(stretch), bool(abs(gap) < noise and abs(stretch) < 0.01)
+
+
+def report(results: dict[str, Any]) -> str:
+    """The tables, then what they showed."""
+    lines = [f"{'no gradient':18}{'η = 0.01':10}{'η = 0.001':11}a weight of 1, 2000 steps, λ = 0.1"]
+    lines += [f"{name:18}{a:<10.4f}{b:.4f}" for name, (a, b) in results["zeros"].items()]
+    moment = ", ".join(f"{name} {v:.3f}" for name, v in results["moment"].items())
+    lines.append(f"Adam's v in bf16, gradients of 1: {moment}")
+    shown = [""]
+    for task, runs in results["trained"].items():
+        lines += ["", f"{task:18}{'training loss':18}{'less float32, paired':22}{'‖w‖':17}to float32"]
+        for way, r in runs.items():
+            gap, ratio = r["loss"] - runs["float32"]["loss"], 100 * (r["norm"] / runs["float32"]["norm"] - 1)
+            row = f"{way:18}" + f"{r['loss'].mean():.4f} ± {error(r['loss']):.4f}".ljust(18)
+            row += f"{gap.mean():+.4f} ± {error(gap):.4f}".ljust(22)
+            row += f"{r['norm'].mean():.3f} ± {error(r['norm']):.3f}".ljust(17)
+            lines.append(row + f"{ratio.mean():+.2f} ± {error(ratio):.2f} %")
+        shown.append(f"{task}, loss within two standard errors of float32's and ‖w‖ within 1 %?")
+        for way in (way for way in runs if WAYS[way][0] == BF16):
+            gap, stretch, same = apart(runs, way)
+            shown.append(f"  {'yes' if same else 'no':4}{way}: loss {gap:+.4f}, ‖w‖ {stretch:+.2%}")
+    return "\n".join(lines + shown)
+
+
+def plot(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Loss and ‖w‖ of every way against float32's, two standard errors each side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = dict(zip(("loss", "norm"), figure.subplots(1, 2, sharey=True), strict=True))
+    for i, (task, runs) in enumerate(results["trained"].items()):
+        for key, axes in panels.items():
+            off = {way: 100 * (r[key] / runs["float32"][key] - 1) for way, r in runs.items() if way != "float32"}
+            heights, errors = np.arange(len(off)) + 0.2 * i - 0.1, [2 * error(a) for a in off.values()]
+            style: Any = {"fmt": "os"[i], "color": ("#0072B2", "#D55E00")[i], "capsize": 3}  # of Okabe & Ito
+            axes.errorbar([a.mean() for a in off.values()], heights, xerr=errors, label=task, **style)
+            axes.set_yticks(range(len(off)), off)
+    panels["loss"].set_xlabel("training loss over float32's, %")
+    panels["norm"].set_xlabel("‖w‖ of what decays over float32's, %; grey: within 1 %")
+    panels["norm"].axvspan(-1, 1, color="grey", alpha=0.3, linewidth=0)
+    for axes in panels.values():
+        axes.axvline(0, color="grey", linewidth=1)
+        axes.grid(alpha=0.3)
+    axes.invert_yaxis()
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.savefig(path, dpi=150)
+
+
+def main(argv: list[str]) -> None:
+    """Prints what decays, trains, then prints and plots what came of it."""
+    del argv
+    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    model, x, _, _ = load_task(_TASK.value[-1])
+    params = jax.tree.map(lambda p: p[0], initial_params(model, x, jnp.arange(1)))
+    print(wd.explain("weights", params), end="\n\n", flush=True)
+    η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
+    results = run(tasks=_TASK.value, steps=_STEPS.value, seeds=_SEEDS.value, learning_rate=η, weight_decay=λ)
+    path = pathlib.Path(_OUT.value) / "bf16_decay.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plot(results, path)
+    print(report(results))
+    print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}, λ = {λ:g}, {_STEPS.value} steps. Picture: {path}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,90 @@
+"""Stochastic rounding gives the same bits on one device, on eight for any sharding, and inside `shard_map`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from test_precision_composes import normal, same_bits, step, trained
+
+import wd_optax as wd
+
+pytestmark = pytest.mark.optax_promotes
+
+MESHES = {"8": ((8,), ("x",)), "2x4": ((2, 4), ("x", "y"))}
+SHARDINGS = [
+    ("8", P("x")),
+    ("8", P(None, "x")),
+    ("8", P()),
+    ("2x4", P("x", "y")),
+    ("2x4", P("y", "x")),
+    ("2x4", P(("y", "x"))),
+]
+each_sharding = pytest.mark.parametrize(("mesh", "spec"), SHARDINGS, ids=str)
+
+
+def mesh_of(name):
+    shape, axes = MESHES[name]
+    return jax.make_mesh(shape, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+
+
+def matrices():
+    return {"a": {"kernel": normal(0, (8, 16))}, "b": {"kernel": normal(1, (16, 8))}}
+
+
+def rounder(partition=None):
+    """Nothing but the rounding: float32 arithmetic before it may differ by a unit from one sharding to the next."""
+    return wd.round_updates("stochastic", key=2, partition=partition)
+
+
+def tiny(p):
+    return jax.tree.map(lambda x: normal(5, x.shape, jnp.float32) * 2.0**-9, p)
+
+
+@each_sharding
+def test_any_sharding_has_the_bits_of_one_device(mesh, spec):
+    p, u = matrices(), tiny(matrices())
+    alone, _ = trained(rounder(), p, u)
+    sharding = NamedSharding(mesh_of(mesh), spec)
+    placed, placed_u = jax.device_put((p, u), sharding)
+    one = jax.jit(functools.partial(step, rounder()))
+    text = one.lower(placed_u, rounder().init(placed), placed).compile().as_text()
+    assert not [c for c in ("all-reduce", "all-gather", "all-to-all", "collective-permute") if c in text]
+    same_bits(trained(rounder(), placed, placed_u)[0], alone)
+
+
+@each_sharding
+def test_shard_map_has_the_bits_of_one_device(mesh, spec):
+    p, u = matrices(), tiny(matrices())
+    alone, _ = trained(rounder(), p, u)
+    tx = rounder(partition=spec)  # one spec for all leaves: a tree prefix
+    mapped = jax.shard_map(
+        functools.partial(step, tx), mesh=mesh_of(mesh), in_specs=(spec, P(), spec), out_specs=(spec, P())
+    )
+    state, end = tx.init(p), p
+    for _ in range(3):
+        end, state = jax.jit(mapped)(u, state, end)
+    same_bits(end, alone)
+
+
+def test_shard_map_on_replicas_needs_no_partition():
+    p, u = matrices(), tiny(matrices())
+    mapped = jax.shard_map(functools.partial(step, rounder()), mesh=mesh_of("8"), in_specs=P(), out_specs=P())
+    end, _ = jax.jit(mapped)(u, rounder().init(p), p)
+    same_bits(end, trained(rounder(), p, u, 1)[0])
+
+
+def test_shards_without_partition_would_repeat_the_same_bits():
+    p = {"w": jnp.ones((8, 512), jnp.bfloat16)}
+    u = optax.tree.full_like(p, 2.0**-8, jnp.float32)
+    for partition, repeats in ((None, True), (P("x"), False)):
+        tx = rounder(partition)
+        mapped = jax.shard_map(
+            functools.partial(step, tx), mesh=mesh_of("8"), in_specs=(P("x"), P(), P("x")), out_specs=(P("x"), P())
+        )
+        rows = np.float32(jax.jit(mapped)(u, tx.init(p), p)[0]["w"])
+        assert bool(np.all(rows == rows[:1])) is repeats

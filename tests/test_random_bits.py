@@ -1,0 +1,200 @@
+"""The bits behind stochastic rounding: the published hash, bit for bit, and statistics that would see it misused.
+
+Seeds are fixed, so the tests can't flicker; "false alarm" is the chance that ideal bits would have failed.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from wd_optax import random_bits
+
+N = 2**16
+WORDS = np.random.default_rng(0).integers(0, 2**32, (64, 3), dtype=np.uint32)
+FIELDS = ("position", "seed", "stream", "step")
+
+
+def pcg3d(x, y, z):
+    """Jarzynski & Olano 2020, listing of pcg3d, on Python's unbounded integers in uint64 arrays."""
+    low = np.uint64(2**32 - 1)
+    multiply = lambda a, b: (a * b) & low  # below 2⁶⁴: both factors are below 2³²
+    v = [(multiply(np.uint64(w), np.uint64(1664525)) + np.uint64(1013904223)) & low for w in (x, y, z)]
+    for mix in (True, False):
+        v[0] = (v[0] + multiply(v[1], v[2])) & low
+        v[1] = (v[1] + multiply(v[2], v[0])) & low
+        v[2] = (v[2] + multiply(v[0], v[1])) & low
+        if mix:
+            v = [w ^ (w >> np.uint64(16)) for w in v]
+    return v
+
+
+def reference(position, seed, stream, step):
+    """`random_bits.bits` of a flat leaf, from the reference above: every argument an array of words."""
+    start, y, z = pcg3d(seed, stream, step)
+    low = np.uint64(2**32 - 1)
+    return pcg3d((np.uint64(position) + start) & low, (y << np.uint64(1)) & low, (z << np.uint64(1)) & low)[0]
+
+
+@jax.jit
+def at(position, seed, stream, step):
+    """The library's bits at any position: an entry of a leaf of rank one, through the offsets of a shard."""
+    draw = lambda p, a, b, c: random_bits.bits((1,), seed=a, stream=b, step=c, offsets=((1,), (p,)))[0]
+    return jax.vmap(draw)(position, seed, stream, step)
+
+
+def leaf(seed=0, stream=0x5EED1EAF, step=0, shape=(N,)):
+    return np.asarray(random_bits.bits(shape, seed=jnp.uint32(seed), stream=stream, step=jnp.int32(step)))
+
+
+def uniform(bits):
+    """The 16 bits that bfloat16 uses, as numbers in (−½, ½)."""
+    return ((bits >> np.uint32(16)).astype(float) + 0.5) / 2**16 - 0.5
+
+
+def score(a, b):
+    """The correlation of two samples in standard deviations."""
+    return 12 * np.mean(uniform(a) * uniform(b)) * np.sqrt(len(a))
+
+
+def test_the_hash_is_the_published_one():
+    words = np.concatenate([WORDS, [[0, 0, 0], [2**32 - 1] * 3, [0, 2**32 - 1, 1], [1, 0, 2**31]]]).astype(np.uint32)
+    ours = random_bits.pcg3d(*map(jnp.asarray, words.T))
+    chex.assert_trees_all_equal([np.uint64(x) for x in ours], pcg3d(*words.T))
+
+
+def test_bits_are_a_function_of_seed_stream_step_and_position():
+    position = np.arange(4 * len(WORDS), dtype=np.uint32) * np.uint32(16769023)  # far into leaves of 2³² entries
+    seed, stream, step = np.tile(WORDS, (4, 1)).T
+    step = step >> np.uint32(1)  # an int32
+    ours = at(*map(jnp.asarray, (position, seed, stream, step.astype(np.int32))))
+    np.testing.assert_array_equal(np.uint64(ours), reference(position, seed, stream, step))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (2, 3), (2, 3, 4), (3, 1, 2, 2), (0, 3)])
+def test_positions_count_row_major(shape):
+    size = int(np.prod(shape))
+    np.testing.assert_array_equal(leaf(shape=shape).ravel(), leaf(shape=(size,)))
+    assert len(np.unique(leaf(shape=(size,)))) == size
+
+
+@pytest.mark.parametrize(("whole", "axis", "parts"), [((8, 6), 0, 4), ((8, 6), 1, 3), ((2, 4, 6), 1, 2), ((12,), 0, 3)])
+def test_a_shard_has_the_bits_of_its_place_in_the_whole_leaf(whole, axis, parts):
+    shard = tuple(n // parts if i == axis else n for i, n in enumerate(whole))
+    found = []
+    for part in range(parts):
+        starts = tuple(part * shard[axis] if i == axis else 0 for i in range(len(whole)))
+        draw = lambda starts: random_bits.bits(
+            shard, seed=jnp.uint32(3), stream=7, step=jnp.int32(5), offsets=(whole, starts)
+        )
+        found.append(draw(starts))
+    np.testing.assert_array_equal(np.concatenate(found, axis), leaf(3, 7, 5, whole))
+
+
+def test_bits_are_equidistributed():
+    """χ² over every byte and over 2¹⁰ buckets of the upper 16 bits; 5 × 40 tests at 10⁻⁷: false alarm 2·10⁻⁵."""
+    p_values = []
+    for i in range(40):
+        bits = leaf(seed=i % 4, step=i // 4, stream=random_bits.name_of(f"layers/{i}/kernel"))
+        for shift, buckets in [(0, 256), (8, 256), (16, 256), (24, 256), (22, 1024)]:
+            counts = np.bincount((bits >> np.uint32(shift)) % np.uint32(buckets), minlength=buckets)
+            p_values.append(stats.chisquare(counts).pvalue)
+    assert min(p_values) > 1e-7
+    # and not too even either: the p-values themselves are uniform (false alarm 10⁻⁴)
+    assert stats.kstest(p_values, "uniform").pvalue > 1e-4
+
+
+LAGS = {
+    "position": lambda k: lambda i: (leaf(step=i)[: -(2**k)], leaf(step=i)[2**k :]),
+    "seed": lambda k: lambda i: (leaf(i), leaf(i ^ 2**k)),
+    "stream": lambda k: lambda i: (leaf(1, 10**8 * i), leaf(1, (10**8 * i) ^ 2**k)),
+    "step": lambda k: lambda i: (leaf(step=i), leaf(step=i + 2**k)),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "k"),
+    [("position", k) for k in (0, 1, 2, 4, 8, 12, 15)]
+    + [(field, k) for field in ("seed", "stream") for k in (0, 1, 8, 16, 24, 28, 30, 31)]
+    + [("step", k) for k in (0, 1, 8, 16, 24, 28, 30)],
+)
+def test_neighbours_are_uncorrelated(field, k):
+    """Entries, keys, leaves and steps 2ᵏ apart; 30 × 8 normal scores, |z| < 6: false alarm 5·10⁻⁷."""
+    assert max(abs(score(*LAGS[field](k)(i))) for i in range(8)) < 6
+
+
+@pytest.mark.parametrize("k", range(17, 29))
+def test_far_entries_of_a_huge_leaf_are_uncorrelated(k):
+    """Entries 2ᵏ apart, 12 × 8 scores, |z| < 6: false alarm 2·10⁻⁷. From 2³⁰ on they are not, see the next test."""
+    for i in range(8):
+        words = [jnp.full(N, w) for w in (jnp.uint32(i), jnp.uint32(WORDS[i, 0]), jnp.int32(i))]
+        position = jnp.arange(N, dtype=jnp.uint32)
+        assert abs(score(*(np.asarray(at(p, *words)) for p in (position, position + jnp.uint32(2**k))))) < 6
+
+
+def test_what_is_left_of_the_hash_s_weakness():
+    """Entries exactly 2³¹ apart, in leaves of over 2·10⁹, are correlated: by less than a tenth (found: 0.07)."""
+    position, words = (
+        jnp.arange(N, dtype=jnp.uint32),
+        [jnp.full(N, w) for w in (jnp.uint32(1), jnp.uint32(2), jnp.int32(3))],
+    )
+    a, b = (np.asarray(at(p, *words)) for p in (position, position + jnp.uint32(2**31)))
+    assert 0.02 < abs(score(a, b)) / np.sqrt(N) < 0.1
+
+
+def test_one_entry_over_the_steps_is_white():
+    """Mean and correlation at lags 1, 2, 4 over 4096 steps, for 4096 entries: 16384 scores, |z| < 6.5: 1.3·10⁻⁶."""
+    steps = jnp.arange(4096, dtype=jnp.int32)
+    draw = lambda step: random_bits.bits((4096,), seed=jnp.uint32(0), stream=99, step=step)
+    series = uniform(np.asarray(jax.jit(jax.vmap(draw))(steps)))
+    assert np.abs(series.mean(0)).max() * np.sqrt(12 * 4096) < 6.5
+    for lag in (1, 2, 4):
+        assert np.abs((series[lag:] * series[:-lag]).mean(0)).max() * 12 * np.sqrt(4096 - lag) < 6.5
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_one_flipped_bit_of_the_input_flips_half_of_the_output(field):
+    """Avalanche into the 16 bits that bfloat16 uses, over 2¹² inputs.
+
+    Each output bit flips with ½ ± 0.04 (5σ, 28 × 16 × 4 of them: false alarm 10⁻³ on ideal bits), up to
+    input bit 27; above, positions and steps don't come, and seeds and leaves are tested by correlation.
+    """
+    rng = np.random.default_rng(1)
+    words = dict(zip(FIELDS, rng.integers(0, 2**31, (4, 2**12), dtype=np.uint32), strict=True))
+    draw = lambda w: np.asarray(at(*(jnp.asarray(w[f].astype(np.int32) if f == "step" else w[f]) for f in FIELDS)))
+    base = draw(words)
+    for k in range(28):
+        changed = base ^ draw(words | {field: words[field] ^ np.uint32(2**k)})
+        rates = [np.mean(changed >> np.uint32(bit) & np.uint32(1)) for bit in range(16, 32)]
+        assert max(abs(rate - 0.5) for rate in rates) < 0.04, f"bit {k}: {rates}"
+
+
+def test_structured_words_do_not_break_it():
+    """pcg3d is weak where its second and third word are both multiples of 2²² after its first line; ours never are.
+
+    Leaves and steps chosen to that end, used as they are, correlate by more than 0.2; hashed first, by nothing.
+    """
+    words = [(a << 22) - 1013904223 for a in (3, 5)]
+    stream, step = (w * pow(1664525, -1, 2**32) % 2**32 for w in words)
+    position = np.arange(N, dtype=np.uint32)
+    plain = pcg3d(position, np.full(N, stream), np.full(N, step))[0].astype(np.uint32)
+    assert max(abs(score(plain[:-lag], plain[lag:])) for lag in (4096, 16384, 32768)) / np.sqrt(N) > 0.2
+    ours = leaf(0, stream, np.uint32(step).view(np.int32))
+    assert max(abs(score(ours[:-lag], ours[lag:])) for lag in (1, 64, 4096, 16384, 32768)) < 6
+
+
+def test_seeds():
+    assert int(random_bits.seed(7)) == 7
+    assert random_bits.seed(7).dtype == jnp.uint32
+    assert random_bits.seed(jnp.int32(7)) == 7
+    keys = [int(random_bits.seed(jax.random.key(i))) for i in range(64)]
+    assert len(set(keys)) == 64
+    swept = jax.vmap(random_bits.seed)(jax.random.split(jax.random.key(0), 3))
+    chex.assert_shape(swept, (3,))
+
+
+def test_names_of_many_leaves_are_distinct():
+    names = [f"layers/{i}/{block}/{leaf}" for i in range(200) for block in "abcde" for leaf in ("kernel", "bias", "0")]
+    assert len({random_bits.name_of(name) for name in names}) == len(names)

@@ -1,0 +1,53 @@
+"""The verdict on a leaf: one of a few words, from what was measured. The first that holds is the one given."""
+
+import math
+
+from wd_optax.auditing.facts import Facts
+from wd_optax.auditing.rounding import is_lost
+
+DECAYS = "decays"
+SPARED = "spared"
+UNSCALED = "not scaled by lr"
+GROWS = "GROWS"
+COUPLED = "coupled: λ cancels"
+NORMALISED = "normalised away"
+TWICE = "decays twice"
+MOMENTUM = "in momentum"
+LOST = "lost in rounding"
+TOO_MUCH = "too much"
+TOO_LITTLE = "too little"
+NOT_PROPORTIONAL = "not proportional"
+UNKNOWN = "unknown"
+
+HEALTHY = (DECAYS, UNSCALED, MOMENTUM, NOT_PROPORTIONAL)  # weights get smaller, at a rate that was asked for
+GONE = NOTICED = 1e-3  # nothing is left below the one, nothing was done below the other, over the horizon
+
+
+def verdict(f: Facts) -> str:
+    """The word for one leaf; see `wd_optax.auditing.facts` for what each question measures."""
+    tests = (
+        (UNKNOWN, not f.finite or f.stochastic),
+        (SPARED, not f.decays),
+        (TWICE, f.sources > 1),
+        (GROWS, f.removed < 0),
+        (NOT_PROPORTIONAL, f.gated or (f.steady and not f.linear)),
+        (NORMALISED, not f.steady and f.locked),
+        (COUPLED, not f.steady and f.still and f.entrywise),
+        (UNKNOWN, not f.steady),
+        (TOO_MUCH, f.removed >= 1 or (f.remaining is not None and f.remaining < GONE)),
+        (UNKNOWN, math.isnan(f.kept)),
+        (LOST, is_lost(f)),
+        (MOMENTUM, f.remembered),
+        (UNSCALED, f.scaled is False),
+        (TOO_LITTLE, f.remaining is not None and 1 - f.remaining < NOTICED),
+    )
+    return next((word for word, holds in tests if holds), DECAYS)
+
+
+def half_life(f: Facts) -> float:
+    """Steps until half is left: ln ½ / ln(1 − c); inf where nothing shrinks, nan where the rate isn't one number."""
+    if verdict(f) in (UNKNOWN, COUPLED, NOT_PROPORTIONAL):
+        return math.nan
+    if f.removed <= 0:
+        return math.inf
+    return math.log(0.5) / math.log1p(-f.removed) if f.removed < 1 else 0.0
