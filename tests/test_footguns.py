@@ -212,8 +212,11 @@ def test_f14_second_learning_rate():
         np.testing.assert_allclose(moved(tx), 1 - lr - lr * λ, rtol=1e-6)
 
 
-NUMBERS = [
-    (name, arg) for name in DECAYING for arg in ("weight_decay", "rate", "learning_rate") if arg in parameters(name)
+NUMBERS = [  # equilibrium takes arrays, too: it has its own test below
+    (name, arg)
+    for name in sorted(set(DECAYING) - {"equilibrium"})
+    for arg in ("weight_decay", "rate", "learning_rate")
+    if arg in parameters(name)
 ]
 
 
@@ -229,6 +232,18 @@ def test_f17_numbers_that_cannot_be_meant(name, argument):
         with pytest.raises(
             TypeError, match=re.escape(f"{argument} must be a number, an array or a schedule") + ".*, got"
         ):
+            call(bad)
+
+
+@pytest.mark.parametrize("argument", ["learning_rate", "weight_decay"])
+def test_f17_an_equilibrium_needs_numbers_that_can_be_meant(argument):
+    call = lambda value: wd.equilibrium(**{"learning_rate": 0.1, "weight_decay": 0.1} | {argument: value})
+    assert call(0.01).angle > 0
+    for bad in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=re.escape(f"{argument}={bad!r} must be ")):
+            call(bad)
+    for bad in ("0.1", None):
+        with pytest.raises(TypeError, match=f"{argument} must be a number"):
             call(bad)
 
 
