@@ -41,7 +41,7 @@ def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     weights: d = ∂u(s·p)/∂s at s = 1, gradients and state held. It sees decay wherever it stands: in ours, in
     `optax.adamw`, in any chain. Under jit it costs what depends on the parameters (−c·m·p for decoupled decay); the
     rest of its second `update` is dead code. Outside jit it isn't. The sums read whole arrays: on a CPU a monitored
-    step of large leaves takes ten plain ones (`benchmarks/monitor.py`), which is little beside a gradient and much
+    step of large leaves takes 6 to 12 plain ones (`benchmarks/overhead.py`), which is little beside a gradient and much
     beside an optimizer step; `state.inner` is the plain optimizer's state, for a step without the monitor.
 
     It is exactly the decay −c·m·p for every decoupled decay to zero, cautious and proximal L2 included. It is not:
