@@ -251,6 +251,8 @@ def main(argv: list[str]) -> None:
     params = jax.tree.map(lambda p: p[0], initial_params(model, x, jnp.arange(1)))
     print(wd.explain("weights", params), end="\n\n", flush=True)
     η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
+    in_bf16 = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    print("What AdamW will do in bfloat16:", wd.audit(wd.adamw(η, weight_decay=λ), in_bf16), "", sep="\n", flush=True)
     results = run(tasks=_TASK.value, steps=_STEPS.value, seeds=_SEEDS.value, learning_rate=η, weight_decay=λ)
     path = pathlib.Path(_OUT.value) / "bf16_decay.png"
     path.parent.mkdir(parents=True, exist_ok=True)

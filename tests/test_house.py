@@ -87,7 +87,9 @@ def blocks(text):
 
 
 @pytest.mark.optax_promotes
-@pytest.mark.parametrize("document", ["README.md", "WORKSPACE_NOTES.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "WORKSPACE_NOTES.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
 def test_documents_run_and_print_what_they_say(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = blocks((ROOT / document).read_text())
