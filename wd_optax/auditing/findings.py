@@ -60,7 +60,7 @@ LEAVES: list[tuple[str, str, str, Test, str, str]] = [
     (
         "error", "lost in rounding", "F7", lambda row, f: row.verdict == verdicts.LOST and row.dtype.itemsize >= 4,
         "one step's decay is below half a unit in the last place, and rounding swallows or distorts it",
-        "raise weight_decay: at this rate it needs a float64 copy of the parameters",
+        'raise weight_decay, or optax.chain(optimizer, wd.round_updates("compensated_all"))',
     ),
     (
         "warning", "normalised away", "F8", _is(verdicts.NORMALISED),
