@@ -33,8 +33,8 @@ def stochastic(x: jax.Array, dtype: Any, bits: jax.Array) -> jax.Array:
     """
     if dtype == jnp.bfloat16:  # the upper half of a float32: add noise to the lower half and cut it off
         noisy = jax.lax.bitcast_convert_type(x, jnp.uint32) + (bits >> jnp.uint32(16))
-        cut = jax.lax.bitcast_convert_type((noisy >> jnp.uint32(16)).astype(jnp.uint16), jnp.bfloat16)
-        return jnp.where(jnp.abs(x) <= jnp.float32(jnp.finfo(dtype).max), cut, x.astype(dtype))
+        cut = jax.lax.bitcast_convert_type(noisy & jnp.uint32(0xFFFF0000), jnp.float32)  # a TPU fuses no 16-bit words
+        return jnp.where(jnp.abs(x) <= jnp.float32(jnp.finfo(dtype).max), cut, x).astype(dtype)
     near = nearest(jnp.abs(x), dtype)  # the sign comes back at the end: some types have no −0 to count from
     word = jnp.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
     wide = near.astype(jnp.float32)

@@ -36,13 +36,13 @@ class MonitorState(NamedTuple):
 def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """The same optimizer, that also keeps ‖p‖, ‖u‖, the share of decay and the angle turned per step, by role.
 
-    Updates are the optimizer's own, bit for bit (a larger program may contract p + u otherwise: an ulp). Each step is
-    also measured: five sums over the parameters, and the decay d, the part of the step that is proportional to the
-    weights: d = ∂u(s·p)/∂s at s = 1, gradients and state held. It sees decay wherever it stands: in ours, in
-    `optax.adamw`, in any chain. Under jit it costs what depends on the parameters (−c·m·p for decoupled decay); the
-    rest of its second `update` is dead code. Outside jit it isn't. The sums read whole arrays: on a CPU a monitored
-    step of large leaves takes 6 to 12 plain ones (`benchmarks/overhead.py`), which is little beside a gradient and much
-    beside an optimizer step; `state.inner` is the plain optimizer's state, for a step without the monitor.
+    Updates are the optimizer's own: bit for bit outside jit, and compiled up to how XLA contracts products and sums in
+    another program (an ulp). Each step is also measured: five sums over the parameters, and the decay d, the part of
+    the step that is proportional to the weights: d = ∂u(s·p)/∂s at s = 1, gradients and state held. It sees decay
+    wherever it stands: in ours, in `optax.adamw`, in any chain. The sums are one more pass over what the step reads,
+    before the step and without copies: 16 bytes per float32 parameter beside AdamW's 28. A CPU, which doesn't vectorise
+    sums, needs 3 to 6 times a plain step's time (`benchmarks/step.py`): little beside a gradient, much beside a step;
+    `state.inner` is the plain optimizer's state, for a step without the monitor.
 
     It is exactly the decay −c·m·p for every decoupled decay to zero, cautious and proximal L2 included. It is not:
       - decay to an anchor a: d is −c·m·p and not −c·m·(p − a); and L1: not proportional, not counted.
@@ -78,11 +78,9 @@ def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     def update(updates: Any, state: MonitorState, params: Any = None, **extra: Any) -> tuple[Any, MonitorState]:
         if params is None:
             raise ValueError("monitor measures the parameters, so update needs them: tx.update(grads, state, params)")
-        step, inner_state = inner.update(updates, state.inner, params, **extra)
-        # Apart from the step, or the compiler shares terms between both and the step changes in its last bit.
-        apart = jax.tree.map(jax.lax.optimization_barrier, (updates, state.inner, params))
-        decay = _decay(lambda p: inner.update(*apart[:2], p, **extra)[0], apart[2])
-        return step, MonitorState(inner_state, _measure(params, step, decay))
+        sums = _sums_of(lambda p: inner.update(updates, state.inner, p, **extra)[0], params)
+        step, inner_state = inner.update(_behind(updates, sums), state.inner, params, **extra)
+        return step, MonitorState(inner_state, _by_role(params, sums))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -119,8 +117,18 @@ def read_monitor(opt_state: Any) -> dict[str, Info]:
     return {role: Info(*(x[..., i] for x in arrays)) for i, role in enumerate(ROLES)}
 
 
-def _decay(step: Callable[[Any], Any], params: Any) -> Any:
-    """∂step(s·p)/∂s at s = 1, over the leaves of `params` that are numbers with a fraction."""
+class _Sums(NamedTuple):
+    """Sums over entries: of each row of a leaf, then of all leaves of a role."""
+
+    pp: Any = 0.0  # |p|²
+    uu: Any = 0.0
+    pu: Any = 0.0  # Re p̄·u
+    dd: Any = 0.0
+    rr: Any = 0.0  # |u − d|²
+
+
+def _sums_of(step: Callable[[Any], Any], params: Any) -> Any:
+    """Per leaf and row the sums over p, u = step(p) and the decay d = ∂step(s·p)/∂s at s = 1."""
     leaves, treedef = jax.tree.flatten(params)
     is_float = [jnp.issubdtype(jnp.result_type(p), jnp.inexact) for p in leaves]
 
@@ -130,7 +138,34 @@ def _decay(step: Callable[[Any], Any], params: Any) -> Any:
         return step(jax.tree.unflatten(treedef, mixed))
 
     floats = [jnp.asarray(p) for p, f in zip(leaves, is_float, strict=True) if f]
-    return jax.jvp(of, (floats,), (floats,))[1]
+    updates, decay = jax.jvp(of, (floats,), (floats,))
+    return jax.tree.map(_sums, params, updates, decay)
+
+
+def _sums(p: Any, u: Any, d: Any) -> _Sums:
+    if not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
+        return _Sums()
+    p = jnp.asarray(p)
+    dtype = dtypes.arithmetic(p.dtype, *(() if u is None else (u.dtype,)))
+    p, u, d = (jnp.zeros(p.shape, dtype) if x is None else x.astype(dtype) for x in (p, u, d))
+    dot = lambda a, b: jnp.real(jnp.conj(a) * b)
+    terms = jax.lax.stop_gradient((dot(p, p), dot(u, u), dot(p, u), dot(d, d), dot(u - d, u - d)))
+    # All five in one loop: as five sums, u and d would be written out for each.
+    zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
+    add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
+    return _Sums(*jax.lax.reduce(terms, zeros, add, (p.ndim - 1,)) if p.ndim else terms)
+
+
+def _behind(updates: Any, sums: Any) -> Any:
+    """The same updates, available only when the sums are: else the step, which overwrites p in place, needs a copy."""
+
+    def wait(u: Any, s: _Sums) -> Any:
+        if u is None or not jnp.issubdtype(u.dtype, jnp.inexact):
+            return u
+        nothing = jnp.where(s.pp < -1, 1, -0.0).astype(u.dtype)  # always −0.0, u + (−0.0) is u; XLA knows neither
+        return u + (nothing[..., None] if u.ndim else nothing)  # a row waits for itself alone, not for other devices
+
+    return jax.tree.map(wait, updates, sums, is_leaf=lambda x: x is None)
 
 
 def _sizes(params: Any) -> dict[str, int]:
@@ -141,7 +176,7 @@ def _sizes(params: Any) -> dict[str, int]:
 
 
 class _Sums(NamedTuple):
-    """Sums over entries, added up over the leaves of a role."""
+    """Sums over entries: of each row of a leaf, then of all leaves of a role."""
 
     pp: Any = 0.0  # |p|²
     uu: Any = 0.0
@@ -150,22 +185,12 @@ class _Sums(NamedTuple):
     rr: Any = 0.0  # |u − d|²
 
 
-def _measure(params: Any, updates: Any, decay: Any) -> Info:
-    sums = dict.fromkeys(ROLES, _Sums())
-    each = jax.tree.leaves(jax.tree.map(_sums, params, updates, decay), is_leaf=lambda x: isinstance(x, _Sums))
+def _by_role(params: Any, sums: Any) -> Info:
+    total = dict.fromkeys(ROLES, _Sums())
+    each = jax.tree.leaves(sums, is_leaf=lambda x: isinstance(x, _Sums))
     for about, leaf in zip(roles.parameters(params), each, strict=True):
-        sums[about.role] = _Sums(*map(jnp.add, sums[about.role], leaf))
-    return _info(sums, _sizes(params))
-
-
-def _sums(p: Any, u: Any, d: Any) -> _Sums:
-    if not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
-        return _Sums()
-    p = jnp.asarray(p)
-    dtype = dtypes.arithmetic(p.dtype, *(() if u is None else (u.dtype,)))
-    p, u, d = (jnp.zeros(p.shape, dtype) if x is None else x.astype(dtype) for x in (p, u, d))
-    dot = lambda a, b: jnp.sum(jnp.real(jnp.conj(a) * b))
-    return _Sums(dot(p, p), dot(u, u), dot(p, u), dot(d, d), dot(u - d, u - d))
+        total[about.role] = _Sums(*(t + jnp.sum(x) for t, x in zip(total[about.role], leaf, strict=True)))
+    return _info(total, _sizes(params))
 
 
 def _info(sums: dict[str, _Sums], sizes: dict[str, int]) -> Info:

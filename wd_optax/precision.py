@@ -108,11 +108,11 @@ def round_updates(rounding: str, *, key: Any = 0, partition: Any = None) -> opta
         if compensates:
             add = lambda u, p, r: u if u is None or not rounds(p) else _add_residual(u, r)
             updates = jax.tree.map(add, updates, params, residual, is_leaf=_is_none)
+            left = lambda u, p, r: r if u is None or not rounds(p) else _left_over(u, p)
+            residual = jax.tree.map(left, updates, params, residual, is_leaf=_is_none)
+            updates = jax.tree.map(_take_off, updates, params, residual, is_leaf=_is_none)
         draw = functools.partial(random_bits.bits, seed=state.seed, step=state.count)
         rounded = _land_all(updates, params, draw if rounding == "stochastic" else None, partition)
-        if compensates:
-            left = lambda u, landed, p, r: r if u is None or not rounds(p) else _left_over(u, landed, p)
-            residual = jax.tree.map(left, updates, rounded, params, residual, is_leaf=_is_none)
         return rounded, state._replace(count=optax.safe_increment(state.count), residual=residual)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -188,15 +188,20 @@ def _add_residual(u: jax.Array, residual: jax.Array) -> jax.Array:
     return u.astype(wide) + residual.astype(wide)
 
 
-def _left_over(u: jax.Array, landed: jax.Array, p: jax.Array) -> jax.Array:
-    """What rounding p + u left over, in p's type; nothing where the step is infinite."""
+def _left_over(u: jax.Array, p: jax.Array) -> jax.Array:
+    """What rounding p + u will leave over, in p's type; nothing where the step is infinite."""
     if is_narrow(p):
-        rest = u - landed
+        rest = u - _land(u, p, 0, None, None)
     else:  # p + u is rounded by whoever adds it: Knuth's two-sum finds its error
         total = p + u
         added = total - p
         rest = (p - (total - added)) + (u - added)
     return jnp.where(jnp.isfinite(rest), rest, 0).astype(p.dtype)
+
+
+def _take_off(u: Any, p: Any, rest: Any) -> Any:
+    """u less its rest, which rounds to the same: a TPU makes one loop of p, rest and moments that form a chain."""
+    return u if u is None or not is_narrow(p) else u - rest.astype(u.dtype)
 
 
 def _land_all(updates: Any, params: Any, draw: Any, partition: Any) -> Any:
