@@ -83,6 +83,9 @@ def updates(p, rng):
         for _ in range(3):
             yield rng.integers(0, 2**32, p.shape, np.uint32).view(np.float32)
             yield sign() * wide * power(-30, -12)
+            yield (
+                wide * (sign() * rng.integers(1, 2**12, p.shape)).astype(np.float32) * np.float32(2**-12)
+            )  # halfway too
             yield sign() * wide * power(-12, -2)  # around half a unit in the last place, for all types
             yield -wide * (1 + sign() * power(-26, -1))  # cancels to little, or to the other side
             yield wide * power(0, 30)
@@ -90,12 +93,13 @@ def updates(p, rng):
 
 
 @pytest.mark.optax_promotes
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "rounding"), [("eager", "nearest"), ("jit", "nearest"), ("jit", "compensated")])
 @all_types
-def test_lands_on_the_right_bits_everywhere(dtype, mode):
+def test_lands_on_the_right_bits_everywhere(dtype, mode, rounding):
+    """Compensation rounds p + u less what will be left over: the same value, at every halfway point too."""
     p = np.tile(every(dtype), 1 if dtype.itemsize == 2 else 64)
     for u in updates(p, np.random.default_rng(0)):
-        assert_right_bits(p, u, np.asarray(MODES[mode](jnp.asarray(p), jnp.asarray(u))))
+        assert_right_bits(p, u, np.asarray(MODES[mode](jnp.asarray(p), jnp.asarray(u), rounding=rounding)))
 
 
 @pytest.mark.optax_promotes

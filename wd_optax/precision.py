@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wd_optax import casts, random_bits, roles
+from wd_optax import casts, dtypes, random_bits, roles
 
 ROUNDINGS = ("nearest", "stochastic", "compensated", "compensated_all")
 
@@ -184,19 +184,19 @@ def _is_float(x: Any) -> bool:
 
 
 def _add_residual(u: jax.Array, residual: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(residual.dtype, jnp.float32)
+    wide = dtypes.arithmetic(residual.dtype)
     return u.astype(wide) + residual.astype(wide)
 
 
 def _left_over(u: jax.Array, p: jax.Array) -> jax.Array:
-    """What rounding p + u will leave over, in p's type; nothing where the step is infinite."""
+    """What rounding p + u will leave over, in p's type; nothing where that is infinite, as p or the step are."""
     if is_narrow(p):
         rest = u - _land(u, p, 0, None, None)
     else:  # p + u is rounded by whoever adds it: Knuth's two-sum finds its error
         total = p + u
         added = total - p
         rest = (p - (total - added)) + (u - added)
-    return jnp.where(jnp.isfinite(rest), rest, 0).astype(p.dtype)
+    return jnp.where(jnp.abs(rest) <= float(jnp.finfo(p.dtype).max), rest, 0).astype(p.dtype)
 
 
 def _take_off(u: Any, p: Any, rest: Any) -> Any:
