@@ -19,10 +19,6 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "optax_promotes: runs Optax code that mixes int and float, such as b1 ** count")
-
-
 @pytest.fixture(autouse=True)
 def _strict_promotion(request):
     with jax.numpy_dtype_promotion("standard" if request.node.get_closest_marker("optax_promotes") else "strict"):
