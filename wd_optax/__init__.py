@@ -16,6 +16,8 @@ from wd_optax.penalties import l1_penalty, l2_penalty
 from wd_optax.precision import in_float32, round_updates
 from wd_optax.pull import DecayState
 from wd_optax.rates import convert_weight_decay, decay_rate
+from wd_optax.sweeping.result import SweepResult
+from wd_optax.sweeping.sweep import sweep
 from wd_optax.timescales import Timescale, half_life, timescale, weight_decay_for
 from wd_optax.wrap import with_decay
 
@@ -28,6 +30,7 @@ __all__ = [
     "Info",
     "MonitorState",
     "Report",
+    "SweepResult",
     "Timescale",
     "adam_l2",
     "adamw",
@@ -53,6 +56,7 @@ __all__ = [
     "sgd_l2",
     "sgdw",
     "shrink",
+    "sweep",
     "timescale",
     "weight_decay_for",
     "with_decay",

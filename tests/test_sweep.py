@@ -1,0 +1,314 @@
+"""A sweep's numbers are those of a loop; it compiles once per static value; bad input is named."""
+
+import functools
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import sweep_worker
+
+import wd_optax as wd
+from wd_optax.sweeping import plan
+from wd_optax.sweeping.execute import Executor
+
+RATES = {"learning_rate": [0.01, 0.1, 1.0], "weight_decay": [0.0, 0.01, 0.1]}
+sweep = functools.partial(wd.sweep, progress=False)
+
+
+def scanned(tx, params, grad, length):
+    """The sums of squares of the parameters over the steps."""
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(grad(params), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), optax.tree.norm(params, squared=True)
+
+    return jax.lax.scan(step, (params, tx.init(params)), length=length)[1]
+
+
+def elementwise(hparams, key):
+    """Entries that don't meet: each curve is one weight's."""
+    tx = wd.sgdw(hparams["learning_rate"], weight_decay=hparams["weight_decay"], momentum=0.9, mask=None)
+    w = jax.random.normal(key)
+    return {"curve": scanned(tx, w, lambda w: w - 1, 30), "start": w}
+
+
+X = jax.random.normal(jax.random.key(1), (32, 16))
+
+
+def mlp(hparams, key):
+    """Products of matrices, whose sums XLA orders as it likes."""
+    tx = wd.adamw(hparams["learning_rate"] / 100, weight_decay=hparams["weight_decay"])
+    k1, k2 = jax.random.split(key)
+    params = {"a": {"kernel": jax.random.normal(k1, (16, 32))}, "b": {"kernel": jax.random.normal(k2, (32, 1))}}
+    loss = lambda p: ((jnp.tanh(X @ p["a"]["kernel"]) @ p["b"]["kernel"]) ** 2).mean()
+    return {"curve": scanned(tx, params, jax.grad(loss), 10)}
+
+
+def loop(train, axes, seeds):
+    """Each point trained alone, in a program for one run."""
+    one = jax.jit(train)
+    points = [{"learning_rate": η, "weight_decay": λ} for η in axes["learning_rate"] for λ in axes["weight_decay"]]
+    number = lambda point: {name: jnp.float32(x) for name, x in point.items()}
+    curves = [one(number(point), jax.random.key(seed))["curve"] for point in points for seed in seeds]
+    return np.reshape(curves, (3, 3, len(seeds), -1))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("chunk", [None, 1, 5])
+def test_elementwise_runs_are_the_loops_bit_for_bit(chunk, devices):
+    data = sweep(elementwise, RATES, seeds=[3, 5], chunk=chunk, devices=jax.devices()[:devices]).data
+    assert data["curve"].dims == ("learning_rate", "weight_decay", "seed", "curve_0")
+    np.testing.assert_array_equal(data["curve"], loop(elementwise, RATES, [3, 5]))
+    assert (data["start"] == data["start"][0, 0]).all()  # runs of one seed are paired
+    assert (data["start"][..., 0] != data["start"][..., 1]).all()
+
+
+@pytest.mark.optax_promotes
+def test_matrix_products_are_the_loops_up_to_rounding():
+    """XLA orders the sums of a batched product otherwise: float32's 2⁻²⁴ ≈ 6e-8 per operation over 10 steps."""
+    data = sweep(mlp, RATES, seeds=2).data
+    np.testing.assert_allclose(data["curve"], loop(mlp, RATES, [0, 1]), rtol=1e-5)
+
+
+@pytest.mark.optax_promotes
+def test_devices_change_no_bit_where_each_trains_the_same_batch():
+    on = lambda n: sweep(mlp, RATES, seeds=4, chunk=3 * n, devices=jax.devices()[:n]).data
+    assert on(1).drop_attrs().identical(on(8).drop_attrs())
+    assert on(8).attrs == {
+        "strategy": "3 runs side by side (vmap) on each of 8 devices (shard_map)",
+        "chunk": 24,
+        "devices": "8 × cpu",
+    }
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The widths that were compiled."""
+    widths, real = [], Executor.compile
+    monkeypatch.setattr(Executor, "compile", lambda self, width: widths.append(width) or real(self, width))
+    return widths
+
+
+def test_one_trace_and_one_compilation_per_static_value_whatever_the_size(compiled):
+    traces, backend = [], []
+
+    def train(hparams, key):
+        traces.append(hparams["kind"])
+        return {"y": jnp.sin(hparams["x"]) if hparams["kind"] == "sin" else jnp.cos(hparams["x"])}
+
+    jax.monitoring.register_event_duration_secs_listener(record := lambda name, *_, **k: backend.append((name, k)))
+    try:
+        for points in (3, 300):
+            found = sweep(train, {"kind": ["sin", "cos"], "x": np.linspace(0, 1, points)}, seeds=2, chunk=64).data
+            np.testing.assert_allclose(found["y"].sel(kind="cos", seed=1), np.cos(np.linspace(0, 1, points)), rtol=1e-6)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(record)
+    assert traces == ["sin", "cos"] * 2
+    assert len(compiled) == 4
+    blocks = [k for name, k in backend if name.endswith("backend_compile_duration") and "block" in str(k)]
+    assert len(blocks) == 4, {name for name, _ in backend}
+
+
+def sorts(hparams, key):
+    """Holds an array."""
+    big = jnp.full(hparams.get("size", 10_000), hparams["x"])
+    return {"y": jax.lax.fori_loop(0, 3, lambda i, x: jnp.sort(jnp.sin(x)), big).sum()}
+
+
+def test_compiles_again_only_where_memory_is_short(compiled, monkeypatch, caplog):
+    """A run holds 4 · 10⁴ bytes at least; what would not fit is compiled at a width that does."""
+
+    axes = {"x": np.linspace(1, 2, 64)}
+    one = jax.devices()[:1]
+    monkeypatch.setattr(plan, "cache", lambda devices: float("inf"))
+    plenty = sweep(sorts, axes, seeds=1, devices=one).data
+    assert compiled == [32]
+    monkeypatch.setattr(plan, "free_memory", lambda local: 6e5)
+    little = sweep(sorts, axes, seeds=1, devices=one).data
+    assert compiled[:2] == [32, 32]
+    assert 2 <= compiled[-1] <= 6e5 / 4e4
+    assert little.attrs["chunk"] == compiled[-1]
+    np.testing.assert_allclose(little["y"], plenty["y"], rtol=1e-6)  # sums of 10⁴ numbers, blocked by width
+    monkeypatch.setattr(plan, "free_memory", lambda local: 1e3)
+    with caplog.at_level("WARNING", logger="absl"):
+        assert sweep(sorts, axes, seeds=1, devices=one).data.attrs["chunk"] == 1
+    assert "one run needs" in caplog.text
+
+
+def test_each_static_value_has_the_width_that_fits_it_and_keeps_it(monkeypatch, tmp_path):
+    axes = {"size": {"small": 10, "large": 10_000}, "x": np.linspace(1, 2, 40)}
+    monkeypatch.setattr(plan, "cache", lambda devices: float("inf"))
+    run = lambda: sweep(sorts, axes, seeds=1, devices=jax.devices()[:1], directory=tmp_path)
+    monkeypatch.setattr(plan, "free_memory", lambda local: 6e5)
+    first = run().data
+    assert re.match("[0-9]+ to 20 runs side by side", first.attrs["strategy"])
+    monkeypatch.setattr(plan, "free_memory", lambda local: 1e9)  # a larger machine goes on as the smaller one began
+    (tmp_path / sorted(path.name for path in tmp_path.glob("*.nc"))[-1]).unlink()
+    assert run().data.identical(first)
+
+
+def test_a_cpu_keeps_to_its_cache(monkeypatch):
+    monkeypatch.setattr(plan, "cache", lambda devices: 2e5 / devices)
+    data = sweep(sorts, {"x": np.linspace(1, 2, 32)}, seeds=1, devices=jax.devices()[:1]).data
+    assert data.attrs["chunk"] <= 5  # of 4 · 10⁴ bytes at least
+
+
+def test_divergence_is_nan_counted_and_never_wins():
+    def train(hparams, key):
+        curve = jnp.exp(hparams["x"] * jnp.arange(4.0))
+        return {"accuracy": 1 - 1 / hparams["x"], "steps": 4, "curve": curve}
+
+    result = sweep(train, {"x": [1.0, 2.0, 80.0]}, seeds=2)
+    assert result.data["diverged"].values.tolist() == [[False] * 2, [False] * 2, [True] * 2]
+    assert np.isnan(result.data["accuracy"].sel(x=80)).all()
+    assert np.isnan(result.data["steps"].sel(x=80)).all()
+    assert result.data["steps"].sel(x=1).values.tolist() == [4, 4]
+    np.testing.assert_allclose(result.data["curve"].sel(x=80, seed=0), [1, np.exp(80), np.nan, np.nan], rtol=1e-5)
+    best = result.best("accuracy")
+    assert (best.hyperparams, best.diverged) == ({"x": 2.0}, 2)
+
+
+def test_a_real_optimizer_grid_survives_divergence():
+    result = wd.SweepResult(sweep_worker.sweep())
+    assert 0 < result.data["diverged"].sum() < result.data["diverged"].size
+    assert np.isfinite(result.best("loss", "min").mean)
+    assert result.data["positive"].dtype == np.float64
+
+
+def test_traced_and_static_values_reach_train_as_they_are():
+    seen = []
+
+    def train(hparams, key):
+        seen.append({name: getattr(x, "dtype", x) for name, x in hparams.items()})
+        return {"y": hparams["a"] + hparams["b"].astype(float)}
+
+    axes = {"a": [1, 0.5], "b": range(2), "c": [None], "d": [True], "e": [jnp.sin], "f": {"32": 32}}
+    data = sweep(train, axes, seeds=1).data
+    assert seen == [{"a": jnp.float32, "b": jnp.int32, "c": None, "d": True, "e": jnp.sin, "f": 32}]
+    assert data["y"].squeeze().values.tolist() == [[1, 2], [0.5, 1.5]]
+    assert [data[name].values.tolist() for name in "abcdef"] == [[1, 0.5], [0, 1], ["None"], ["True"], ["sin"], ["32"]]
+    assert list(data.sizes) == [*"abcdef", "seed"]
+
+
+def test_arrays_that_train_closes_over_are_arguments_and_keys_are_kept():
+    key = jax.random.key(7)
+    big = np.arange(1000, dtype=np.float32)
+    train = lambda hparams, k: {"y": (big * hparams["x"]).sum() + jax.random.normal(key)}
+    data = sweep(train, {"x": [1.0, 2.0]}, seeds=1).data
+    expected = np.array([[1], [2]]) * big.sum() + jax.random.normal(key)
+    np.testing.assert_allclose(data["y"], expected, rtol=1e-6)
+
+
+def one(hparams, key):
+    return {"y": hparams["x"]}
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({}, "axes={}: pass a dict"),
+        ([("x", [1.0])], "pass a dict"),
+        ({"x": []}, r"axes\['x'\] is empty"),
+        ({"x": 1.0}, r"axes\['x'\]=1.0: pass a list"),
+        ({"x": "adam"}, r"axes\['x'\]='adam': pass a list"),
+        ({"x": np.ones((2, 2))}, r"(?s)axes\['x'\].*pass a list"),
+        ({"x": [1.0, np.nan]}, r"axes\['x'\] has nan: pass finite"),
+        ({"x": [1.0, np.inf]}, r"axes\['x'\] has inf: pass finite"),
+        ({"x": [1, 2**31]}, r"axes\['x'\] has 2147483648: pass finite numbers that int32"),
+        ({"x": [0.1, 0.1]}, "in float32 has .* twice"),
+        ({"x": [0.1, 0.1 + 1e-12]}, "in float32 has .* twice"),
+        ({"x": ["a", "a"]}, r"axes\['x'\] has 'a' twice"),
+        ({"x": [None, "None"]}, r"axes\['x'\] has 'None' twice"),
+        ({"x": [lambda: 1]}, r"axes\['x'\].*has no name; pass a dict of named values"),
+        ({"x": [{"kernel": 1}]}, r"axes\['x'\].*has no name; pass a dict of named values"),
+        ({"seed": [1.0]}, "'seed' can't be an axis' name"),
+        ({1: [1.0]}, "1 can't be an axis' name"),
+        ({"y": [1.0], "x": [1.0]}, "train returned 'y', a name that the dataset has already"),
+    ],
+)
+def test_bad_axes(axes, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        sweep(one, axes)
+
+
+@pytest.mark.parametrize("seeds", [0, -1, [], [-1], [2**32], 1.5, True, "12", [0, 0]])
+def test_bad_seeds(seeds):
+    with pytest.raises(ValueError, match="seeds"):
+        sweep(one, {"x": [1.0]}, seeds=seeds)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [({"chunk": 0}, "chunk=0"), ({"chunk": 1.5}, "chunk=1.5"), ({"devices": []}, "devices=")]
+)
+def test_bad_options(option, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(one, {"x": [1.0]}, **option)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (lambda h, k: h["x"], "must return a dict of metrics"),
+        (lambda h, k: {}, "must return a dict of metrics"),
+        (lambda h, k: {1: h["x"]}, "must return a dict of metrics"),
+        (lambda h, k: {"y": "text"}, "returned 'y': 'text', which isn't an array"),
+        (lambda h, k: {"y": {"z": h["x"]}}, "returned 'y': .* which isn't an array"),
+        (lambda h, k: {"y": jax.lax.complex(h["x"], h["x"])}, "returned 'y' of type complex64"),
+        (lambda h, k: {"y": k}, "returned 'y' of type key<fry>"),
+        (lambda h, k: {"diverged": h["x"]}, "returned 'diverged', a name"),
+        (lambda h, k: {"y": jnp.ones(2), "y_0": h["x"]}, "returned 'y_0', a name"),
+    ],
+)
+def test_bad_returns(train, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        sweep(train, {"x": [1.0]})
+
+
+@pytest.mark.parametrize("other", [{"y": jnp.ones(2)}, {"z": 1.0}, {"y": 1.0, "z": 1.0}])
+def test_train_must_return_the_same_for_all_static_values(other):
+    train = lambda hparams, key: {"y": hparams["x"]} if hparams["kind"] == "a" else other
+    with pytest.raises(ValueError, match=r"train returned '[yz]' with .* for kind='a', with .* for kind='b'"):
+        sweep(train, {"kind": ["a", "b"], "x": [1.0]})
+
+
+@pytest.mark.parametrize(
+    "use", [lambda x: jnp.ones(x), lambda x: 1.0 if x > 2 else 2.0, lambda x: np.asarray(x) + 1, lambda x: range(x)[-1]]
+)
+def test_a_hyperparameter_that_does_not_trace_is_named_with_its_mend(use):
+    train = lambda hparams, key: {"y": jnp.float32(use(hparams["width"])).sum() * hparams["x"]}
+    with pytest.raises(TypeError, match=r"train uses 'width' where .* axes\['width'\]={'2': 2, '4': 4}"):
+        sweep(train, {"x": [1.0], "width": [2, 4]})
+    assert sweep(train, {"x": [1.0], "width": {"2": 2, "4": 4}}).data.sizes["width"] == 2
+
+
+def test_an_error_of_trains_own_is_left_alone():
+    def train(hparams, key):
+        raise TypeError("mine")
+
+    with pytest.raises(TypeError, match="mine"):
+        sweep(train, {"x": [1.0]})
+
+
+@pytest.mark.parametrize("module", ["xarray", "tqdm"])
+def test_without_the_extra_the_error_names_it(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'needs {module}: pip install "wd_optax\[sweep\]"'):
+        sweep(one, {"x": [1.0]})
+
+
+def test_bar_shows_points_and_divergence_on_a_terminal_only(monkeypatch, capsys):
+    axes = {"x": [0.5, 80.0]}
+    train = lambda hparams, key: {"y": jnp.exp(2 * hparams["x"])}
+    wd.sweep(train, axes, seeds=1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    wd.sweep(train, axes, seeds=1)
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "diverged=1" in shown

@@ -1,0 +1,195 @@
+"""What a sweep found: a dataset, its best point, a map, and a number for the shape of the good region."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wd_optax import tables
+from wd_optax.sweeping import heatmap, separability
+from wd_optax.sweeping.axes import axes_of, scalar
+
+
+class Point(NamedTuple):
+    """A point of the grid, over its seeds."""
+
+    hyperparams: dict[str, Any]
+    mean: float
+    standard_error: float  # nan with one seed
+
+
+class Best(NamedTuple):
+    """The best point, and those that can't be told from it."""
+
+    hyperparams: dict[str, Any]
+    mean: float
+    standard_error: float  # over seeds; nan with one seed
+    neighbours: tuple[Point, ...]  # the other points whose mean is within this standard error, best first
+    diverged: int  # runs of the whole grid
+
+    def __str__(self) -> str:
+        """A table of the best point and its neighbours."""
+        points = [Point(self.hyperparams, self.mean, self.standard_error), *self.neighbours]
+        show = lambda x: f"{x:.4g}" if isinstance(x, (int, float)) else str(x)
+        lines = [[*map(show, p.hyperparams.values()), f"{p.mean:.4g} ± {p.standard_error:.2g}"] for p in points]
+        return tables.align([[*self.hyperparams, "mean ± standard error"], *lines])
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """What `wd_optax.sweep` returns; a dataset that was saved makes one again: `SweepResult(xarray.open_dataset(...))`.
+
+    Attributes:
+      data: an `xarray.Dataset` with a variable for each metric over the axes, in the order given, and "seed"; a curve
+        has more dimensions, "loss_0" for the metric "loss". "diverged" is True for runs with a value that isn't
+        finite: their scalars are NaN, and so are such entries of their curves. Integers come as float64, for they may
+        be NaN too. Its attrs say how it was run.
+
+    Example: λ was best at 0.1 for either seed.
+      >>> import wd_optax as wd
+      >>> from wd_optax.sweeping.sweep import sweep
+      >>> train = lambda hparams, key: {"loss": (hparams["weight_decay"] - 0.1) ** 2}
+      >>> result = sweep(train, {"weight_decay": [0.01, 0.1, 1.0]}, seeds=2)
+      >>> print(result.best("loss", mode="min"))
+      weight_decay  mean ± standard error
+      0.1           0 ± 0
+
+    """
+
+    data: Any
+
+    def best(self, metric: str, mode: str = "max") -> Best:
+        """The point whose mean over seeds is best; a point with a diverged run never is.
+
+        The best of many means is an optimistic estimate of itself: run the winner again with other seeds.
+
+        Args:
+          metric: a scalar one.
+          mode: "max" or "min".
+
+        Raises:
+          KeyError: for a metric that isn't there.
+          ValueError: for a curve, another mode, or where no point is without a diverged run.
+
+        Example: one seed, so no standard error, and a run that isn't finite doesn't win.
+          >>> import jax.numpy as jnp
+          >>> from wd_optax.sweeping.sweep import sweep
+          >>> train = lambda hparams, key: {"accuracy": jnp.log(hparams["weight_decay"])}
+          >>> sweep(train, {"weight_decay": [-1.0, 1.0, 2.0]}, seeds=1).best("accuracy").hyperparams
+          {'weight_decay': 2.0}
+
+        """
+        values = scalar(self.data, metric, mode)
+        axes = axes_of(self.data)
+        mean = values.mean("seed", skipna=False).transpose(*axes)
+        if not np.isfinite(mean).any():
+            raise ValueError(f"{metric!r}: every point has a diverged run; sweep lower learning rates")
+        seeds, sign = values.sizes["seed"], 1 if mode == "max" else -1
+        spread = values.std("seed", ddof=1, skipna=False) if seeds > 1 else mean * np.nan
+        error = spread.transpose(*axes) / np.sqrt(seeds)
+        order = np.argsort(-sign * mean.values, axis=None, kind="stable")
+        points = [self._point(mean, error, np.unravel_index(i, mean.shape)) for i in order]
+        best = points[0]
+        near = tuple(p for p in points[1:] if sign * (best.mean - p.mean) <= best.standard_error)
+        return Best(*best, neighbours=near, diverged=int(self.data["diverged"].sum()))
+
+    def _point(self, mean: Any, error: Any, index: Any) -> Point:
+        names = {name: mean.coords[name].values[i].item() for name, i in zip(mean.dims, index, strict=True)}
+        return Point(names, float(mean.values[index]), float(error.values[index]))
+
+    def heatmap(
+        self,
+        metric: str,
+        *,
+        path: Any = None,
+        mode: str = "max",
+        x: str | None = None,
+        y: str | None = None,
+        vmin: float | None = None,
+        vmax: float | None = None,
+    ) -> Any:
+        """A map of the mean over seeds, a panel for each value of the other axes, all on one colour scale.
+
+        Axes are logarithmic where all values are positive. In each panel the star is the best point, the dots are those
+        within its standard error; hatched grey is where a run diverged.
+
+        Args:
+          metric: a scalar one.
+          path: where to write it as well, in the format of its suffix.
+          mode: "max" or "min": which is best, and bright.
+          x: the horizontal axis; the first that holds numbers, unless told.
+          y: the vertical axis; the second.
+          vmin: the scale's lower end; the least mean, unless told.
+          vmax: its upper end.
+
+        Returns:
+          A `matplotlib.figure.Figure`.
+
+        Raises:
+          ImportError: without matplotlib.
+          ValueError: without two axes that hold numbers; otherwise what `best` raises.
+
+        Example:
+          >>> from wd_optax.sweeping.sweep import sweep
+          >>> train = lambda hparams, key: {"loss": hparams["learning_rate"] * hparams["weight_decay"]}
+          >>> result = sweep(train, {"learning_rate": [0.1, 1.0], "weight_decay": [0.01, 0.1]}, seeds=1)
+          >>> [panel.get_xscale() for panel in result.heatmap("loss", mode="min").axes[:1]]
+          ['log']
+
+        """
+        scalar(self.data, metric, mode)
+        return heatmap.draw(self.data, metric, mode, axes_of(self.data, x, y), path, vmin, vmax)
+
+    def separability(
+        self,
+        metric: str,
+        mode: str = "max",
+        *,
+        x: str | None = None,
+        y: str | None = None,
+        share: float = 0.2,
+        resamples: int = 1000,
+    ) -> Any:
+        """How diagonal the good region is: the correlation of log x and log y over the best fifth of the map.
+
+            ρ = corr(log η, log λ)  over the points whose mean over seeds is among the best `share` of all points
+
+        The AdamW paper (Figure 2) says that L2 ties λ to η and decoupled decay doesn't. In this number: ρ = 0 where the
+        good region is a rectangle or an ellipse along the axes, so that η and λ can be tuned one after the other;
+        ρ → −1 where it is a ridge along η·λ = const, ρ → +1 along η/λ = const. For a basin with elliptic level sets
+        inside the map ρ is the ellipse's own correlation; ranks alone decide, so any monotone function of the metric
+        gives the same number; so do other units of η and λ. A region that the map's edge cuts diagonally, or one with
+        a corner missing, such as η·λ < const, lies between.
+
+        Args:
+          metric: a scalar one.
+          mode: "max" or "min".
+          x: the first axis; the first that holds numbers, unless told. Logarithms where all values are positive.
+          y: the second.
+          share: of the map that is called good, in (0, 1); points as good as the last of them belong to it. A point
+            with a diverged run is never good, but counts for the size of the map.
+          resamples: of the seeds, with replacement, the same ones at every point (runs of one seed are paired).
+
+        Returns:
+          An `xarray.Dataset` over the other axes: "correlation" in [−1, 1], 0 where the region lies along one axis, NaN
+          where it is one point; "low" and "high", the 95 % bootstrap interval. Three seeds have only ten different
+          resamples, and their interval is rough and too narrow; NaN with one seed.
+
+        Raises:
+          ValueError: for a share out of (0, 1); otherwise what `heatmap` raises.
+
+        References:
+          Loshchilov & Hutter 2019, arXiv 1711.05101.
+
+        Example: good where η·λ = 0.01, so λ must follow η.
+          >>> import jax.numpy as jnp, numpy as np
+          >>> from wd_optax.sweeping.sweep import sweep
+          >>> train = lambda h, key: {"loss": jnp.log(h["learning_rate"] * h["weight_decay"] / 0.01) ** 2}
+          >>> grid = np.logspace(-2, 0, 5)
+          >>> result = sweep(train, {"learning_rate": grid, "weight_decay": grid}, seeds=2)
+          >>> print(f"{result.separability('loss', 'min')['correlation'].item():.3f}")
+          -1.000
+
+        """
+        values = scalar(self.data, metric, mode)
+        return separability.measure(values, mode, axes_of(self.data, x, y), share, resamples)
