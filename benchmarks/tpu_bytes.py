@@ -90,7 +90,7 @@ class Traffic(NamedTuple):
 
 def compiled_for(topology: str, case: Case, *, rows: int = 2**16, leaves: int = 1, sharded: bool = False) -> Traffic:
     """A jitted, donated step for one chip of the topology, or with rows over all of its chips."""
-    chips = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    chips: Any = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     mesh = Mesh(chips if sharded else chips[:1], ("data",))
     params = {f"layer_{i}": {"kernel": jax.ShapeDtypeStruct((rows, COLUMNS), case.dtype)} for i in range(leaves)}
     tx = case.make()
@@ -103,7 +103,7 @@ def compiled_for(topology: str, case: Case, *, rows: int = 2**16, leaves: int = 
         return optax.apply_updates(params, updates), state
 
     out = jax.tree.map(lambda x: x.sharding, carry)
-    program = jax.jit(step, donate_argnums=(0, 1), out_shardings=out).lower(*carry, carry[0]).compile()
+    program: Any = jax.jit(step, donate_argnums=(0, 1), out_shardings=out).lower(*carry, carry[0]).compile()
     text, size = program.as_text(), leaves * rows * COLUMNS / mesh.size
     entry, leaf = text[text.index("\nENTRY") :], rf"\[{rows // mesh.size},{COLUMNS}\]"
     return Traffic(

@@ -172,7 +172,7 @@ def test_one_flipped_bit_of_the_input_flips_half_of_the_output(field):
 def test_structured_words_do_not_break_it():
     """pcg3d alone is weak where its second and third word are both multiples of 2²² after its first line.
 
-    Leaves and steps chosen to that end, with the position as its first word, correlate by more than 0.2; ours by nothing.
+    Leaves and steps chosen to that end correlate by more than 0.2, with the position as first word; ours by nothing.
     """
     words = [(a << 22) - 1013904223 for a in (3, 5)]
     stream, step = (w * pow(1664525, -1, 2**32) % 2**32 for w in words)

@@ -175,16 +175,6 @@ def _sizes(params: Any) -> dict[str, int]:
     return sizes
 
 
-class _Sums(NamedTuple):
-    """Sums over entries: of each row of a leaf, then of all leaves of a role."""
-
-    pp: Any = 0.0  # |p|²
-    uu: Any = 0.0
-    pu: Any = 0.0  # Re p̄·u
-    dd: Any = 0.0
-    rr: Any = 0.0  # |u − d|²
-
-
 def _by_role(params: Any, sums: Any) -> Info:
     total = dict.fromkeys(ROLES, _Sums())
     each = jax.tree.leaves(sums, is_leaf=lambda x: isinstance(x, _Sums))
