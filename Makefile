@@ -14,6 +14,26 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python examples/digits_mlp.py
 
+# The AdamW paper's map: every optimizer over a grid of (η, λ), for an MLP and a CNN.
+map: $(VENV)/.installed
+	$(BIN)/python examples/lr_wd_map.py
+
+# Every example in a short setting.
+examples: $(VENV)/.installed
+	$(BIN)/python examples/linear_regression.py
+	$(BIN)/python examples/digits_mlp.py --epochs=5
+	$(BIN)/python examples/classifier_784.py --epochs=60 --seeds=2
+	$(BIN)/python examples/cnn.py --epochs=3 --seeds=2
+	$(BIN)/python examples/rnn.py --epochs=3 --seeds=2
+	$(BIN)/python examples/transformer.py --epochs=2 --seeds=2 --weight_decay=3
+	$(BIN)/python examples/gan.py --steps=300 --seeds=2 --weight_decay=1
+	$(BIN)/python examples/reinforce.py --updates=10 --seeds=2
+	$(BIN)/python examples/learning_rate_schedules.py --steps=400
+	$(BIN)/python examples/ema_momentum_rmsprop_adam.py
+	$(BIN)/python examples/finetune_anchor.py --steps=100 --epochs=10 --seeds=2
+	$(BIN)/python examples/bf16_decay.py --task=digits --steps=100 --seeds=2
+	$(BIN)/python examples/tpu_run.py --steps=20 --log_every=10 --layers=2 --width=64 --context=64
+
 test: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -10,20 +10,20 @@ under each rounding, and in float32, from the same weights on the same batches. 
     python examples/bf16_decay.py --task=digits --seeds=8  # the MLP alone, ~20 s; --help lists the knobs
 """
 
-import argparse
 import functools
 import math
-import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+import data
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plots
 from absl import app, flags
-from sklearn.datasets import load_digits
+from scipy.stats import sem
 from tqdm import tqdm
 
 import wd_optax as wd
@@ -76,11 +76,10 @@ class Transformer(nn.Module):
 def load_task(name: str) -> tuple[Any, jax.Array, jax.Array, int]:
     """Model, inputs (n, ...), what to predict (n, ...), examples per step."""
     if name == "digits":
-        images, labels = load_digits(return_X_y=True)
-        return MLP(), jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels, jnp.int32), 64
-    text = np.frombuffer(pathlib.Path(argparse.__file__).read_bytes(), np.uint8) % 128
-    lines = jnp.asarray(text[: len(text) // 33 * 33].reshape(-1, 33), jnp.int32)
-    return Transformer(), lines[:, :-1], lines[:, 1:], 8
+        x, _, y, _ = data.digits(test_size=0)
+        return MLP(), x, y, 64
+    x, _, y, _ = data.text("argparse", length=32, test_size=0)
+    return Transformer(), x, y, 8
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -184,16 +183,11 @@ def run(
     return {"zeros": without_gradients(2000), "moment": second_moment(2000), "trained": trained}
 
 
-def error(a: np.ndarray) -> float:
-    """Standard error of the mean over seeds."""
-    return float(a.std(ddof=1) / math.sqrt(len(a)))
-
-
 def apart(runs: dict[str, Any], way: str) -> tuple[float, float, bool]:
     """Mean loss less float32's, ‖w‖ over float32's less 1, and whether within two standard errors and 1 %."""
     ours, theirs = runs[way], runs["float32"]
     gap, stretch = (ours["loss"] - theirs["loss"]).mean(), (ours["norm"] / theirs["norm"]).mean() - 1
-    noise = 2 * math.hypot(error(ours["loss"]), error(theirs["loss"]))
+    noise = 2 * math.hypot(sem(ours["loss"]), sem(theirs["loss"]))
     return float(gap), float(stretch), bool(abs(gap) < noise and abs(stretch) < 0.01)
 
 
@@ -206,41 +200,34 @@ def report(results: dict[str, Any]) -> str:
     shown = [""]
     for task, runs in results["trained"].items():
         lines += ["", f"{task:18}{'training loss':18}{'less float32, paired':22}{'‖w‖':17}to float32"]
-        for way, r in runs.items():
-            gap, ratio = r["loss"] - runs["float32"]["loss"], 100 * (r["norm"] / runs["float32"]["norm"] - 1)
-            row = f"{way:18}" + f"{r['loss'].mean():.4f} ± {error(r['loss']):.4f}".ljust(18)
-            row += f"{gap.mean():+.4f} ± {error(gap):.4f}".ljust(22)
-            row += f"{r['norm'].mean():.3f} ± {error(r['norm']):.3f}".ljust(17)
-            lines.append(row + f"{ratio.mean():+.2f} ± {error(ratio):.2f} %")
         shown.append(f"{task}, loss within two standard errors of float32's and ‖w‖ within 1 %?")
-        for way in (way for way in runs if WAYS[way][0] == BF16):
-            gap, stretch, same = apart(runs, way)
-            shown.append(f"  {'yes' if same else 'no':4}{way}: loss {gap:+.4f}, ‖w‖ {stretch:+.2%}")
+        for way, r in runs.items():
+            paired, ratio = r["loss"] - runs["float32"]["loss"], 100 * (r["norm"] / runs["float32"]["norm"] - 1)
+            measured = (r["loss"], ".4f", 18), (paired, "+.4f", 22), (r["norm"], ".3f", 17), (ratio, "+.2f", 0)
+            cells = (f"{a.mean():{digits}} ± {sem(a):{digits[-3:]}}".ljust(width) for a, digits, width in measured)
+            lines.append(f"{way:18}{''.join(cells)} %")
+            if WAYS[way][0] == BF16:
+                gap, stretch, same = apart(runs, way)
+                shown.append(f"  {'yes' if same else 'no':4}{way}: loss {gap:+.4f}, ‖w‖ {stretch:+.2%}")
     return "\n".join(lines + shown)
 
 
-def plot(results: dict[str, Any], path: pathlib.Path) -> None:
+def plot(results: dict[str, Any], folder: str) -> Any:
     """Loss and ‖w‖ of every way against float32's, two standard errors each side."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = dict(zip(("loss", "norm"), figure.subplots(1, 2, sharey=True), strict=True))
-    for i, (task, runs) in enumerate(results["trained"].items()):
-        for key, axes in panels.items():
+    figure, panels = plots.figure(2, sharey=True)
+    for axes, key, label in zip(panels, ("loss", "norm"), ("training loss", "‖w‖ of what decays"), strict=True):
+        for i, (task, runs) in enumerate(results["trained"].items()):
             off = {way: 100 * (r[key] / runs["float32"][key] - 1) for way, r in runs.items() if way != "float32"}
-            heights, errors = np.arange(len(off)) + 0.2 * i - 0.1, [2 * error(a) for a in off.values()]
-            style: Any = {"fmt": "os"[i], "color": ("#0072B2", "#D55E00")[i], "capsize": 3}  # of Okabe & Ito
-            axes.errorbar([a.mean() for a in off.values()], heights, xerr=errors, label=task, **style)
+            means, errors = [a.mean() for a in off.values()], [2 * sem(a) for a in off.values()]
+            style: Any = {"fmt": "os"[i], "color": plots.line(i)["color"], "capsize": 3, "label": task}
+            axes.errorbar(means, np.arange(len(off)) + 0.2 * i - 0.1, xerr=errors, **style)
             axes.set_yticks(range(len(off)), off)
-    panels["loss"].set_xlabel("training loss over float32's, %")
-    panels["norm"].set_xlabel("‖w‖ of what decays over float32's, %; grey: within 1 %")
-    panels["norm"].axvspan(-1, 1, color="grey", alpha=0.3, linewidth=0)
-    for axes in panels.values():
+        axes.set_xlabel(f"{label} over float32's, %")
         axes.axvline(0, color="grey", linewidth=1)
-        axes.grid(alpha=0.3)
-    axes.invert_yaxis()
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    figure.savefig(path, dpi=150)
+    panels[1].axvspan(-1, 1, color="grey", alpha=0.3, linewidth=0, label="within 1 %")
+    panels[0].invert_yaxis()
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return plots.save(figure, folder, "bf16_decay.png")
 
 
 def main(argv: list[str]) -> None:
@@ -254,9 +241,7 @@ def main(argv: list[str]) -> None:
     in_bf16 = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     print("What AdamW will do in bfloat16:", wd.audit(wd.adamw(η, weight_decay=λ), in_bf16), "", sep="\n", flush=True)
     results = run(tasks=_TASK.value, steps=_STEPS.value, seeds=_SEEDS.value, learning_rate=η, weight_decay=λ)
-    path = pathlib.Path(_OUT.value) / "bf16_decay.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plot(results, path)
+    path = plot(results, _OUT.value)
     print(report(results))
     print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}, λ = {λ:g}, {_STEPS.value} steps. Picture: {path}")
 

@@ -10,18 +10,17 @@ the same initial weights, on the same batches; the two runs of a pair share η a
 """
 
 import math
-import pathlib
 import time
 from typing import Any
 
+import data
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plots
 from absl import app, flags, logging
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import wd_optax as wd
@@ -33,19 +32,23 @@ _SGD_WEIGHT_DECAY = flags.DEFINE_float("sgd_weight_decay", 0.01, "λ of SGD+L2 a
 _ADAM_LEARNING_RATE = flags.DEFINE_float("adam_learning_rate", 1e-3, "η of Adam+L2 and AdamW.")
 _ADAM_WEIGHT_DECAY = flags.DEFINE_float("adam_weight_decay", 0.05, "λ of Adam+L2 and AdamW.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the split, the initial weights and the batches.")
-_LOG_EVERY = flags.DEFINE_integer("log_every", 20, "Epochs between two lines of log.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "out", "Folder for digits_mlp.png; made if it isn't there.")
 
 PAIRS: dict[str, Any] = {
-    "SGD": {"SGD+L2": wd.sgd_l2, "SGDW": wd.sgdw},
-    "Adam": {"Adam+L2": wd.adam_l2, "AdamW": wd.adamw},
+    "SGD": {  # S3: L2 and decay are one trajectory under SGD
+        "SGD+L2": wd.sgd_l2,  # S7: PyTorch's SGD(weight_decay=λ), with momentum=, dampening=, nesterov= too
+        "SGDW": wd.sgdw,
+    },
+    "Adam": {  # S15: L2 and decay are two things under Adam
+        "Adam+L2": wd.adam_l2,  # S17: PyTorch's Adam(weight_decay=λ)
+        "AdamW": wd.adamw,  # S17: PyTorch's AdamW
+    },
 }
-# Colours of Okabe & Ito, and dashes and widths for who can't see colours.
-LINES: dict[str, Any] = {
-    "SGD+L2": {"color": "#56B4E9", "linewidth": 5},
-    "SGDW": {"color": "#000000", "linestyle": "--"},
-    "Adam+L2": {"color": "#D55E00", "linewidth": 2},
-    "AdamW": {"color": "#009E73", "linestyle": "-.", "linewidth": 2},
+LINES: dict[str, Any] = {  # SGDW runs dashed on top of SGD+L2
+    "SGD+L2": {"color": plots.COLOURS["sky"], "linewidth": 5},
+    "SGDW": {"color": plots.COLOURS["black"], "linestyle": "--"},
+    "Adam+L2": {"color": plots.COLOURS["vermilion"], "linewidth": 2},
+    "AdamW": {"color": plots.COLOURS["green"], "linestyle": "-.", "linewidth": 2},
 }
 
 
@@ -60,81 +63,65 @@ class MLP(nn.Module):
         return nn.Dense(10)(x)
 
 
-def load(seed: int) -> list[jax.Array]:
-    """Images (n, 64) in [0, 1] to train and to test on, three quarters and one, then their labels (n,)."""
-    images, labels = load_digits(return_X_y=True)
-    split = train_test_split(images / 16, labels, test_size=0.25, stratify=labels, random_state=seed)
-    return [jnp.asarray(a, jnp.float32 if a.ndim == 2 else jnp.int32) for a in split]
-
-
 def initial_params(seed: int) -> Any:
     """What every run starts from."""
     return MLP().init(jax.random.key(seed), jnp.zeros((1, 64)))["params"]
 
 
-def weight_norm(params: Any) -> jax.Array:
+def weight_norm(params: Any) -> float:
     """‖w‖ over the weights that decay."""
-    return jnp.sqrt(wd.l2_penalty(params, 1.0, "weights", half=False))
+    return math.sqrt(wd.l2_penalty(params, 1.0, "weights", half=False))
 
 
-def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean cross-entropy, without any penalty."""
-    logits: Any = MLP().apply({"params": params}, x)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-
-def train(tx: Any, params: Any, x: jax.Array, y: jax.Array, batches: Any, log_every: int) -> Any:
+def train(tx: Any, params: Any, x: jax.Array, y: jax.Array, batches: Any) -> Any:
     """The parameters after all epochs, and per epoch its mean loss and what the monitor saw in its last step."""
     tx = wd.monitor(tx)
 
+    def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        logits: Any = MLP().apply({"params": params}, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+    def step(carry: Any, rows: jax.Array) -> Any:
+        params, opt_state = carry
+        loss, grads = jax.value_and_grad(loss_fn)(params, x[rows], y[rows])
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
     @jax.jit
-    def epoch(params: Any, opt_state: Any, batches: jax.Array) -> Any:
-        def step(carry: Any, rows: jax.Array) -> Any:
-            params, opt_state = carry
-            loss, grads = jax.value_and_grad(loss_fn)(params, x[rows], y[rows])
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
+    def epoch(carry: Any, batches: jax.Array) -> Any:
+        carry, losses = jax.lax.scan(step, carry, batches)
+        return carry, {"loss": losses.mean(), **wd.read_monitor(carry[1])["weight"]._asdict()}
 
-        (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), batches)
-        info = wd.read_monitor(opt_state)["weight"]
-        return params, opt_state, {"loss": losses.mean(), **info._asdict()}
-
-    opt_state, curve = tx.init(params), []
+    carry, curve = (params, tx.init(params)), []
     for i, rows in enumerate(batches, 1):
-        params, opt_state, now = epoch(params, opt_state, rows)
+        carry, now = epoch(carry, rows)
         curve.append(now)
-        if i % log_every == 0:
+        if i % 20 == 0:
             line = "epoch %d: loss %.4f, ‖w‖ %.2f, %.1f %% of the step is decay, %.5f rad per step"
             logging.info(line, i, now["loss"], now["weight_norm"], 100 * now["decay_share"], now["angle"])
-    return params, jax.tree.map(lambda *points: np.array(points), *curve)
+    return carry[0], jax.tree.map(lambda *points: np.array(points), *curve)
 
 
-def run(
-    *, epochs: int, batch_size: int, seed: int, rates: dict[str, tuple[float, float]], log_every: int = 20
-) -> dict[str, Any]:
+def run(*, epochs: int, batch_size: int, seed: int, rates: dict[str, tuple[float, float]]) -> dict[str, Any]:
     """Trains the four; `rates` is (η, λ) of each pair. Per run: accuracy and curves; per pair: ‖w − w'‖/‖w'‖."""
-    x, x_test, y, y_test = load(seed)
-    start, steps = initial_params(seed), len(x) // batch_size
-    keys = jax.random.split(jax.random.key(seed), epochs)
-    orders = jax.vmap(lambda key: jax.random.permutation(key, len(x))[: steps * batch_size])(keys)
-    batches = orders.reshape(epochs, steps, batch_size)
+    x, x_test, y, y_test = data.digits(seed)
+    start, batches = initial_params(seed), data.batches(len(x), batch_size, epochs=epochs, seed=seed)
     runs, apart = {}, {}
     for pair, optimizers in PAIRS.items():
         final = []
+        learning_rate, weight_decay = rates[pair]
         for name, optimizer in optimizers.items():
-            learning_rate, weight_decay = rates[pair]
             bar = tqdm(batches, desc=f"{name:7}", unit="epoch", disable=None)  # silent without a terminal
             began = time.perf_counter()
-            params, curve = train(optimizer(learning_rate, weight_decay=weight_decay), start, x, y, bar, log_every)
+            params, curve = train(optimizer(learning_rate, weight_decay=weight_decay), start, x, y, bar)
             logging.info("%s: %d epochs in %.1f s with compilation", name, epochs, time.perf_counter() - began)
             final.append(params)
             logits: Any = MLP().apply({"params": params}, x_test)
             right = int((jnp.argmax(logits, axis=-1) == y_test).sum())
-            about = {"η": learning_rate, "λ": weight_decay, "right": right, "‖w‖": float(weight_norm(params))}
-            runs[name] = about | curve
-        apart[pair] = float(weight_norm(optax.tree.sub(*final)) / weight_norm(final[1]))
-    common = {"steps": steps * np.arange(1, epochs + 1), "tested": len(x_test), "start": float(weight_norm(start))}
-    return {"runs": runs, "apart": apart, **common}
+            runs[name] = {"η": learning_rate, "λ": weight_decay, "right": right, "‖w‖": weight_norm(params)} | curve
+        apart[pair] = weight_norm(optax.tree.sub(*final)) / weight_norm(final[1])
+    steps = batches.shape[1] * np.arange(1, epochs + 1)
+    return {"runs": runs, "apart": apart, "steps": steps, "tested": len(x_test), "start": weight_norm(start)}
 
 
 def predicted(results: dict[str, Any], name: str) -> Any:
@@ -145,27 +132,24 @@ def predicted(results: dict[str, Any], name: str) -> Any:
     return wd.equilibrium(r["η"], weight_decay=r["λ"], optimizer=formulas[name])
 
 
-def plot(results: dict[str, Any], path: pathlib.Path) -> None:
+def plot(results: dict[str, Any], folder: str) -> Any:
     """Loss, ‖w‖ and the angle turned of every run over the steps, and the angle at which it would settle."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.4), layout="constrained")
-    loss, norm, angle = figure.subplots(1, 3)
-    loss.set(ylabel="training cross-entropy (nats, epoch mean)", yscale="log")
-    norm.set(ylabel="‖w‖ of the weights that decay")
-    angle.set(ylabel="angle turned per step (rad); thin: predicted equilibrium", yscale="log")
-    for name, r in results["runs"].items():
-        for axes, key in ((loss, "loss"), (norm, "weight_norm"), (angle, "angle")):
+    figure, panels = plots.figure(3)
+    labels = {
+        "loss": "training cross-entropy (nats, epoch mean)",
+        "weight_norm": "‖w‖ of the weights that decay",
+        "angle": "angle turned per step (rad)\nthin: predicted equilibrium",
+    }
+    for axes, (key, label) in zip(panels, labels.items(), strict=True):
+        axes.set(xlabel="step", ylabel=label, yscale="linear" if key == "weight_norm" else "log")
+        for name, r in results["runs"].items():
             axes.plot(results["steps"], r[key], label=f"{name}, η = {r['η']:g}, λ = {r['λ']:g}", **LINES[name])
-        if equilibrium := predicted(results, name):
-            angle.axhline(equilibrium.angle, **LINES[name] | {"linewidth": 0.8})
-    norm.axhline(results["start"], color="grey", linestyle=":", label="‖w‖ at the start")
-    norm.set_ylim(bottom=0)
-    for axes in (loss, norm, angle):
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-    figure.legend(*norm.get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    figure.savefig(path, dpi=100)
+            if key == "angle" and (equilibrium := predicted(results, name)):
+                axes.axhline(equilibrium.angle, **LINES[name] | {"linewidth": 0.8})
+    panels[1].axhline(results["start"], color="grey", linestyle=":", label="‖w‖ at the start")
+    panels[1].set_ylim(bottom=0)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    return plots.save(figure, folder, "digits_mlp.png")
 
 
 def report(results: dict[str, Any]) -> str:
@@ -201,7 +185,7 @@ def main(argv: list[str]) -> None:
     del argv
     jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
     start = initial_params(_SEED.value)
-    print(wd.explain("weights", start), end="\n\n", flush=True)
+    print(wd.explain("weights", start), end="\n\n", flush=True)  # S4: biases don't decay by default
     rates = {
         "SGD": (_SGD_LEARNING_RATE.value, _SGD_WEIGHT_DECAY.value),
         "Adam": (_ADAM_LEARNING_RATE.value, _ADAM_WEIGHT_DECAY.value),
@@ -210,16 +194,8 @@ def main(argv: list[str]) -> None:
         learning_rate, weight_decay = rates["Adam"]
         print(f"What {name} will do:", wd.audit(optimizer(learning_rate, weight_decay=weight_decay), start), sep="\n")
         print(flush=True)
-    results = run(
-        epochs=_EPOCHS.value,
-        batch_size=_BATCH_SIZE.value,
-        seed=_SEED.value,
-        rates=rates,
-        log_every=_LOG_EVERY.value,
-    )
-    path = pathlib.Path(_OUT.value) / "digits_mlp.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plot(results, path)
+    results = run(epochs=_EPOCHS.value, batch_size=_BATCH_SIZE.value, seed=_SEED.value, rates=rates)
+    path = plot(results, _OUT.value)
     print(report(results))
     print(f"One seed, and no λ was tuned: under Adam equal λ isn't equal strength. Curves: {path}")
 

@@ -1,20 +1,15 @@
 """The example of low precision runs, and what it claims holds at few steps."""
 
-import contextlib
-import importlib.util
 import pathlib
 import re
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
+from example_loading import flagged, load
 
-ROOT = pathlib.Path(__file__).parent.parent
 WAYS = {
     "digits": ("float32", "nearest", "stochastic", "compensated"),
     "text": ("float32", "nearest", "stochastic"),  # one less: it compiles slowly
@@ -23,22 +18,9 @@ WAYS = {
 pytestmark = pytest.mark.optax_promotes  # Optax's bias correction and Flax's attention mask
 
 
-@contextlib.contextmanager
-def loaded() -> Iterator[Any]:
-    """The module; its flags are taken back, for every example may have an --out of its own."""
-    before = set(flags.FLAGS)
-    spec = importlib.util.spec_from_file_location("bf16_decay", ROOT / "examples" / "bf16_decay.py")
-    module = sys.modules["bf16_decay"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
-
-
 @pytest.fixture(scope="module")
 def example() -> Any:
-    with loaded() as module:
-        return module
+    return load("bf16_decay")
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +92,7 @@ def test_main_explains_first_and_writes_the_picture(
     results: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture = tmp_path / "made" / "here" / "bf16_decay.png"
-    with loaded() as module:
-        flags.FLAGS(["bf16_decay", f"--out={picture.parent}"])
+    with flagged("bf16_decay", f"--out={picture.parent}") as module:
         asked = {}
         monkeypatch.setattr(module, "run", lambda **options: asked.update(options) or results)
         module.main([])
@@ -130,6 +111,6 @@ def test_main_explains_first_and_writes_the_picture(
     from matplotlib import image
 
     pixels = (image.imread(picture)[..., :3] * 255).round().astype(int)
-    assert pixels.shape == (600, 1500, 3)
+    assert pixels.shape == (288, 720, 3)
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # the two tasks
-        assert (pixels == colour).all(axis=-1).sum() > 200
+        assert (abs(pixels - np.array(colour)) < 8).all(axis=-1).sum() > 100

@@ -1,6 +1,5 @@
 """Each example runs, with few steps, and what it claims holds."""
 
-import importlib.util
 import os
 import pathlib
 import re
@@ -10,22 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from absl import flags
+from example_loading import EXAMPLES, load
 
 import wd_optax as wd
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def load(name: str) -> Any:
-    """The module of an example; its flags are taken back, for every example may have a --seed of its own."""
-    before = set(flags.FLAGS)
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +75,8 @@ def test_digits_every_run_learns(results: dict[str, Any]) -> None:
 def shell(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str, pathlib.Path]:
     """Two epochs as `make demo` runs them, into a pipe: the lines of stdout, stderr, the picture."""
     out = tmp_path_factory.mktemp("digits") / "made" / "here"
-    command = [sys.executable, ROOT / "examples" / "digits_mlp.py", "--epochs=2", f"--out={out}"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, EXAMPLES / "digits_mlp.py", "--epochs=2", f"--out={out}"]
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), done.stderr, out / "digits_mlp.png"
@@ -123,7 +109,7 @@ def test_digits_draws_all_four_runs(digits: Any, shell: Any) -> None:
     from matplotlib import colors, image
 
     pixels = (image.imread(shell[2])[..., :3] * 255).round().astype(int)
-    assert pixels.shape == (440, 1500, 3)
+    assert pixels.shape == (288, 1080, 3)
     for name, style in digits.LINES.items():
         rgb = np.round(np.multiply(colors.to_rgb(style["color"]), 255)).astype(int)
-        assert (pixels == rgb).all(axis=-1).sum() > 500, f"{name} isn't in the picture"
+        assert (abs(pixels - rgb) < 8).all(axis=-1).sum() > 300, f"{name} isn't in the picture"

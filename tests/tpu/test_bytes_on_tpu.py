@@ -22,7 +22,7 @@ every = pytest.mark.parametrize("topology", tpu_bytes.TOPOLOGIES)
 @pytest.mark.parametrize("name", tpu_bytes.CASES)
 def test_a_step_moves_the_least_bytes_in_one_fusion(topology, name):
     found = tpu_bytes.compiled_for(topology, tpu_bytes.CASES[name])
-    # scalars, and the monitor's five sums of each row of 1024
+    # and a few scalars
     assert found.bytes == pytest.approx(CUT.get((topology, name), tpu_bytes.CASES[name].least), abs=0.06)
     assert found.copies == 0
     if "monitor" not in name:
@@ -45,3 +45,10 @@ def test_a_sharded_step_needs_no_other_chip(topology, name):
     assert found.collectives == 0
     assert (found.fusions, found.copies) == (1, 0)
     assert found.bytes == pytest.approx(tpu_bytes.CASES[name].least, abs=0.06)
+
+
+@every
+def test_a_sharded_monitor_needs_one_sum_over_chips(topology):
+    found = tpu_bytes.compiled_for(topology, tpu_bytes.CASES["adamw + monitor"], rows=2**18, sharded=True)
+    assert (found.collectives, found.copies) == (1, 0)
+    assert found.bytes == pytest.approx(44, abs=0.06)

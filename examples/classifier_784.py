@@ -1,0 +1,186 @@
+"""Takes ~45 s on a laptop CPU and prints what too little, enough and too much decay make of the 784-128-10 classifier.
+
+The network of many introductions: 28×28 pixels → 128 ReLU → 10, cross-entropy, SGD with η = 0.01, λ = 1e-4. It learns
+few images for long, so that it can overfit: 100 of scikit-learn's digits, enlarged to 28×28, or of MNIST. Every λ runs
+with dropout and without, on the same seeds; a seed gives the images, the initial weights, the batches and the dropout.
+
+    python examples/classifier_784.py                                # a table, and curves in out/classifier_784.png
+    python examples/classifier_784.py --mnist_dir=DIR --images=6000 --epochs=20  # MNIST's four files in DIR
+"""
+
+import functools
+from typing import Any
+
+import data
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import plots
+from absl import app, flags
+from scipy.stats import sem
+
+import wd_optax as wd
+
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.01, "η of SGD.")
+_DROPOUT = flags.DEFINE_float("dropout", 0.5, "Share of hidden units that are dropped in training.")
+_IMAGES = flags.DEFINE_integer("images", 100, "Training images.", lower_bound=16)
+_EPOCHS = flags.DEFINE_integer("epochs", 1500, "Passes over them in each run.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 4, "Runs of each kind.", lower_bound=2)
+_MNIST_DIR = flags.DEFINE_string("mnist_dir", None, "Folder with MNIST's four idx files; without it, digits.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for classifier_784.png; made if it isn't there.")
+
+BATCH_SIZE = 16
+WEIGHT_DECAYS = (0.0, 1e-4, 3e-3, 1e-2, 1.0)  # S5: λ too small (1e-4 is the documents'), right, too large
+MEASURES = ("training loss", "test loss", "accuracy")
+
+
+class Classifier(nn.Module):  # S8: the classifier 784-128-10
+    """784 → 128 → 10 logits."""
+
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """(n, 784) → (n, 10); units are dropped only in training."""
+        x = nn.relu(nn.Dense(128)(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)  # S16: dropout, training and evaluation
+        return nn.Dense(10)(x)
+
+
+def loss_fn(logits: Any, y: jax.Array) -> jax.Array:
+    """Mean cross-entropy."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def initial_params(seed: Any) -> Any:
+    """The same with dropout and without."""
+    return Classifier(0.0).init(jax.random.key(seed), jnp.zeros((1, 784)), train=False)["params"]
+
+
+@functools.partial(jax.jit, static_argnames="dropout")
+def train(sets: data.Split, batches: jax.Array, seed: Any, η: Any, weight_decay: jax.Array, *, dropout: float) -> Any:
+    """Row numbers (steps, batch) and λ (k,) → the measures of the k runs after all steps, (3, k)."""
+    x, x_test, y, y_test = sets
+    model, params, tx = Classifier(dropout), initial_params(seed), wd.sgdw(η, weight_decay=0.0)
+    keys = jax.random.split(jax.random.key(seed + 1), len(batches))
+
+    def step(carry: Any, now: Any) -> Any:
+        params, opt_state = carry
+        rows, key = now
+
+        def objective(params: Any) -> jax.Array:
+            return loss_fn(model.apply({"params": params}, x[rows], train=True, rngs={"dropout": key}), y[rows])
+
+        updates, opt_state = tx.update(jax.grad(objective)(params), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    def one(weight_decay: jax.Array) -> jax.Array:
+        opt_state = optax.tree.set(tx.init(params), weight_decay=weight_decay)  # λ is a leaf: one program for all
+        (end, _), _ = jax.lax.scan(step, (params, opt_state), (batches, keys))
+        evaluate: Any = lambda images: model.apply({"params": end}, images, train=False)
+        seen, unseen = evaluate(x), evaluate(x_test)
+        right = (jnp.argmax(unseen, axis=-1) == y_test).mean(dtype=jnp.float32)
+        return jnp.stack([loss_fn(seen, y), loss_fn(unseen, y_test), right])
+
+    return jax.vmap(one, out_axes=1)(weight_decay)
+
+
+def run(
+    *,
+    learning_rate: float,
+    dropout: float,
+    images: int,
+    epochs: int,
+    seeds: int,
+    mnist_dir: str | None = None,
+) -> dict[str, Any]:
+    """For no dropout and some, each of `MEASURES` as (seeds, λ)."""
+    x, x_test, y, y_test = data.mnist(mnist_dir) if mnist_dir else data.digits(size=28, test_size=0.5)
+    if images > len(x):
+        raise ValueError(f"images: there are {len(x)} to train on, {images} were asked for")
+    λ, found = jnp.array(WEIGHT_DECAYS), {}
+    for rate in (0.0, dropout):
+        runs = []
+        for seed in range(seeds):
+            rows = np.random.default_rng(seed).permutation(len(x))[:images]
+            batches = data.batches(images, BATCH_SIZE, epochs=epochs, seed=seed).reshape(-1, BATCH_SIZE)
+            sets = (x[rows], x_test, y[rows], y_test)
+            runs.append(train(sets, batches, seed, learning_rate, λ, dropout=rate))
+        found[rate] = dict(zip(MEASURES, np.stack(runs, axis=1), strict=True))
+    return {"dropout": found, "modes": modes(x[:100], dropout)}
+
+
+def modes(x: jax.Array, dropout: float) -> dict[str, float]:
+    """How far two passes of the fresh network over the same images are apart: largest difference of a logit."""
+    model, params = Classifier(dropout), initial_params(0)
+    call: Any = lambda key, train: model.apply(
+        {"params": params}, x, train=train, rngs={"dropout": jax.random.key(key)}
+    )
+    gap = lambda train: float(jnp.abs(call(1, train) - call(2, train)).max())
+    return {"train": gap(True), "eval": gap(False)}
+
+
+def report(results: dict[str, Any]) -> str:
+    """A table per dropout, then what too little, the best and too much did."""
+    λ, shown = WEIGHT_DECAYS, [""]
+    lines = [
+        f"{'dropout':10}{'λ':9}" + "".join(f"{name:19}" for name in MEASURES) + "test loss less λ = " + f"{λ[0]:g}"
+    ]
+    for rate, r in results["dropout"].items():
+        paired = r["test loss"] - r["test loss"][:, :1]
+        gap, error = paired.mean(0), sem(paired)
+        for i, k in enumerate(λ):
+            cells = (f"{r[name][:, i].mean():.4f} ± {sem(r[name][:, i]):.4f}" for name in MEASURES)
+            lines.append(
+                f"{rate:<10g}{k:<9g}" + "".join(f"{cell:19}" for cell in cells) + f"{gap[i]:+.4f} ± {error[i]:.4f}"
+            )
+        best = int(r["test loss"].mean(0).argmin())
+        beyond = np.where(np.abs(gap) > 2 * error, "beyond", "within")
+        shown.append(
+            f"Dropout {rate:g}: λ = {λ[best]:g} has the lowest test loss of these, {gap[best]:+.4f} from λ = 0, "
+            f"{beyond[best]} two standard errors;\n  λ = {λ[1]:g} changes it by {gap[1]:+.4f}, {beyond[1]} two; "
+            f"λ = {λ[-1]:g} leaves {r['accuracy'][:, -1].mean():.0%} of the test images right."
+        )
+    training, evaluation = results["modes"]["train"], results["modes"]["eval"]
+    shown.append(
+        f"Two passes over the same images differ by {training:.2g} in training, by {evaluation:g} in evaluation."
+    )
+    return "\n".join(lines + shown)
+
+
+def plot(results: dict[str, Any], folder: str) -> Any:
+    """The measures over λ, two standard errors each side."""
+    figure, panels = plots.figure(3)
+    for axes, name in zip(panels, MEASURES, strict=True):
+        for i, (rate, r) in enumerate(results["dropout"].items()):
+            label, at = f"dropout {rate:g}", np.arange(len(WEIGHT_DECAYS)) + 0.1 * i
+            axes.errorbar(at, r[name].mean(0), 2 * sem(r[name]), label=label, marker="o", capsize=3, **plots.line(i))
+        axes.set_xticks(range(len(WEIGHT_DECAYS)), [f"{k:g}" for k in WEIGHT_DECAYS])
+        axes.set(xlabel="λ", ylabel=name, yscale="linear" if name == "accuracy" else "log")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return plots.save(figure, folder, "classifier_784.png")
+
+
+def main(argv: list[str]) -> None:
+    """Prints what decays, trains, then prints and plots what came of it."""
+    del argv
+    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    print(wd.audit(wd.sgdw(_LEARNING_RATE.value, weight_decay=1e-4), initial_params(0)), end="\n\n", flush=True)
+    results = run(
+        learning_rate=_LEARNING_RATE.value,
+        dropout=_DROPOUT.value,
+        images=_IMAGES.value,
+        epochs=_EPOCHS.value,
+        seeds=_SEEDS.value,
+        mnist_dir=_MNIST_DIR.value,
+    )
+    path = plot(results, _OUT.value)
+    print(report(results))
+    about = f"{_SEEDS.value} seeds (± is a standard error), {_IMAGES.value} training images, {_EPOCHS.value} epochs"
+    print(f"{about}, η = {_LEARNING_RATE.value:g}. Picture: {path}")
+
+
+if __name__ == "__main__":
+    app.run(main)

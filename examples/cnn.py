@@ -1,0 +1,220 @@
+"""Takes ~25 s on a laptop CPU and prints what decay and augmentation do to a convolutional network on few images.
+
+A Flax linen CNN with BatchNorm learns scikit-learn's handwritten digits from 200 of them, with AdamW: with decay or
+without, on images as they are or shifted by a pixel at random. It stops when the loss on as many validation images
+has not fallen for ten epochs, and is tested at its best. Scales and biases of BatchNorm never decay; its running
+averages are no parameters at all. λ is a live leaf of the optimizer's state, so that one program does all runs.
+
+    python examples/cnn.py                   # a table, and curves in out/cnn.png
+    python examples/cnn.py --images=400      # more to learn from; --help lists the knobs
+"""
+
+import functools
+from typing import Any
+
+import data
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import plots
+from absl import app, flags
+from flax.training.early_stopping import EarlyStopping
+from scipy.stats import sem
+from tqdm import tqdm
+
+import wd_optax as wd
+
+_EPOCHS = flags.DEFINE_integer("epochs", 120, "Most passes over the training images.", lower_bound=1)
+_PATIENCE = flags.DEFINE_integer("patience", 10, "Epochs without a lower validation loss before a run stops.")
+_SEEDS = flags.DEFINE_integer("seeds", 8, "Runs of each kind; a seed gives images, weights, batches, shifts.")
+_IMAGES = flags.DEFINE_integer("images", 200, "Images to train on; as many validate.", lower_bound=32, upper_bound=449)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "η.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.3, "λ of the runs that decay.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for cnn.png; made if it isn't there.")
+
+RUNS = {"neither": (0, 0), "decay": (1, 0), "augmentation": (0, 1), "both": (1, 1)}  # times λ; pixels
+
+
+class CNN(nn.Module):  # S9: images
+    """(n, 8, 8, 1) → (n, 10)."""
+
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """In training BatchNorm uses the batch's own moments, and its averages follow them."""
+        for width in self.widths:
+            x = nn.Conv(width, (3, 3), strides=2, use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def optimizer(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
+    """AdamW; names say which parameters are weights."""
+    return wd.adamw(learning_rate, weight_decay=weight_decay)
+
+
+def loss_fn(model: CNN, params: Any, stats: Any, x: jax.Array, y: jax.Array) -> Any:
+    """Mean cross-entropy in training, and BatchNorm's new averages."""
+    variables = {"params": params, "batch_stats": stats}
+    logits, changed = model.apply(variables, x, True, mutable=["batch_stats"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), changed["batch_stats"]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def evaluate(model: CNN, state: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """Mean cross-entropy and accuracy."""
+    logits: Any = model.apply({"params": state["params"], "batch_stats": state["stats"]}, x, False)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    return {"loss": loss, "accuracy": (logits.argmax(axis=-1) == y).mean()}
+
+
+def shifted(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
+    """Each image moved by up to `most` ≤ 1 pixels in each direction, zeros coming in."""
+    starts = 1 + jax.random.randint(key, (len(images), 2), -most, most + 1)
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    cut = lambda image, start: jax.lax.dynamic_slice(image, (start[0], start[1], 0), images.shape[1:])
+    return jax.vmap(cut)(padded, starts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def initial_state(model: CNN, tx: Any, seed: int, weight_decay: float) -> dict[str, Any]:
+    """A run's start; its λ is a live leaf of the optimizer's state."""
+    key = jax.random.key(seed)
+    variables = model.init(key, jnp.zeros((1, 8, 8, 1)), False)
+    opt_state = optax.tree.set(tx.init(variables["params"]), weight_decay=jnp.float32(weight_decay))
+    return {"params": variables["params"], "stats": variables["batch_stats"], "opt_state": opt_state, "key": key}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def train_epoch(model: CNN, tx: Any, state: Any, most: int, x: jax.Array, y: jax.Array, rows: jax.Array) -> Any:
+    """The state after an epoch over rows (steps, batch), and its mean loss; one program for all runs."""
+
+    def step(state: Any, rows: jax.Array) -> Any:
+        key, now = jax.random.split(state["key"])
+        grad = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)
+        (loss, stats), grads = grad(model, state["params"], state["stats"], shifted(now, x[rows], most), y[rows])
+        updates, opt_state = tx.update(grads, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        return {"params": params, "stats": stats, "opt_state": opt_state, "key": key}, loss
+
+    state, losses = jax.lax.scan(step, state, rows)
+    return state, losses.mean()
+
+
+def train(model: CNN, tx: Any, state: Any, most: int, x: Any, y: Any, epochs: jax.Array, patience: int) -> Any:
+    """The best state, its epoch, and the losses of each epoch until it stopped; x, y: to train on, to validate on."""
+    stop, curves, best, at = EarlyStopping(min_delta=1e-3, patience=patience), [], state, 0
+    for rows in epochs:
+        state, loss = train_epoch(model, tx, state, most, x[0], y[0], rows)
+        validation = float(evaluate(model, state, x[1], y[1])["loss"])
+        curves.append((float(loss), validation))
+        stop = stop.update(validation)
+        if stop.has_improved:
+            best, at = state, len(curves)
+        if stop.should_stop:
+            break
+    return best, at, np.array(curves)
+
+
+def run(
+    *,
+    epochs: int,
+    patience: int,
+    seeds: int,
+    images: int,
+    learning_rate: float,
+    weight_decay: float,
+    widths: tuple[int, ...] = (32, 64),
+) -> dict[str, dict[str, Any]]:
+    """Per kind, an entry per seed: the best epoch, of it accuracy in %, loss, ‖w‖ and angle; the losses of each."""
+    model, tx = CNN(widths), wd.monitor(optimizer(learning_rate, weight_decay))
+    runs: dict[str, Any] = {name: [] for name in RUNS}
+    for seed in tqdm(range(seeds), unit="seed", disable=None):
+        x_all, x_test, y_all, y_test = data.digits(seed, flat=False, test_size=0.5)
+        x, y = (jnp.split(a[: 2 * images], 2) for a in (x_all, y_all))
+        batches = data.batches(images, 32, epochs=epochs, seed=seed)
+        for name, (decays, most) in RUNS.items():
+            state = initial_state(model, tx, seed, decays * weight_decay)
+            best, epoch, curves = train(model, tx, state, most, x, y, batches, patience)
+            info = wd.read_monitor(best["opt_state"])["weight"]
+            found = {
+                "accuracy": 100 * float(evaluate(model, best, x_test, y_test)["accuracy"]),
+                "epoch": epoch,
+                "validation": curves[epoch - 1, 1],
+                "‖w‖": float(info.weight_norm),
+                "angle": float(info.angle),
+                "curves": curves,
+            }
+            runs[name].append(found)
+    column = lambda key, all_: [r[key] for r in all_] if key == "curves" else np.array([r[key] for r in all_])
+    return {name: {key: column(key, all_) for key in all_[0]} for name, all_ in runs.items()}
+
+
+def report(runs: dict[str, dict[str, Any]]) -> str:
+    """A line per kind, then what they showed."""
+    lines = [
+        f"{'':14}{'test accuracy, %':18}{'validation loss':18}{'best epoch':12}{'‖kernels‖':12}turned per step, rad"
+    ]
+    for name, r in runs.items():
+        accuracy, loss = (f"{r[k].mean():.3g} ± {sem(r[k]):.2g}" for k in ("accuracy", "validation"))
+        rest = f"{r['epoch'].mean():<12.0f}{r['‖w‖'].mean():<12.1f}{r['angle'].mean():.2g}"
+        lines.append(f"{name:14}{accuracy:18}{loss:18}{rest}")
+    lines.append("")
+    pairs = (("decay", "neither"), ("both", "augmentation"), ("augmentation", "neither"), ("both", "decay"))
+    for more, less in pairs:
+        gap = runs[more]["accuracy"] - runs[less]["accuracy"]
+        worth = "beyond" if abs(gap.mean()) > 2 * sem(gap) else "within"
+        what = f"{more} against {less}:"
+        lines.append(f"{what:30}{gap.mean():+.2f} ± {sem(gap):.2f} points, {worth} two standard errors")
+    for more, less in pairs[:2]:
+        smaller, faster = (runs[more][key].mean() / runs[less][key].mean() for key in ("‖w‖", "angle"))
+        lines.append(f"{more}: kernels of {smaller:.2f} the size, turned {faster:.1f} times as far per step as {less}")
+    lines.append(
+        "BatchNorm divides out the size of the kernels before it; decay changes how far they turn, not its outputs."
+    )
+    return "\n".join(lines)
+
+
+def plot(runs: dict[str, dict[str, Any]], folder: str) -> Any:
+    """Validation loss of the first seed's runs until they stopped, and test accuracies of all."""
+    figure, (curve, test) = plots.figure(2)
+    for i, (name, r) in enumerate(runs.items()):
+        losses, style = r["curves"][0], plots.line(i)
+        curve.plot(np.arange(1, len(losses) + 1), losses[:, 1], label=name, **style)
+        curve.plot(r["epoch"][0], r["validation"][0], "o", color=style["color"])
+        test.plot(np.full(len(r["accuracy"]), i) + 0.15, r["accuracy"], ".", color="grey")
+        test.errorbar(i, r["accuracy"].mean(), 2 * sem(r["accuracy"]), fmt="o", capsize=3, color=style["color"])
+    curve.set(
+        xlabel="epoch", ylabel="validation cross-entropy (nats)", yscale="log", title="seed 0; dot: its best epoch"
+    )
+    test.set(ylabel="test accuracy, %", title="mean ± two standard errors; grey: each seed")
+    test.set_xticks(range(len(RUNS)), RUNS)
+    figure.legend(*curve.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return plots.save(figure, folder, "cnn.png")
+
+
+def main(argv: list[str]) -> None:
+    """Prints what decays, trains, then prints and plots what came of it."""
+    del argv
+    jax.config.update("jax_logging_level", "WARNING")
+    η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
+    tx = optimizer(η, λ)
+    shapes = jax.eval_shape(lambda: initial_state(CNN((32, 64)), tx, 0, λ)["params"])
+    print(wd.explain("weights", shapes), end="\n\n", flush=True)
+    results = run(
+        epochs=_EPOCHS.value,
+        patience=_PATIENCE.value,
+        seeds=_SEEDS.value,
+        images=_IMAGES.value,
+        learning_rate=η,
+        weight_decay=λ,
+    )
+    print(report(results))
+    print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}, λ = {λ:g}. Picture: {plot(results, _OUT.value)}")
+
+
+if __name__ == "__main__":
+    app.run(main)

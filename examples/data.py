@@ -1,0 +1,102 @@
+"""The data sets of the examples: real, and on every machine that has scikit-learn and Python's own sources."""
+
+import gzip
+import importlib.util
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+Split = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+MNIST = {
+    "x_train": "train-images-idx3-ubyte",
+    "x_test": "t10k-images-idx3-ubyte",
+    "y_train": "train-labels-idx1-ubyte",
+    "y_test": "t10k-labels-idx1-ubyte",
+}
+
+
+def digits(seed: int = 0, *, size: int = 8, flat: bool = True, test_size: float = 0.25) -> Split:
+    """Scikit-learn's 1797 handwritten digits: x_train, x_test in [0, 1], then y_train, y_test; classes split evenly.
+
+    An image is (size·size,) float32, or (size, size, 1) unless `flat`; sizes other than 8 are interpolated.
+    With test_size=0 all are there to train on, in their own order.
+    """
+    images, labels = load_digits(return_X_y=True)
+    x, y = jnp.asarray(images / 16, jnp.float32).reshape(-1, 8, 8, 1), jnp.asarray(labels, jnp.int32)
+    if size != 8:
+        x = jax.image.resize(x, (len(x), size, size, 1), "linear")
+    if flat:
+        x = x.reshape(len(x), -1)
+    if not test_size:
+        return x, x[:0], y, y[:0]
+    train, test = train_test_split(np.arange(len(x)), test_size=test_size, stratify=labels, random_state=seed)
+    return x[train], x[test], y[train], y[test]
+
+
+def mnist(directory: str, *, flat: bool = True) -> Split:
+    """The four files of MNIST in a folder, gzipped or not, as `digits` returns its images; of size 28."""
+    sets = {key: read_idx(pathlib.Path(directory), name) for key, name in MNIST.items()}
+    for part in ("train", "test"):
+        images, labels = (len(sets[f"{kind}_{part}"]) for kind in "xy")
+        if images != labels:
+            raise ValueError(f"{directory} has {images} images to {part} on but {labels} labels; download it again")
+    x_train, x_test = (jnp.asarray(sets[key] / 255, jnp.float32)[..., None] for key in ("x_train", "x_test"))
+    if flat:
+        x_train, x_test = (x.reshape(len(x), -1) for x in (x_train, x_test))
+    return x_train, x_test, jnp.asarray(sets["y_train"], jnp.int32), jnp.asarray(sets["y_test"], jnp.int32)
+
+
+def read_idx(directory: pathlib.Path, name: str) -> np.ndarray:
+    """The bytes in one file of the idx format: 0, 0, 8 for uint8, rank; each length as 4 bytes, big end first; data."""
+    plain, zipped = directory / name, directory / f"{name}.gz"
+    path = plain if plain.exists() else zipped
+    if not path.exists():
+        raise FileNotFoundError(f"neither {plain} nor {zipped} exists; MNIST is {', '.join(MNIST.values())}")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path == zipped else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is no whole gzip file ({error}); download it again") from error
+    rank = int(name[-7])  # …-idx3-ubyte
+    start = 4 + 4 * rank
+    if content[:4] != bytes([0, 0, 8, rank]) or len(content) < start:
+        raise ValueError(f"{path} begins with {content[:4].hex() or 'nothing'}, but idx{rank} with 0000080{rank}")
+    lengths = np.frombuffer(content, ">i4", rank, 4)
+    if len(content) != start + math.prod(lengths.tolist()):
+        raise ValueError(f"{path} has {len(content) - start} bytes for the shape {tuple(lengths.tolist())} it declares")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(lengths)
+
+
+def text(name: str = "argparse", max_bytes: int | None = None, *, length: int, test_size: float = 0.1) -> Split:
+    """Python's own source of a module as characters: x_train, x_test, y_train, y_test, each (n, length) int32 < 128.
+
+    y is x one character on. The test text is the end of the source, so that no window of it was trained on.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or not str(spec.origin).endswith(".py"):
+        raise ValueError(f"name: {name!r} is no module with a source in Python; try 'argparse'")
+    source = np.frombuffer(pathlib.Path(str(spec.origin)).read_bytes()[:max_bytes], np.uint8)
+    x, y = windows(source[source < 128], length)
+    split = len(x) - math.ceil(test_size * len(x))
+    return x[:split], x[split:], y[:split], y[split:]
+
+
+def windows(ids: np.ndarray, length: int) -> tuple[jax.Array, jax.Array]:
+    """Cuts ids (n,) into rows of length + 1 and returns them without the last and without the first: (rows, length)."""
+    if len(ids) <= length:
+        raise ValueError(f"length: {length} characters and the next don't fit in a text of {len(ids)}")
+    rows = jnp.asarray(ids[: len(ids) // (length + 1) * (length + 1)].reshape(-1, length + 1), jnp.int32)
+    return rows[:, :-1], rows[:, 1:]
+
+
+def batches(rows: int, batch_size: int, *, epochs: int, seed: int) -> jax.Array:
+    """Row numbers (epochs, steps, batch_size): each epoch a new order of all rows, less what fills no batch."""
+    if not 0 < batch_size <= rows:
+        raise ValueError(f"batch_size: {batch_size} isn't between 1 and the {rows} rows there are")
+    keys = jax.random.split(jax.random.key(seed), epochs)
+    orders = jax.vmap(lambda key: jax.random.permutation(key, rows)[: rows // batch_size * batch_size])(keys)
+    return orders.reshape(epochs, -1, batch_size)

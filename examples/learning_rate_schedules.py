@@ -1,0 +1,196 @@
+"""Takes ~12 s on a laptop CPU and prints what five learning-rate schedules make of weight decay under four couplings.
+
+A schedule that lowers η_t is no weight decay, but with most optimizers it lowers the decay as well: how much is removed
+per step, c_t, depends on the coupling. Here all four remove the same at the peak, and a weight without gradient tells
+what each leaves. Reduce-on-plateau needs a real loss: it is a softmax regression on handwritten digits. At the end,
+the claim that Adam never steps farther than η.
+
+    python examples/learning_rate_schedules.py               # two tables, and c_t in out/learning_rate_schedules.png
+    python examples/learning_rate_schedules.py --steps=3000  # --help lists the knobs
+"""
+
+import math
+from typing import Any
+
+import data
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import plots
+from absl import app, flags
+
+import wd_optax as wd
+from wd_optax.rates import COUPLINGS
+
+_STEPS = flags.DEFINE_integer("steps", 1000, "Steps of every schedule.", lower_bound=20)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.03, "η_max, the peak of every schedule.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "λ under coupling lr; the other couplings get its equal.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for learning_rate_schedules.png; made if it isn't there.")
+
+BETA1, BETA2 = 0.9, 0.999
+
+
+def schedules(peak: float, steps: int) -> dict[str, optax.Schedule]:  # S18: four schedules; the plateau is below
+    """η_t of the four that are known beforehand."""
+    fifth = steps // 5
+    up, down = optax.linear_schedule(peak / 10, peak, fifth // 2), optax.linear_schedule(peak, peak / 10, fifth // 2)
+    turns = [i * (fifth // 2) for i in range(1, 10)]
+    restart = {"init_value": 0.0, "peak_value": peak, "warmup_steps": fifth // 10, "decay_steps": fifth}
+    return {
+        "exponential": optax.exponential_decay(peak, steps, 0.01),
+        "cyclical": optax.join_schedules([up, down] * 5, turns),  # Smith 2017, arXiv 1506.01186
+        "warm-up + cosine": optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps),
+        "warm restarts": optax.sgdr_schedule([restart] * 5),  # Loshchilov & Hutter 2017, arXiv 1608.03983
+    }
+
+
+def equal_at_peak(peak: float, weight_decay: float) -> dict[str, Any]:
+    """What each coupling gets, so that all remove η_max·λ per step at the peak."""
+    convert = lambda to: wd.convert_weight_decay(weight_decay, learning_rate=peak, from_coupling="lr", to_coupling=to)
+    return {c: {"weight_decay": convert(c), "coupling": c, "peak_learning_rate": peak} for c in COUPLINGS}
+
+
+def without_gradient(learning_rate: optax.Schedule, options: dict[str, Any], steps: int) -> np.ndarray:
+    """A weight of 1 after each step of AdamW without a gradient."""
+    tx, start = wd.adamw(learning_rate, **options), {"kernel": jnp.ones(1)}
+
+    def step(carry: Any, _: Any) -> Any:
+        params, opt_state = carry
+        updates, opt_state = tx.update(optax.tree.zeros_like(params), opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state), params["kernel"][0]
+
+    return np.asarray(jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps)[1])(start))
+
+
+def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Mean cross-entropy of a softmax regression."""
+    return optax.softmax_cross_entropy_with_integer_labels(x @ params["kernel"] + params["bias"][None], y).mean()
+
+
+def plateau(peak: float, options: dict[str, Any], steps: int) -> dict[str, np.ndarray]:
+    """AdamW on digits, η to 3/10 when the loss on held-out digits hasn't fallen by 1 % in 10 steps: both."""
+    x, x_test, y, y_test = data.digits()
+    start = {"kernel": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}
+    tx = wd.adamw(peak, **options)
+    lower = optax.contrib.reduce_on_plateau(factor=0.3, patience=10, rtol=0.01, min_scale=0.01)
+
+    def step(carry: Any, _: Any) -> Any:
+        params, opt_state, watcher = carry
+        η = peak * watcher.scale
+        opt_state = optax.tree.set(opt_state, learning_rate=η)  # S18: η is a leaf, and c_t follows it
+        grads = jax.grad(loss_fn)(params, x, y)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        loss = loss_fn(params, x_test, y_test)
+        _, watcher = lower.update({}, watcher, value=loss)
+        return (params, opt_state, watcher), {"η": η, "loss": loss}
+
+    def train(params: Any) -> Any:
+        return jax.lax.scan(step, (params, tx.init(params), lower.init(params)), length=steps)[1]
+
+    return jax.tree.map(np.asarray, jax.jit(train)(start))
+
+
+def adams_steps(steps: int) -> dict[str, np.ndarray]:
+    """|Δ|/η of Adam's steps: the largest on digits, 16 images a step; and for one gradient after 5000 of zero."""
+    adam = optax.scale_by_adam(BETA1, BETA2)
+    x, _, y, _ = data.digits()
+    start = {"kernel": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}
+
+    def step(carry: Any, rows: jax.Array) -> Any:
+        params, opt_state = carry
+        direction, opt_state = adam.update(jax.grad(loss_fn)(params, x[rows], y[rows]), opt_state)
+        params = jax.tree.map(lambda p, u: p - 0.01 * u, params, direction)
+        return (params, opt_state), optax.tree.norm(direction, ord=jnp.inf)
+
+    epochs = math.ceil(steps / (len(x) // 16))
+    rows = data.batches(len(x), 16, epochs=epochs, seed=0).reshape(-1, 16)[:steps]
+    digits = jax.jit(lambda p: jax.lax.scan(step, (p, adam.init(p)), rows)[1])(start)
+    once = jnp.zeros(5001).at[5000].set(1.0)
+    rare = jax.jit(lambda: jax.lax.scan(lambda s, g: adam.update(g, s)[::-1], adam.init(once[0]), once)[1])()
+    return {"digits": np.asarray(digits), "rare": np.abs(rare)}
+
+
+def run(*, learning_rate: float, weight_decay: float, steps: int) -> dict[str, Any]:
+    """Per schedule and coupling c_t and what it leaves of a weight; the plateau's runs; Adam's steps; c at the peak."""
+    couplings = equal_at_peak(learning_rate, weight_decay)
+    trained = {coupling: plateau(learning_rate, options, steps) for coupling, options in couplings.items()}
+    lowered = jnp.asarray(trained["lr"]["η"])
+    found: dict[str, dict[str, Any]] = {}
+    for name, schedule in (schedules(learning_rate, steps) | {"plateau": lambda t: lowered[t]}).items():
+        found[name] = {"removed": {}, "left": {}}
+        for coupling, options in couplings.items():
+            rate = wd.decay_rate(learning_rate=schedule, **options)
+            removed = np.broadcast_to(jax.vmap(rate)(jnp.arange(steps)), steps)
+            found[name]["removed"][coupling] = removed
+            found[name]["left"][coupling] = without_gradient(schedule, options, steps)
+    return {"schedules": found, "plateau": trained, "adam": adams_steps(steps), "peak": learning_rate * weight_decay}
+
+
+def report(results: dict[str, Any]) -> str:
+    """What is left under each schedule and coupling; the plateau's losses; Adam's steps."""
+    lines, gap, peak = (
+        [f"{'left of a weight':18}" + "".join(f"{c:11}" for c in COUPLINGS).rstrip()],
+        0.0,
+        results["peak"],
+    )
+    for name, r in results["schedules"].items():
+        lines.append(f"{name:18}" + "".join(f"{r['left'][c][-1]:<11.3f}" for c in COUPLINGS).rstrip())
+        gap = max(gap, *(float(np.abs(r["left"][c] - np.cumprod(1 - r["removed"][c])).max()) for c in COUPLINGS))
+    steps = len(r["left"]["lr"])
+    lines.append(
+        f"All remove {peak:.2g} per step at the peak; {steps} such steps would leave {(1 - peak) ** steps:.3f}."
+    )
+    lines.append(f"Farthest of a weight from Π(1 − c_t) with wd.decay_rate's c_t: {gap:.1g}.")
+    lines += ["", f"{'plateau, digits':18}{'lowest held-out loss':23}{'at the end':13}η at the end, of the peak"]
+    for c, r in results["plateau"].items():
+        lines.append(f"{c:18}{r['loss'].min():<23.3f}{r['loss'][-1]:<13.3f}{r['η'][-1] / r['η'][0]:.3g}")
+    constant, lr = (results["plateau"][c]["loss"][-1] / results["plateau"][c]["loss"].min() for c in ("constant", "lr"))
+    lines.append(
+        f"η fell; the loss at the end is {constant:.1f} times its lowest under constant, {lr:.1f} times under lr."
+    )
+    bound, adam = (1 - BETA1) / math.sqrt(1 - BETA2), results["adam"]
+    share, largest, rare = np.mean(adam["digits"] > 1), adam["digits"].max(), adam["rare"].max()
+    lines += [
+        "",
+        f"Adam's largest |Δ|/η is {largest:.3f} on digits, over 1 in {share:.0%} of the steps; one gradient after",
+    ]
+    lines.append(
+        f"5000 of zero makes it {rare:.3f}. The bound is (1 − β₁)/√(1 − β₂) = {bound:.3f}, not 1: Kingma & Ba 2015,"
+    )
+    lines.append("arXiv 1412.6980, section 2.1.")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], folder: str) -> Any:
+    """c_t of every coupling in a panel per schedule, then Adam's steps."""
+    figure, panels = plots.figure(3, 2)
+    for axes, (name, r) in zip(panels, results["schedules"].items(), strict=False):
+        for i, c in enumerate(COUPLINGS):
+            axes.plot(r["removed"][c], label=c, linewidth=3 - 0.5 * i, **plots.line(i))
+        axes.set(title=name, xlabel="step", ylabel="c_t", ylim=(0, 1.1 * results["peak"]))
+    panels[-1].plot(results["adam"]["digits"], linewidth=0.8, **plots.line(0))
+    panels[-1].axhline(1, color="black", linestyle=":")
+    panels[-1].set(title="Adam on digits: largest |Δ|/η", xlabel="step", ylim=(0, None))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return plots.save(figure, folder, "learning_rate_schedules.png")
+
+
+def main(argv: list[str]) -> None:
+    """Prints what decays over a run with warm-up and cosine, then the tables, and draws c_t."""
+    del argv
+    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    η, λ, steps = _LEARNING_RATE.value, _WEIGHT_DECAY.value, _STEPS.value
+    params = {"kernel": jnp.ones((64, 10)), "bias": jnp.ones(10)}
+    tx = wd.adamw(schedules(η, steps)["warm-up + cosine"], weight_decay=λ)
+    print("AdamW with warm-up and cosine:", wd.audit(tx, params, horizon=steps), "", sep="\n", flush=True)
+    results = run(learning_rate=η, weight_decay=λ, steps=steps)
+    path = plot(results, _OUT.value)
+    print(report(results))
+    print(f"η_max = {η:g}, λ = {λ:g}, {steps} steps. Picture: {path}")
+
+
+if __name__ == "__main__":
+    app.run(main)

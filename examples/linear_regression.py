@@ -1,0 +1,210 @@
+"""Takes ~6 s on a laptop CPU and prints what weight decay does to y = w·x + b, each number beside its formula.
+
+The data are the 442 patients of scikit-learn's diabetes set. Five short parts: every step beside the hand formula;
+ridge regression's closed form reached; L1 with exact zeros and without; forgetting without a gradient; friction.
+
+    python examples/linear_regression.py                      # five parts, and a picture in out/linear_regression.png
+    python examples/linear_regression.py --weight_decay=0.01  # another λ; --help lists the knobs
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import plots
+from absl import app, flags
+from sklearn.datasets import load_diabetes
+from sklearn.linear_model import Lasso
+from sklearn.preprocessing import scale
+
+import wd_optax as wd
+
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "η of the first three parts.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "λ of the first three parts.")
+_STEPS = flags.DEFINE_integer("steps", 3000, "Steps towards ridge and lasso.", lower_bound=10)
+_OUT = flags.DEFINE_string("out", "out", "Folder for linear_regression.png; made if it isn't there.")
+
+SHUFFLED = 3  # copies of the columns in a random order: they tell nothing, and their weights should be 0
+MOMENTUM, CURVATURE, FRICTION = 0.98, 1.2, 0.02  # μ; h of ½·h·x² at η = 1, where the path overshoots; c per step
+
+
+def squared_error(params: Any, x: Any, y: Any) -> jax.Array:
+    """Mean of (w·x + b − y)²."""
+    return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
+
+
+def descend(tx: Any, loss: Callable[[Any], jax.Array], w: np.ndarray, steps: int) -> Any:
+    """w and b after each step from w and 0, stacked."""
+
+    def step(carry: Any, _: Any) -> Any:
+        params, opt_state = carry
+        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state), params
+
+    walk = jax.jit(lambda params: jax.lax.scan(step, (params, tx.init(params)), length=steps)[1])
+    return jax.tree.map(np.asarray, walk({"w": jnp.asarray(w, jnp.float32), "b": jnp.zeros(())}))
+
+
+def by_hand(x: np.ndarray, y: np.ndarray, η: float, λ: float, steps: int) -> dict[str, Any]:
+    """w and b after each step: the formula, sgdw, and the penalty in the loss in both conventions."""
+    w, b, formula = 0.0, 0.0, []
+    for _ in range(steps):
+        wrong = w * x[:, 0] + b - y
+        w, b = w - η * 2 * np.mean(wrong * x[:, 0]) - η * λ * w, b - η * 2 * np.mean(wrong)  # S6: ηλw off w, none off b
+        formula.append((w, b))
+    start, loss = np.zeros(1), functools.partial(squared_error, x=x, y=y)
+    penalised = lambda params: loss(params) + wd.l2_penalty(params, λ, "weights")  # S1: L2 penalty λ/2·Σw²
+    other = lambda params: loss(params) + wd.l2_penalty(params, λ / 2, "weights", half=False)  # λ'·Σw², gradient 2λ'w
+    runs = {
+        "sgdw": descend(wd.sgdw(η, weight_decay=λ), loss, start, steps),  # S2: SGD with decay, w ← w − η∇L − ηλw
+        "λ/2·Σw²": descend(optax.sgd(η), penalised, start, steps),
+        "λ'·Σw²": descend(optax.sgd(η), other, start, steps),
+    }
+    return {"formula": np.array(formula)} | {n: np.stack([r["w"][:, 0], r["b"]], 1) for n, r in runs.items()}
+
+
+def ridge(x: np.ndarray, y: np.ndarray, η: float, λ: float, steps: int) -> dict[str, np.ndarray]:
+    """Weights after all steps with decay and without, and the closed form (2XᵀX/n + λI)⁻¹·2Xᵀy/n."""
+    loss = functools.partial(squared_error, x=x, y=y)
+    end = lambda λ: descend(wd.sgdw(η, weight_decay=λ), loss, np.zeros(x.shape[1]), steps)["w"][-1]
+    wide, n = x.astype(np.float64), len(x)
+    gram = 2 * wide.T @ wide / n + λ * np.eye(x.shape[1])
+    return {"ridge": end(λ), "none": end(0.0), "closed form": np.linalg.solve(gram, 2 * wide.T @ (y - y.mean()) / n)}
+
+
+def sparse(x: np.ndarray, y: np.ndarray, η: float, λ: float, steps: int) -> dict[str, np.ndarray]:
+    """Weights of the ten columns and of their shuffled copies under λ·Σ|w|, three ways; `Lasso` is scikit-learn's."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([x, *(rng.permuted(x, axis=0) for _ in range(SHUFFLED))], axis=1)
+    loss, start = functools.partial(squared_error, x=x, y=y), np.zeros(x.shape[1])
+    c = wd.decay_rate(λ, learning_rate=η)
+    soft = optax.chain(optax.sgd(η), wd.proximal(c, "weights", penalty="l1"))  # S10: L1's proximal step makes zeros
+    penalised = lambda params: loss(params) + wd.l1_penalty(params, λ, "weights")  # its gradient λ·sign(w) doesn't
+    return {
+        "proximal": descend(soft, loss, start, steps)["w"][-1],
+        "gradient": descend(optax.sgd(η), penalised, start, steps)["w"][-1],
+        "Lasso": Lasso(alpha=λ / 2, tol=1e-8, max_iter=10_000).fit(x, y).coef_,  # it minimises half of ours
+    }
+
+
+def forgetting(steps: int) -> dict[str, np.ndarray]:
+    """A weight of 1 without gradient: 1 % of it off per step, and 0.01 off per step."""
+    decays = {"L2": wd.shrink(0.01), "L1": wd.proximal(0.01, penalty="l1")}  # S19: forgetting, 0.99ᵗ or 1 − t/100
+    none = lambda params: 0.0 * jnp.sum(params["w"])
+    return {name: descend(tx, none, np.ones(1), steps)["w"][:, 0] for name, tx in decays.items()}
+
+
+def friction(steps: int) -> dict[str, np.ndarray]:
+    """Paths on ½·h·x² from 1 with η = 1: momentum with decay, with L2, with neither; then h = 1.5 without momentum."""
+    μ, c = MOMENTUM, FRICTION
+    ways = {
+        "none": (CURVATURE, optax.sgd(1.0, momentum=μ)),
+        "L2": (CURVATURE, wd.sgd_l2(1.0, weight_decay=c, momentum=μ)),
+        "decay": (CURVATURE, wd.sgdw(1.0, weight_decay=c, momentum=μ)),  # S20: friction under momentum
+        "steep, none": (1.5, optax.sgd(1.0)),  # ηh > 1: each step jumps over the minimum
+        "steep, decay": (1.5, wd.sgdw(1.0, weight_decay=c)),
+        "steep, proximal": (1.5, optax.chain(optax.sgd(1.0), wd.proximal(c))),
+    }
+    hill = lambda h: lambda params: h / 2 * jnp.sum(params["w"] ** 2)
+    return {name: descend(tx, hill(h), np.ones(1), steps)["w"][:, 0] for name, (h, tx) in ways.items()}
+
+
+def damping(x: np.ndarray) -> float:
+    """The factor per step of an oscillation: √(x₁² − x₀x₂) is its amplitude up to a constant, of any two modes."""
+    amplitude = np.sqrt(x[1:-1] ** 2 - x[:-2] * x[2:])
+    return float((amplitude[-1] / amplitude[0]) ** (1 / (len(amplitude) - 1)))
+
+
+def run(*, learning_rate: float, weight_decay: float, steps: int) -> dict[str, Any]:
+    """All five parts."""
+    raw, y = load_diabetes(return_X_y=True)
+    x, y = scale(raw).astype(np.float32), (y / 100).astype(np.float32)
+    η, λ = learning_rate, weight_decay
+    return {
+        "by hand": by_hand(x[:, 2:3], y, η, λ, 50),  # column 2 is the body mass index
+        "ridge": ridge(x, y, η, λ, steps),
+        "sparse": sparse(x, y, η, λ, steps),
+        "forgetting": forgetting(120),
+        "friction": friction(100),
+    }
+
+
+def report(results: dict[str, Any]) -> str:
+    """The five parts in numbers."""
+    hand, formula = results["by hand"], results["by hand"]["formula"]
+    lines = ["step   w: sgdw  formula   b: sgdw  formula"]
+    for t in (0, 1, 2, 9, 49):
+        (w, b), (w_formula, b_formula) = hand["sgdw"][t], formula[t]
+        lines.append(f"{t + 1:<7}{w:<9.6f}{w_formula:<10.6f}{b:<9.6f}{b_formula:.6f}")
+    gaps = (f"{name} {np.abs(run - formula).max():.1g}" for name, run in hand.items() if name != "formula")
+    lines.append(f"Farthest from the formula in 50 steps: {', '.join(gaps)}.")
+    r = results["ridge"]
+    gap, free = (np.linalg.norm(r[name] - r["closed form"]) for name in ("ridge", "none"))
+    size = np.linalg.norm(r["closed form"])
+    lines += [
+        "",
+        f"Ridge: sgdw ends {gap / size:.1g} of ‖w‖ from the closed form, without decay {free / size:.2g}.",
+        "",
+    ]
+    lines.append("L1        exact zeros of 10 columns  of their shuffled copies  farthest from Lasso")
+    for name, w in results["sparse"].items():
+        real, copies = w[:10] == 0, w[10:] == 0
+        gap = np.abs(w - results["sparse"]["Lasso"]).max()
+        lines.append(f"{name:10}{real.sum():<27}{f'{copies.sum()} of {len(copies)}':26}{gap:.1g}")
+    l2, l1 = results["forgetting"]["L2"], results["forgetting"]["L1"]
+    lines += ["", f"Forgetting: L2 leaves {l2[99]:.4f} of a weight after 100 steps; 0.99¹⁰⁰ is {0.99**100:.4f}."]
+    lines.append(
+        f"L1's proximal step makes it 0 in step {np.argmax(l1 == 0) + 1}; L2 leaves {l2[-1]:.4f} after {len(l2)}."
+    )
+    f, μ, c = results["friction"], MOMENTUM, FRICTION
+    lines += ["", "Friction: an oscillation under momentum is multiplied per step by"]
+    for name, formula in {"none": μ**0.5, "L2": μ**0.5, "decay": (μ * (1 - c)) ** 0.5}.items():
+        lines.append(f"  {name:8}{damping(f[name]):.5f}   formula {formula:.5f}")
+    steep = {name: f[f"steep, {name}"][1] / f[f"steep, {name}"][0] for name in ("none", "decay", "proximal")}
+    both = ", ".join(f"{name} {factor:+.3f}" for name, factor in steep.items())
+    widest, least = (choose(steep, key=lambda name: abs(steep[name])) for choose in (max, min))
+    lines.append(f"Without momentum, at ηh = 1.5, x is multiplied by: {both}; {widest} overshoots most, {least} least.")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, Any], folder: str) -> Any:
+    """A panel for each part but ridge."""
+    figure, (hand, sparse, left, oscillation) = plots.figure(2, 2)
+    for i, name in enumerate(("w", "b")):
+        hand.plot(results["by hand"]["sgdw"][:, i], label=f"{name}, sgdw", **plots.line(i))
+        hand.plot(results["by hand"]["formula"][:, i], label=f"{name}, formula", color="black", linestyle=":")
+    for i, (name, marker) in enumerate({"gradient": "x", "proximal": "o"}.items()):
+        sizes = np.maximum(np.abs(results["sparse"][name]), 1e-6)
+        sparse.plot(sizes, marker, fillstyle="none", label=name, color=plots.line(i)["color"])
+    for i, (name, curve) in enumerate(results["forgetting"].items()):
+        left.plot(curve, label=name, **plots.line(i))
+    for i, name in enumerate(("none", "L2", "decay")):
+        oscillation.plot(results["friction"][name], label=name, **plots.line(i))
+    hand.set(title="w·x + b, beside the formula", xlabel="step")
+    sparse.set(title="|w| under L1; 10⁻⁶ stands for 0", xlabel="column; from 10 on shuffled copies", yscale="log")
+    left.set(title="a weight without gradient", xlabel="step")
+    oscillation.set(title=f"momentum {MOMENTUM} on a stiff quadratic", xlabel="step", ylabel="x")
+    for axes in (hand, sparse, left, oscillation):
+        axes.legend(fontsize="small")
+    return plots.save(figure, folder, "linear_regression.png")
+
+
+def main(argv: list[str]) -> None:
+    """Prints what decays, then the five parts, and draws them."""
+    del argv
+    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
+    print(wd.audit(wd.sgdw(η, weight_decay=λ), {"w": jnp.ones(1), "b": jnp.ones(())}), end="\n\n")
+    results = run(learning_rate=η, weight_decay=λ, steps=_STEPS.value)
+    path = plot(results, _OUT.value)
+    print(report(results))
+    print(f"η = {η:g}, λ = {λ:g}. Picture: {path}")
+
+
+if __name__ == "__main__":
+    app.run(main)

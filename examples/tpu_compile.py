@@ -1,0 +1,96 @@
+"""What a step takes on TPUs, without one: libtpu compiles it for a slice, and its program and its memory are read off.
+
+`tpu_run.py --compile_only` prints it; `collectives` reads any program that JAX compiled.
+"""
+
+import math
+import os
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+OP = re.compile(rf"%([\w.-]+) = (.*?) ({'|'.join(KINDS)})(-start)?\(")
+MIB = 2**20
+
+
+class Sum(NamedTuple):
+    """Of collectives of one kind in one part of the program."""
+
+    times: int  # in one run of the program
+    size: int  # bytes of their results on one device
+
+
+def devices(topology: str) -> Any:
+    """The chips of a TPU slice, to compile for and not to run on."""
+    jax.config.update("jax_platforms", "cpu")  # libtpu is there to compile, and must not look for chips
+    os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")  # nor for a TPU's host
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except RuntimeError as error:
+        mend = "write chip:shape, such as v5e:2x4 or v5p:8x8x8" if "INVALID" in str(error) else "pip install libtpu"
+        raise ValueError(f"--topology={topology}: {str(error).splitlines()[0]}: {mend}") from None
+
+
+def bytes_of(shapes: str) -> list[int]:
+    """Of each array in a type of XLA's, such as (f32[8,2], pred[])."""
+    found = re.findall(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]", shapes)
+    return [math.prod(map(int, filter(None, dims.split(",")))) * int(bits or 8) // 8 for _, bits, dims in found]
+
+
+def collectives(program: str, parts: tuple[str, ...] = ()) -> dict[tuple[str, str], Sum]:
+    """{(part, kind): Sum} of an optimized program; the part is that of `parts` which an operation's scope names last.
+
+    What stands in a loop counts as often as the loop runs; the pieces of one collective count once.
+    """
+    split = re.findall(r"^(ENTRY )?%([\w.-]+) \([^\n]*-> ([^\n]*) \{\n(.*?)^\}", program, re.M | re.S)
+    types, bodies = ({name: found[i] for _, name, *found in split} for i in (0, 1))
+    found: dict[str, tuple[str, str, int, int]] = {}
+
+    def walk(name: str, times: int, scope: str) -> None:
+        for line in bodies[name].splitlines():
+            own = re.search(r'op_name="([^"]*)"', line)
+            here = own[1] if own else scope
+            if op := OP.search(line):
+                scatters = name.startswith("all-reduce-scatter")  # what libtpu makes of a reduce-scatter
+                sizes = bytes_of(types[name] if scatters else op[2])
+                chain = re.search(r"channel_id=\d+(?=.*chain_id=)", line)  # one collective, in pieces
+                part = max((part for part in parts if part in here), key=here.rfind, default="model")
+                size = max(sizes) if op[4] else sum(sizes)  # an operation's start returns its operands, too
+                found[chain[0] if chain else op[1]] = part, "reduce-scatter" if scatters else op[3], times, size
+            for role, callee in re.findall(r"(calls|to_apply|body)=%([\w.-]+)", line):
+                walk(callee, times * (_trips(line, bodies) if role == "body" else 1), here)
+
+    walk(next(name for entry, name, *_ in split if entry), 1, "")
+    sums: dict[tuple[str, str], Sum] = {}
+    for part, kind, times, size in found.values():
+        before, so_far = sums.get((part, kind), (0, 0))
+        sums[part, kind] = Sum(before + times, so_far + times * size)
+    return dict(sorted(sums.items()))
+
+
+def _trips(line: str, bodies: dict[str, str]) -> int:
+    """How often a `while` runs: as XLA says, or the constant that its condition compares the counter with."""
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
+        return int(known[1])
+    return int(re.findall(r"constant\((\d+)\)", bodies[re.findall(r"condition=%([\w.-]+)", line)[0]])[0])
+
+
+def report(memory: Any, step: dict[tuple[str, str], Sum], alone: dict[tuple[str, str], Sum]) -> str:
+    """Memory, then the collectives of a step, then whether the optimizer has any."""
+    arguments, temporary, program = (
+        getattr(memory, f"{name}_size_in_bytes") / MIB for name in ("argument", "temp", "generated_code")
+    )
+    lines = [
+        f"MiB per chip: {arguments:.1f} state and batch, {temporary:.1f} temporaries, {program:.1f} program; "
+        f"{memory.alias_size_in_bytes / MIB:.1f} MiB of the state are updated in place",
+        f"{'part':11}{'collective':20}{'per step':>9}{'MiB of results per chip':>25}",
+    ]
+    for (part, kind), (count, size) in step.items():
+        lines.append(f"{part:11}{kind:20}{count:>9,}{size / MIB:>25,.3f}")
+    has = lambda sums: ", ".join(kind for _, kind in sums) or "no collectives"
+    inside = {key: found for key, found in step.items() if key[0] == "optimizer"}
+    lines.append(f"optimizer (decay, moments, rounding): {has(inside)} in the step; compiled alone: {has(alone)}")
+    return "\n".join(lines)

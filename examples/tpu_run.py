@@ -1,0 +1,294 @@
+"""Trains a decoder-only transformer on a mesh of TPU chips, GPUs or CPU devices, and logs what decay does in each step.
+
+Parameters and optimizer state are sharded over `data` (FSDP) and `model`; AdamW's rules decay the matrices alone. The
+text is the source of some modules of Python's standard library; the defaults take ~60 s on a laptop CPU. Start the same
+command again after a crash, and it goes on from the newest whole checkpoint in --out, on any mesh.
+
+    python examples/tpu_run.py                                     # every device of this machine on the data axis
+    python examples/tpu_run.py --mesh=4x2 --precision=stochastic   # bfloat16 without a float32 copy
+    python examples/tpu_run.py --distributed                       # the same command on every host of a slice
+    python examples/tpu_run.py --compile_only --topology=v5e:2x4   # for TPUs, without one: needs only libtpu
+
+What resuming keeps to the bit, on any number of devices: parameters, optimizer state and the stream of batches. On the
+same mesh of the same devices the run then ends with the bits of one that nobody killed; on another mesh sums are formed
+in another order, and it ends as near to that as rounding lets it.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import data
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import plots
+import tensorboardX
+import tpu_compile
+import tpu_model
+from absl import app, flags, logging
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tpu_model import Size
+
+import wd_optax as wd
+
+_MESH = flags.DEFINE_string("mesh", None, "DATAxMODEL, such as 4x2; by default all devices x1.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize(), for many hosts.")
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile for --topology, print what it takes, and stop.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "TPU slice for --compile_only, such as v5p:8x8x8.")
+_PRECISION = flags.DEFINE_enum("precision", "master", ["master", "stochastic", "float32"], "See `optimizer`.")
+_LAYERS = flags.DEFINE_integer("layers", 4, "Blocks of the transformer.", lower_bound=1)
+_WIDTH = flags.DEFINE_integer("width", 128, "Of the residual stream.", lower_bound=1)
+_HEADS = flags.DEFINE_integer("heads", 4, "Of attention.", lower_bound=1)
+_CONTEXT = flags.DEFINE_integer("context", 128, "Characters per example.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Examples per step, on all devices together.", lower_bound=1)
+_ACCUMULATE = flags.DEFINE_integer("accumulate", 2, "Microbatches per step.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 200, "Length of the run and of the schedule.", lower_bound=1)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "η after warm-up.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "λ.")
+_CLIP = flags.DEFINE_float("clip", 1.0, "Largest norm of the gradient.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and rounding.", lower_bound=0)
+_LOG_EVERY = flags.DEFINE_integer("log_every", 20, "Steps between two lines of log.", lower_bound=1)
+_SAVE_EVERY = flags.DEFINE_integer("save_every", 50, "Steps between two checkpoints.", lower_bound=1)
+_KEEP = flags.DEFINE_integer("keep", 2, "How many checkpoints to keep, the newest.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "out/tpu_run", "Folder of checkpoints, TensorBoard's scalars and tpu_run.png.")
+
+MODULES = ("argparse", "ast", "inspect", "pydoc", "subprocess", "tarfile", "threading", "typing")
+RULES = [("embedding", 0), (".*", "weights")]  # rows of rare characters would decay in all steps and learn in few
+# bfloat16 FLOP/s, dense, of what JAX calls a device. Sources: Google Cloud's page on each TPU version (a TPU7x chip is
+# two devices), NVIDIA's data sheets.
+PEAK = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU7x": 2307e12 / 2}
+PEAK |= {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+PARTS = ("clip", "monitor", "optimizer", "adamw")  # scopes, see `optimizer`
+LABELS = {"loss": "cross-entropy (nats)", "decay_share": "decay's share of the step", "angle": "turned per step (rad)"}
+
+
+class State(NamedTuple):
+    """What a checkpoint holds, under its step's number."""
+
+    params: Any
+    opt_state: Any
+
+
+def optimizer(
+    precision: str, learning_rate: Any, weight_decay: float, *, clip: float, seed: int, bare: bool = False
+) -> Any:
+    """AdamW behind clipping, watched by the monitor, in one of three precisions; `bare` leaves clip and monitor out.
+
+    "master": bfloat16 parameters and a float32 copy; "stochastic": bfloat16 alone, rounded stochastically; "float32".
+    The monitor stands inside the rounding: it sees the step before its noise, and the copy from which decay is computed.
+    """
+    adamw = wd.adamw(learning_rate, weight_decay=weight_decay, b2=0.95, mask=RULES)
+    watched = adamw if bare else named("monitor", wd.monitor(named("adamw", adamw)))
+    rounded = {
+        "master": wd.with_master_weights(watched),
+        "stochastic": optax.chain(wd.in_float32(watched), wd.round_updates("stochastic", key=seed)),
+        "float32": watched,
+    }[precision]
+    return rounded if bare else optax.chain(named("clip", optax.clip_by_global_norm(clip)), named("optimizer", rounded))
+
+
+def named(name: str, tx: Any) -> Any:
+    """The same transformation, whose operations bear a name in the compiled program."""
+    return optax.GradientTransformationExtraArgs(tx.init, jax.named_scope(name)(tx.update))
+
+
+def shapes(params: Any, size: Size, tx: Any) -> tuple[State, Any]:
+    """The state, and the inputs and labels of one step (microbatch, example, character), without any values."""
+    rows = NamedSharding(params["norm"]["scale"].sharding.mesh, P(None, "data"))
+    cut = (size.accumulate, size.batch_size // size.accumulate, size.context)
+    ids = jax.ShapeDtypeStruct(cut, jnp.int32, sharding=rows)
+    return State(params, tpu_model.sharded(jax.eval_shape(tx.init, params), params)), (ids, ids)
+
+
+def update(tx: Any, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
+    """The optimizer's part of a step."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    return State(optax.apply_updates(state.params, updates), opt_state), {}
+
+
+def train_step(tx: Any, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+    """Microbatches one after another, their gradients added in float32, then one update, and so one decay."""
+
+    def microbatch(total: Any, xy: Any) -> Any:
+        loss, grads = jax.value_and_grad(tpu_model.loss_fn)(state.params, *xy)
+        return jax.tree.map(lambda t, g: t + g.astype(jnp.float32) / len(batch[0]), total, grads), loss
+
+    grads, losses = jax.lax.scan(microbatch, optax.tree.zeros_like(state.params, dtype=jnp.float32), batch)
+    state, _ = update(tx, state, grads)
+    seen = {"loss": losses.mean(), "learning_rate": optax.tree.get(state.opt_state, "learning_rate")}
+    seen |= {"gradient_norm": optax.tree.norm(grads), **wd.read_monitor(state.opt_state)["weight"]._asdict()}
+    return state, seen
+
+
+def compiled(step: Callable[..., Any], state: State, rest: Any) -> Any:
+    """The program for these shapes and shardings: the state comes out as it went in, and in its place."""
+    shardings = jax.tree.map(lambda s: s.sharding, state)
+    with jax.set_mesh(state.params["norm"]["scale"].sharding.mesh):
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, rest).compile()
+
+
+def batch_at(step: int, text: Any, ids: Any, seed: int) -> Any:
+    """The same rows of the text whenever and wherever the step is done; a host makes only what its devices need."""
+    rows = np.random.default_rng((seed, step)).integers(len(text[0]), size=ids.shape[:2])
+    put = lambda a: jax.make_array_from_callback(ids.shape, ids.sharding, lambda cut: a[rows][cut])
+    return put(text[0]), put(text[1])
+
+
+def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:
+    """make(start), …, make(stop − 1), the next ones made by a thread meanwhile."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ahead = collections.deque(pool.submit(make, i) for i in range(start, min(start + depth, stop)))
+        for i in range(start + depth, stop + depth):
+            yield ahead.popleft().result()
+            if i < stop:
+                ahead.append(pool.submit(make, i))
+
+
+def speed(size: Size, params: Any, steps_per_second: float) -> dict[str, float]:
+    """Steps and tokens per second and model FLOPs utilisation: NaN for a chip that PEAK doesn't know.
+
+    FLOPs per token: 6 per weight of a product, 12·layers·width·context in attention (arXiv 2204.02311, appendix B).
+    """
+    kernels = sum(math.prod(p.shape) for path, p in jax.tree.leaves_with_path(params) if path[-1].key == "kernel")
+    mesh = params["norm"]["scale"].sharding.mesh
+    peak = mesh.size * PEAK.get(mesh.devices.flat[0].device_kind, math.nan)
+    tokens = steps_per_second * size.batch_size * size.context
+    mfu = tokens * (6 * kernels + 12 * size.layers * size.width * size.context) / peak
+    return {"steps_per_second": steps_per_second, "tokens_per_second": tokens, "mfu": mfu}
+
+
+def record(writer: Any, step: int, f: dict[str, float]) -> None:
+    """One line of log, and the same figures for TensorBoard; on many hosts by one of them."""
+    mfu = "MFU unknown for this chip" if math.isnan(f["mfu"]) else f"MFU {f['mfu']:.1%}"
+    line = (
+        f"step {step}: loss {f['loss']:.4f}, ‖g‖ {f['gradient_norm']:.3g}, η {f['learning_rate']:.3g}; weights: ‖w‖ "
+        f"{f['weight_norm']:.2f}, turn {f['angle']:.2g} rad, decay is {f['decay_share']:.1%} of the step; "
+        f"{f['steps_per_second']:.2f} steps/s, {f['tokens_per_second']:,.0f} tokens/s, {mfu}"
+    )
+    if jax.process_index() == 0:
+        print(line, flush=True)
+    for name, value in f.items():
+        if not math.isnan(value):
+            writer.add_scalar(name, value, step)
+    writer.flush()
+
+
+def manager(folder: str | pathlib.Path, keep: int) -> ocp.CheckpointManager:
+    """Writes checkpoints while training goes on, each under another name until it is whole; keeps the newest."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    path = pathlib.Path(folder).resolve() / "checkpoints"
+    return ocp.CheckpointManager(path, options=options, item_handlers=ocp.StandardCheckpointHandler())
+
+
+def begin(checkpoints: ocp.CheckpointManager, like: State, tx: Any, seed: int) -> tuple[int, State]:
+    """The newest whole checkpoint and its step, cut for the mesh at hand, or step 0."""
+    if step := checkpoints.latest_step():
+        kept, wanted = (sorted(x.shape for x in jax.tree.leaves(t)) for t in (checkpoints.item_metadata(step), like))
+        if kept != wanted:
+            mend = "give the flags it began with, or another --out"
+            raise ValueError(f"{checkpoints.directory} holds another model or --precision: {mend}")
+        return step, checkpoints.restore(step, args=ocp.args.StandardRestore(like))
+    start = lambda: State(params := tpu_model.initial(like.params, seed), tx.init(params))
+    return 0, jax.jit(start, out_shardings=jax.tree.map(lambda s: s.sharding, like))()
+
+
+def run(
+    size: Size, params: Any, tx: Any, *, steps: int, seed: int, log_every: int, save_every: int, keep: int, out: str
+) -> dict[str, Any]:
+    """Trains from the newest checkpoint in `out` to `steps`; returns the last state, and by step what was logged."""
+    figures: dict[int, dict[str, float]] = {}
+    like, (ids, _) = shapes(params, size, tx)
+    step_fn = compiled(functools.partial(train_step, tx), like, (ids, ids))
+    x, _, y, _ = zip(*(data.text(name, length=size.context) for name in MODULES), strict=True)
+    make = functools.partial(batch_at, text=(np.concatenate(x), np.concatenate(y)), ids=ids, seed=seed)
+    with (
+        manager(out, keep) as checkpoints,
+        tensorboardX.SummaryWriter(out, write_to_disk=jax.process_index() == 0) as writer,
+    ):
+        start, state = begin(checkpoints, like, tx, seed)
+        last, since = start, time.perf_counter()
+        for step, batch in enumerate(prefetch(make, start, steps), start + 1):
+            state, seen = step_fn(state, batch)
+            if step % log_every == 0 or step == steps:
+                seen = {name: float(x) for name, x in jax.device_get(seen).items()}  # waits for the step
+                rate, last, since = (step - last) / (time.perf_counter() - since), step, time.perf_counter()
+                figures[step] = seen | speed(size, params, rate)
+                record(writer, step, figures[step])
+            if step % save_every == 0 or step == steps:
+                checkpoints.save(step, args=ocp.args.StandardSave(state))  # copies, then writes while training goes on
+        checkpoints.wait_until_finished()
+        return {"start": start, "state": state, "figures": figures, "kept": checkpoints.all_steps()}
+
+
+def compile_only(size: Size, params: Any, tx: Any, bare: Any) -> dict[str, Any]:
+    """What a step takes on each chip, and which collectives: of all of it, and of the bare optimizer compiled alone."""
+    step = compiled(functools.partial(train_step, tx), *shapes(params, size, tx))
+    state, _ = shapes(params, size, bare)
+    grads = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), params)
+    alone = compiled(functools.partial(update, bare), state, grads)
+    found = {name: tpu_compile.collectives(c.as_text(), PARTS) for name, c in (("step", step), ("alone", alone))}
+    return {"memory": step.memory_analysis(), **found}
+
+
+def report(results: dict[str, Any], out: str) -> str:
+    """What was shown, in measured numbers."""
+    figures, start = results["figures"], results["start"]
+    if not figures:
+        return f"Step {start} is in {out}, and the run ends there: give another --out, or more --steps."
+    first, last = min(figures), max(figures)
+    return (
+        f"Steps {start + 1} to {last}: loss {figures[first]['loss']:.3f} at step {first}, {figures[last]['loss']:.3f} "
+        f"at the end, where decay was {figures[last]['decay_share']:.1%} of the step.\n"
+        f"Checkpoints: steps {', '.join(map(str, results['kept']))}. All figures: tensorboard --logdir={out}"
+    )
+
+
+def plot(figures: dict[int, dict[str, float]], out: str) -> pathlib.Path:
+    """Loss, the share of decay and the angle turned, over the steps of this start."""
+    figure, panels = plots.figure(3)
+    for axes, name in zip(panels, ("loss", "decay_share", "angle"), strict=True):
+        axes.plot(list(figures), [f[name] for f in figures.values()], **plots.line(0))
+        axes.set(xlabel="step", ylabel=LABELS[name])
+    return plots.save(figure, out, "tpu_run.png")
+
+
+def main(argv: list[str]) -> None:
+    """Prints what decays, then trains and says what came of it, or compiles and says what it takes."""
+    del argv
+    jax.config.update("jax_logging_level", "WARNING")
+    logging.set_verbosity(logging.WARNING)  # Orbax logs dozens of lines per checkpoint
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    size = Size(*(flags.FLAGS.get_flag_value(name, 0) for name in Size._fields))
+    devices = tpu_compile.devices(_TOPOLOGY.value) if _COMPILE_ONLY.value else jax.devices()
+    mesh, steps, seed = tpu_model.make_mesh(_MESH.value, devices, size), _STEPS.value, _SEED.value
+    params = tpu_model.parameters(size, jnp.float32 if _PRECISION.value == "float32" else jnp.bfloat16, mesh)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, _LEARNING_RATE.value, steps // 10, steps)
+    make = functools.partial(optimizer, _PRECISION.value, schedule, _WEIGHT_DECAY.value, clip=_CLIP.value, seed=seed)
+    chief = jax.process_index() == 0
+    if chief:
+        print(wd.explain(RULES, params))
+        print(wd.timescale(_WEIGHT_DECAY.value, learning_rate=schedule, steps=steps))
+        print(f"{mesh.size} × {devices[0].device_kind}, {_PRECISION.value}, {dict(mesh.shape)}", flush=True)
+    if _COMPILE_ONLY.value:
+        print(tpu_compile.report(**compile_only(size, params, make(), make(bare=True))))
+        return
+    every = {"log_every": _LOG_EVERY.value, "save_every": _SAVE_EVERY.value, "keep": _KEEP.value}
+    results = run(size, params, make(), steps=steps, seed=seed, out=_OUT.value, **every)
+    if chief:
+        print(report(results, _OUT.value))
+    if chief and results["figures"]:
+        print(f"Picture: {plot(results['figures'], _OUT.value)}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,34 @@
+"""Examples as modules: each is loaded from its file, without its flags staying behind."""
+
+import contextlib
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+sys.path.append(str(EXAMPLES))  # as Python does for a script, for the examples' `import data, plots`
+
+
+@contextlib.contextmanager
+def flagged(name: str, *argv: str) -> Iterator[Any]:
+    """The module of an example with its flags set as by `python name.py *argv`, until the end of the block."""
+    before = set(flags.FLAGS)
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    flags.FLAGS([name, *argv])
+    try:
+        yield module
+    finally:
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+
+
+def load(name: str) -> Any:
+    """The module; its flags are taken back, for every example may have an --out of its own."""
+    with flagged(name) as module:
+        return module

@@ -1,0 +1,343 @@
+"""The examples of the applications (images, language, a GAN, reinforcement learning) hold to their claims, in small."""
+
+import pathlib
+import re
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from example_loading import flagged, load
+from flax import nnx
+
+import wd_optax as wd
+from wd_optax import roles
+
+pytestmark = pytest.mark.optax_promotes  # Optax's bias correction and Flax's attention mask
+
+# Arguments of `run`, small, and the defaults that `main` must pass.
+ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "cnn": (
+        {
+            "epochs": 15,
+            "patience": 15,
+            "seeds": 2,
+            "images": 64,
+            "learning_rate": 1e-2,
+            "weight_decay": 3.0,
+            "widths": (4, 8),
+        },
+        {"epochs": 120, "patience": 10, "seeds": 8, "images": 200, "learning_rate": 3e-3, "weight_decay": 0.3},
+    ),
+    "rnn": (
+        {"epochs": 60, "seeds": 2, "learning_rate": 1e-2, "weight_decay": 1.0, "width": 32, "max_bytes": 4000},
+        {"epochs": 40, "seeds": 4, "learning_rate": 3e-3, "weight_decay": 0.5},
+    ),
+    "transformer": (
+        {"epochs": 30, "seeds": 2, "learning_rate": 1e-2, "weight_decays": [0.0, 3.0], "width": 16, "max_bytes": 4000},
+        {"epochs": 30, "seeds": 3, "learning_rate": 3e-3, "weight_decays": [0.0, 0.03, 0.3, 3.0, 30.0]},
+    ),
+    "gan": (
+        {"steps": 300, "seeds": 2, "learning_rate": 1e-3, "weight_decays": [0.0, 3.0], "width": 16},
+        {"steps": 4000, "seeds": 4, "learning_rate": 1e-3, "weight_decays": [0.0, 1.0, 30.0]},
+    ),
+    "reinforce": (
+        {"updates": 12, "episodes": 8, "seeds": 2, "learning_rate": 1e-2, "weight_decays": [0.0, 3.0]},
+        {"updates": 80, "episodes": 16, "seeds": 10, "learning_rate": 1e-2, "weight_decays": [0.0, 0.1, 3.0]},
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=ARGUMENTS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def example(name: str) -> Any:
+    return load(name)
+
+
+@pytest.fixture(scope="module")
+def results(name: str, example: Any) -> Any:
+    with jax.numpy_dtype_promotion("standard"):
+        return example.run(**ARGUMENTS[name][0])
+
+
+def only(*names: str) -> Any:
+    """The test is for these examples: their fixtures, made once, without the others'."""
+    return pytest.mark.parametrize("name", names, indirect=True, scope="module")
+
+
+def losses_and_norms(name: str, results: Any) -> tuple[Any, Any]:
+    """Of the run without decay and of the one with, what `run` returns."""
+    runs = results if name in ("cnn", "reinforce") else results["runs"]
+    without, with_ = list(runs)[:2]
+    return runs[without], runs[with_]
+
+
+@pytest.mark.parametrize("name", ARGUMENTS, indirect=True, scope="module")
+def test_decay_makes_weights_smaller_in_every_seed(name: str, results: Any) -> None:
+    without, with_ = losses_and_norms(name, results)
+    assert without["‖w‖"].shape == (2,)
+    # Measured 0.36 to 0.71; seeds differ by 0.03.
+    assert (with_["‖w‖"] < 0.85 * without["‖w‖"]).all()
+
+
+@pytest.mark.parametrize("name", ARGUMENTS, indirect=True, scope="module")
+def test_seeds_are_different_runs(name: str, results: Any) -> None:
+    without, _ = losses_and_norms(name, results)
+    assert without["‖w‖"][0] != without["‖w‖"][1]
+
+
+@pytest.mark.parametrize("name", ARGUMENTS, indirect=True, scope="module")
+def test_main_says_what_decays_trains_as_asked_reports_and_draws(
+    name: str,
+    results: Any,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    picture = tmp_path / "made" / f"{name}.png"
+    with flagged(name, f"--out={picture.parent}") as module:
+        asked: dict[str, Any] = {}
+        monkeypatch.setattr(module, "run", lambda **options: asked.update(options) or results)
+        module.main([])
+        reported = module.report(results)
+    assert asked == ARGUMENTS[name][1]
+    printed = capsys.readouterr().out
+    assert re.match(r"path +(type|shape) +role ", printed)
+    assert re.search(r"^\d+ of \d+ leaves decay", printed, re.M)
+    assert reported in printed
+    assert printed.rstrip().endswith(str(picture))
+
+    from matplotlib import image
+
+    pixels = image.imread(picture)[..., :3] * 255
+    for colour in (
+        (0x00, 0x72, 0xB2),
+        (0xD5, 0x5E, 0x00),
+    ):  # the lines without decay and with; the file has 128 colours
+        assert (abs(pixels - np.array(colour)).max(axis=-1) < 16).sum() > 50
+    assert picture.stat().st_size < 60_000
+
+
+@pytest.mark.parametrize("name", ["rnn", "transformer"], indirect=True, scope="module")
+def test_language_models_overfit_and_decay_lowers_their_validation_loss(name: str, results: Any) -> None:
+    without, with_ = losses_and_norms(name, results)
+    assert (without["training"][:, -1] < 0.5 * without["training"][:, 0]).all()
+    # On 2400 characters the validation loss rises again, by 0.24 to 0.36, and decay takes 0.44 to 0.65 off.
+    assert (without["validation"][:, -1] > without["validation"].min(axis=1) + 0.1).all()
+    assert (with_["validation"][:, -1] < without["validation"][:, -1] - 0.2).all()
+    assert (with_["training"][:, -1] > without["training"][:, -1]).all()
+
+
+@only("rnn")
+def test_rnn_rule_spares_embedding_rows_that_nothing_trains(example: Any, results: Any) -> None:
+    runs = results["runs"]
+    for name in ("no decay", "weights decay"):
+        np.testing.assert_allclose(runs[name]["unseen"], 1, rtol=1e-6)  # two norms of the same rows, in float32
+    assert 0.01 < results["remaining"] < 0.5
+    # 240 roundings of half an ulp (6e-8) at most each.
+    np.testing.assert_allclose(runs["and the embedding"]["unseen"], results["remaining"], rtol=240 * 6e-8)
+
+
+@only("rnn")
+@pytest.mark.parametrize("embedding", [0.0, 1.0])
+def test_rnn_zero_gradient_step_decays_what_the_rule_says(example: Any, embedding: float) -> None:
+    left = after_zero_gradient(wd.adamw(0.1, weight_decay=0.5, mask=example.rules(embedding)), example.shapes(8)[1])
+    for path, values in left.items():
+        kept = 1 - 0.05 * (embedding if "embed" in path else float(path.endswith("kernel")))
+        np.testing.assert_allclose(values, kept, rtol=1e-6, err_msg=path)  # one rounding or two in float32
+
+
+@only("transformer")
+def test_transformer_zero_gradient_step_decays_what_the_rules_say(example: Any) -> None:
+    left, stacked = after_zero_gradient(example.optimizer(0.1, 0.5), example.shapes(8)[1]), 0
+    for path, values in left.items():
+        rate = {"positions": 0.0, "tokens": 0.5}.get(path.split("/")[0], float(path.endswith("kernel")))
+        np.testing.assert_allclose(values, 1 - 0.05 * rate, rtol=1e-6, err_msg=path)
+        stacked += path.startswith("blocks") and not rate and values.ndim > 1
+    assert stacked == 10  # biases and scales of rank 2 and 3
+
+
+@only("transformer")
+def test_transformer_reports_the_test_loss_of_the_best_rate_on_validation(example: Any, results: Any) -> None:
+    report = example.report(results)
+    without, with_ = results["runs"][0.0]["test"][:, -1], results["runs"][3.0]["test"][:, -1]
+    assert (
+        f"λ = 3 has the least last validation loss; its test loss against no decay: {(with_ - without).mean():+.3f}"
+        in report
+    )
+    half = results["runs"][0.0]["validation"] != results["runs"][0.0]["test"]
+    assert half.all()
+
+
+@only("transformer")
+def test_transformer_is_causal(example: Any) -> None:
+    x = jax.random.randint(jax.random.key(0), (1, example.LENGTH), 0, example.CHARACTERS)
+    graph, shapes = example.shapes(8)
+    params = jax.tree.map(lambda p: np.sin(np.arange(p.size, dtype=np.float32)).reshape(p.shape), shapes)
+    forward = jax.jit(lambda params, x: nnx.merge(graph, params)(x))
+    logits = lambda x: forward(params, x)
+    changed = np.flatnonzero(abs(logits(x) - logits(x.at[0, 20].set((x[0, 20] + 1) % 128)))[0].max(axis=-1) > 1e-6)
+    assert changed[0] == 20
+
+
+@pytest.fixture(scope="module")
+def cnn_start(example: Any) -> tuple[Any, Any, Any]:
+    """A small model, the example's optimizer with λ = 0.5, and a state where λ is 0.25."""
+    model, tx = example.CNN((4, 8)), example.optimizer(0.1, 0.5)
+    return model, tx, example.initial_state(model, tx, 0, 0.25)
+
+
+@only("cnn")
+def test_cnn_norms_keep_every_bit_in_a_step_of_decay_at_the_rate_in_the_state(cnn_start: Any) -> None:
+    _, tx, state = cnn_start
+    left = after_zero_gradient(tx, state["params"], state["opt_state"])
+    assert [path for path in left if "BatchNorm" in path] == [
+        f"BatchNorm_{i}/{leaf}" for i in range(2) for leaf in ("bias", "scale")
+    ]
+    for path, values in left.items():
+        if path.endswith("kernel"):
+            np.testing.assert_allclose(values, 1 - 0.1 * 0.25, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(values, 1, err_msg=path)
+
+
+@only("cnn")
+def test_cnn_batchnorm_divides_the_size_of_kernels_out(example: Any, cnn_start: Any) -> None:
+    model, _, state = cnn_start
+    x, y = jax.random.uniform(jax.random.key(1), (32, 8, 8, 1)), jnp.zeros(32, jnp.int32)
+    loss = jax.jit(lambda params: example.loss_fn(model, params, state["stats"], x, y)[0])
+    larger = {k: jax.tree.map(lambda p: 3 * p, v) if "Conv" in k else v for k, v in state["params"].items()}
+    # BatchNorm's ε, 1e-5 beside variances of about 0.05, is what is left of the size.
+    np.testing.assert_allclose(loss(larger), loss(state["params"]), rtol=1e-3)
+    assert abs(loss(jax.tree.map(lambda p: 3 * p, state["params"])) - loss(state["params"])) > 0.1
+
+
+@only("cnn")
+def test_cnn_shifts_images_by_a_pixel_and_zeros_come_in(example: Any) -> None:
+    images = jax.random.uniform(jax.random.key(0), (200, 8, 8, 1), minval=0.1)
+    np.testing.assert_array_equal(example.shifted(jax.random.key(1), images, 0), images)
+    moved = np.asarray(example.shifted(jax.random.key(1), images, 1))
+    padded, seen = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))), set()
+    for before, after in zip(padded, moved, strict=True):
+        ways = [(i, j) for i in range(3) for j in range(3) if (before[i : i + 8, j : j + 8] == after).all()]
+        assert len(ways) == 1
+        seen.update(ways)
+    assert len(seen) == 9
+
+
+@only("cnn")
+def test_cnn_stops_early_and_keeps_its_best_state(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = [3.0, 2.0, 2.5, 1.9995, 1.0]
+    monkeypatch.setattr(example, "train_epoch", lambda model, tx, state, most, x, y, rows: (state + 1, 0.5))
+    monkeypatch.setattr(example, "evaluate", lambda model, state, x, y: {"loss": losses[state - 1]})
+    best, epoch, curves = example.train(None, None, 0, 0, [None] * 2, [None] * 2, range(5), patience=1)
+    assert (best, epoch) == (2, 2)
+    np.testing.assert_array_equal(
+        curves, [(0.5, loss) for loss in losses[:4]]
+    )  # 1.9995 is no improvement worth waiting for
+    best, epoch, curves = example.train(None, None, 0, 0, [None] * 2, [None] * 2, range(5), patience=2)
+    assert (best, epoch, len(curves)) == (5, 5, 5)
+
+
+@only("cnn")
+def test_cnn_learns_in_every_kind_of_run(results: Any) -> None:
+    assert list(results) == ["neither", "decay", "augmentation", "both"]
+    for name, r in results.items():
+        for losses in r["curves"]:
+            assert losses[-1, 0] < losses[0, 0], name
+        assert (r["angle"] > 0).all()
+
+
+@only("gan")
+def test_gan_discriminator_decays_and_samples_come_nearer_to_digits(example: Any, results: Any) -> None:
+    for r in results["runs"].values():
+        assert r["samples"].shape == (2, 36, 64)
+        assert ((r["samples"] > 0) & (r["samples"] < 1)).all()
+        assert (r["distance"][:, -1] < 0.7 * r["distance"][:, 0]).all()  # measured 0.42 to 0.53
+        assert np.isfinite(r["gap"]).all()
+    assert results["floor"] < 0.1 * r["distance"].min()
+
+
+@only("gan")
+def test_gan_distance_is_that_of_gaussians(example: Any) -> None:
+    x = jax.random.normal(jax.random.key(0), (50, 4)) * jnp.array([[1.0, 2.0, 3.0, 0.0]])
+    variance = jnp.trace(jnp.cov(x, rowvar=False))
+    # In float32 the square roots of zero eigenvalues leave some 1e-3.
+    np.testing.assert_allclose(example.frechet(x, x), 0, atol=1e-2)
+    np.testing.assert_allclose(example.frechet(x, x + 2), 4 * 2**2, rtol=1e-3)
+    centred = x - x.mean(axis=0, keepdims=True)
+    np.testing.assert_allclose(example.frechet(centred, 3 * centred), (3 - 1) ** 2 * variance, rtol=1e-3)
+
+
+@only("reinforce")
+def test_reinforce_learns_to_balance(results: Any) -> None:
+    # Measured: from 17 and 23 steps to 56 and 72.
+    assert (results[0.0]["return"][:, -3:].mean(axis=1) > 2 * results[0.0]["return"][:, 0]).all()
+    for r in results.values():
+        assert r["return"].shape == r["entropy"].shape == (2, 12)
+        assert ((r["entropy"] > 0) & (r["entropy"] <= 1)).all()
+
+
+@only("reinforce")
+def test_reinforce_counts_the_steps_until_the_pole_fell(example: Any) -> None:
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = jax.vmap(lambda key: example.Policy().init(key, jnp.zeros((1, 4)))["params"])(keys)
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=6)
+    x, actions, running = example.play(envs, params, keys, seed=7)
+    assert x.shape == (2, 3, 500, 4)
+    lengths = running.sum(axis=-1)
+    np.testing.assert_array_equal(running, np.arange(500)[None, None] < lengths[..., None])
+    fell = np.zeros((2, 3))
+    seen, _ = envs.reset(seed=7)
+    for t in range(int(lengths.max())):
+        now = (np.arange(2)[:, None], np.arange(3)[None], t)
+        np.testing.assert_array_equal(seen.reshape(2, 3, 4)[fell == 0], x[now][fell == 0])
+        seen, _, ended, _, _ = envs.step(actions[now].ravel())
+        fell = np.where((fell == 0) & ended.reshape(2, 3), t + 1, fell)
+    np.testing.assert_array_equal(fell, lengths)
+    assert (actions[0][..., :5] != actions[1][..., :5]).any()  # seeds draw apart
+
+
+@only("reinforce")
+def test_reinforce_makes_actions_likelier_that_lasted_longer(example: Any) -> None:
+    x = jnp.ones((1, 2, 500, 4))
+    actions = jnp.zeros((1, 2, 500), jnp.int32).at[0, 1].set(1)
+    running = (jnp.arange(500)[None, None] < jnp.array([10, 40])[None, :, None]).astype(jnp.float32)
+    params = jax.tree.map(lambda p: p[None], example.Policy().init(jax.random.key(0), x[0, 0])["params"])
+    rates = jnp.zeros(1)
+    opt_state = jax.vmap(lambda p, λ: example.optimizer(0.01, λ).init(p))(params, rates)
+    after, _, found = example.learn(0.01, rates, params, opt_state, x, actions, running)
+    odds = lambda params: jnp.diff(example.logits(jax.tree.map(lambda p: p[0], params), x[0, 0, :1]))
+    assert odds(after) > odds(params)
+    assert found["return"] == 25
+
+
+@pytest.mark.parametrize(
+    ("gap", "verdict"), [(1.0, "helps, beyond"), (-1.0, "harms, beyond"), (0.0, "neither helps nor")]
+)
+@only("reinforce")
+def test_reinforce_says_what_the_numbers_carry(example: Any, gap: float, verdict: str) -> None:
+    run = lambda offset: {
+        "return": np.array([[100.0], [101.0]]) + offset + np.array([[0.0], [0.1]]) * (offset != 0),
+        "entropy": np.ones((2, 1)),
+        "‖w‖": np.arange(2.0),
+    }
+    results = {0.0: run(0.0), 0.5: run(gap)}
+    if not gap:
+        results[0.5]["return"] = results[0.5]["return"][::-1]
+    assert f"λ = 0.5 {verdict}" in example.report(results)
+
+
+def after_zero_gradient(tx: Any, params: Any, opt_state: Any = None) -> dict[str, jax.Array]:
+    """By path, what a step with zero gradients leaves of parameters of ones, biases and scales too."""
+    ones = jax.tree.map(lambda p: jnp.ones(p.shape), params)
+    state = tx.init(ones) if opt_state is None else opt_state
+    updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, ones), state, ones)
+    return dict(roles.flatten(optax.apply_updates(ones, updates))[0])
