@@ -508,3 +508,11 @@ def test_every_verdict_of_the_table_is_reached():
     assert verdicts.verdict(facts.Facts()) == "spared"
     assert issubclass(Finding, tuple)
     assert issubclass(Report, tuple)
+
+
+def test_master_weights_under_a_schedule_are_not_taken_for_lost():
+    """The stand-ins' run sees the schedule too: after three steps of 1e-2 nothing is removed any more."""
+    schedule = optax.piecewise_constant_schedule(1e-2, {3: 0.0})
+    params = {"kernel": jnp.ones((8, 8), jnp.bfloat16)}
+    report = wd.audit(wd.with_master_weights(wd.adamw(schedule, weight_decay=0.1)), params, horizon=2)
+    assert report.rows[0].verdict != "lost in rounding"

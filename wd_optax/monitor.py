@@ -51,6 +51,9 @@ def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
       - wrappers that rebuild the parameters or evaluate the loss in `update` (schedule-free, SAM, line searches): put
         the monitor inside, as `optax.contrib.schedule_free(wd.monitor(...), lr)`.
 
+    Around a rounding ‖u‖ and the angle are those of the rounded step. `with_master_weights` computes decay from a copy
+    in its state: put the monitor inside, as `wd.with_master_weights(wd.monitor(...))`.
+
     Args:
       optimizer: any Optax optimizer, finished: in a chain the monitor stands around it. Extra arguments reach it.
 
@@ -118,7 +121,7 @@ def read_monitor(opt_state: Any) -> dict[str, Info]:
 
 
 class _Sums(NamedTuple):
-    """Sums over entries: of each row of a leaf, then of all leaves of a role."""
+    """Sums over entries, added up over the leaves of a role."""
 
     pp: Any = 0.0  # |p|²
     uu: Any = 0.0
@@ -128,7 +131,7 @@ class _Sums(NamedTuple):
 
 
 def _sums_of(step: Callable[[Any], Any], params: Any) -> Any:
-    """Per leaf and row the sums over p, u = step(p) and the decay d = ∂step(s·p)/∂s at s = 1."""
+    """Per leaf the sums over p, u = step(p) and the decay d = ∂step(s·p)/∂s at s = 1."""
     leaves, treedef = jax.tree.flatten(params)
     is_float = [jnp.issubdtype(jnp.result_type(p), jnp.inexact) for p in leaves]
 
@@ -150,10 +153,19 @@ def _sums(p: Any, u: Any, d: Any) -> _Sums:
     p, u, d = (jnp.zeros(p.shape, dtype) if x is None else x.astype(dtype) for x in (p, u, d))
     dot = lambda a, b: jnp.real(jnp.conj(a) * b)
     terms = jax.lax.stop_gradient((dot(p, p), dot(u, u), dot(p, u), dot(d, d), dot(u - d, u - d)))
-    # All five in one loop: as five sums, u and d would be written out for each.
+    return _Sums(*jax.lax.platform_dependent(*terms, cpu=_in_one_loop, default=_each))
+
+
+def _each(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(map(jnp.sum, terms))
+
+
+def _in_one_loop(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    """Row by row, for a CPU, which would write u and d out for each sum; over many chips the rows would be gathered."""
     zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
     add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
-    return _Sums(*jax.lax.reduce(terms, zeros, add, (p.ndim - 1,)) if p.ndim else terms)
+    rows = jax.lax.reduce(terms, zeros, add, (terms[0].ndim - 1,)) if terms[0].ndim else terms
+    return _each(*rows)
 
 
 def _behind(updates: Any, sums: Any) -> Any:
@@ -162,8 +174,7 @@ def _behind(updates: Any, sums: Any) -> Any:
     def wait(u: Any, s: _Sums) -> Any:
         if u is None or not jnp.issubdtype(u.dtype, jnp.inexact):
             return u
-        nothing = jnp.where(s.pp < -1, 1, -0.0).astype(u.dtype)  # always −0.0, u + (−0.0) is u; XLA knows neither
-        return u + (nothing[..., None] if u.ndim else nothing)  # a row waits for itself alone, not for other devices
+        return u + jnp.where(s.pp < -1, 1, -0.0).astype(u.dtype)  # always −0.0, and u + (−0.0) is u; XLA knows neither
 
     return jax.tree.map(wait, updates, sums, is_leaf=lambda x: x is None)
 
@@ -179,7 +190,7 @@ def _by_role(params: Any, sums: Any) -> Info:
     total = dict.fromkeys(ROLES, _Sums())
     each = jax.tree.leaves(sums, is_leaf=lambda x: isinstance(x, _Sums))
     for about, leaf in zip(roles.parameters(params), each, strict=True):
-        total[about.role] = _Sums(*(t + jnp.sum(x) for t, x in zip(total[about.role], leaf, strict=True)))
+        total[about.role] = _Sums(*map(jnp.add, total[about.role], leaf))
     return _info(total, _sizes(params))
 
 

@@ -170,8 +170,20 @@ def _land(u: Any, p: Any, stream: int, draw: Any, offsets: Any) -> Any:
     wide = p.astype(jnp.float32)
     total = wide + u.astype(jnp.float32)
     if draw is None:
-        return difference(casts.nearest(total, p.dtype), p)
-    return difference(casts.stochastic(total, p.dtype, draw(p.shape, stream=stream, offsets=offsets)), p)
+        target = casts.nearest(total, p.dtype)
+    else:
+        target = casts.stochastic(total, p.dtype, draw(p.shape, stream=stream, offsets=offsets))
+    return _like(u.astype(jnp.float32), difference(target, p))
+
+
+@jax.custom_jvp
+def _like(u: jax.Array, landed: jax.Array) -> jax.Array:
+    """`landed` with u's derivatives: those of a rounding would be 0, and of round(p + u) − p with it."""
+    del u
+    return landed
+
+
+_like.defjvps(lambda tangent, out, u, landed: tangent, None)
 
 
 def difference(target: jax.Array, p: jax.Array) -> jax.Array:

@@ -81,26 +81,29 @@ def is_lost(f: Facts) -> bool:
 def _try_rounding(
     optimizer: Any, extra_args: dict[str, Any] | None, wide: Bench, facts: list[Facts], lost: list[bool]
 ) -> list[Facts]:
-    """Runs stand-ins in their own types, without a gradient, until the decay should be sixteen units in the last place.
+    """Runs stand-ins without a gradient until the decay should be sixteen units in the last place, and in float64.
 
-    Where that takes too long, whether the decay survives is not known, and `kept` is nan.
+    Where that takes too long, or a schedule leaves too little, whether the decay survives is not known: `kept` is nan.
     """
     found = wide.subject.found
     subject = probes.make(jax.tree.unflatten(wide.subject.treedef, [*map(_shape, found)]), True)
-    bench = Bench(optimizer, subject, None, extra_args, wide=False)
-    bench.period, bench.quiet = wide.period, wide.quiet
     rates = [f.removed for f, is_lost_here in zip(facts, lost, strict=True) if is_lost_here]
     coarsest = max(float(jnp.finfo(p.dtype).eps) for p, is_lost_here in zip(found, lost, strict=True) if is_lost_here)
     steps = min(math.ceil(16 * coarsest / min(rates)), 4096 if len(found) <= 64 else 1024)
-    ends = [*map(probes.sample, bench.run(steps))]
+
+    def gone(in_float64: bool) -> list[float]:
+        """The fraction that is removed of each leaf."""
+        bench = Bench(optimizer, subject, None, extra_args, wide=in_float64)
+        bench.period, bench.quiet = wide.period, wide.quiet
+        ends = map(probes.sample, bench.run(steps))
+        starts = (probes.sample(jax.tree.leaves(bench.params(1))[i]) for i in range(len(found)))
+        return [float(np.vdot(a, a - b).real / np.vdot(a, a).real) for a, b in zip(starts, ends, strict=True)]
+
     tried = []
-    for f, p, value, end, is_lost_here in zip(facts, found, subject.values, ends, lost, strict=True):
+    for f, p, own, exact, is_lost_here in zip(facts, found, gone(False), gone(True), lost, strict=True):
         if is_lost_here:
-            start = probes.sample(value.astype(p.dtype))
-            gone = np.vdot(start, start - end).real / np.vdot(start, start).real
-            enough = steps * f.removed > 2 * float(jnp.finfo(p.dtype).eps)
-            kept = float(gone / -math.expm1(steps * math.log1p(-f.removed))) if enough else math.nan
-            f = f._replace(moves=1.0, kept=kept)
+            enough = exact > 2 * float(jnp.finfo(p.dtype).eps)
+            f = f._replace(moves=1.0, kept=own / exact if enough else math.nan)
         tried.append(f)
     return tried
 
