@@ -84,7 +84,7 @@ def optimizer(
     """AdamW behind clipping, watched by the monitor, in one of three precisions; `bare` leaves clip and monitor out.
 
     "master": bfloat16 parameters and a float32 copy; "stochastic": bfloat16 alone, rounded stochastically; "float32".
-    The monitor stands inside the rounding: it sees the step before its noise, and the copy from which decay is computed.
+    The monitor stands inside the rounding: it sees the step before its noise, and the copy that decay is computed from.
     """
     adamw = wd.adamw(learning_rate, weight_decay=weight_decay, b2=0.95, mask=RULES)
     watched = adamw if bare else named("monitor", wd.monitor(named("adamw", adamw)))

@@ -8,6 +8,7 @@ because ranks lie: attention biases are `(heads, head_dim)`, and layers stacked 
 
 import collections
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -135,9 +136,13 @@ def parameters(params: Any) -> list[Parameter]:
     Returns:
       One `Parameter` per leaf. Leaves that are not floating point or complex are "other".
     """
+    return list(iterate(params))
+
+
+def iterate(params: Any) -> Iterator[Parameter]:
+    """`parameters`, one by one, for who needs only the first."""
     leaves = flatten(params)[0]
     shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in leaves}
-    found = []
     for path, leaf in leaves:
         dtype = jnp.result_type(leaf)
         *layers, name = path.split("/")
@@ -148,8 +153,7 @@ def parameters(params: Any) -> list[Parameter]:
             role, reason = "other", f"{dtype} is not trained"
         else:
             role, reason = _decide(about) if path else ("weight", "the only parameter")
-        found.append(Parameter(path, shapes[path], dtype, role, reason))
-    return found
+        yield Parameter(path, shapes[path], dtype, role, reason)
 
 
 def unwrap(params: Any) -> Any:

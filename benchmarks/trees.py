@@ -1,0 +1,114 @@
+"""What all processes of a benchmark share, with no framework: the shapes of well-known models, and the clock.
+
+A tree is {path: shape}, with paths as Flax would write them.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Tree = dict[str, tuple[int, ...]]
+STREAM = 2**26  # numbers whose in-place streaming shows the bandwidth
+
+
+def _layer(path: str, kernel: tuple[int, ...], bias: tuple[int, ...]) -> Tree:
+    return {f"{path}/kernel": kernel, f"{path}/bias": bias}
+
+
+def _norm(path: str, width: int) -> Tree:
+    return {f"{path}/scale": (width,), f"{path}/bias": (width,)}
+
+
+def _blocks(layers: int, width: int) -> Tree:
+    """Pre-norm transformer blocks, queries, keys and values in one matrix: 12 leaves each."""
+    tree: Tree = {}
+    for i in range(layers):
+        at = f"block{i}"
+        tree |= _norm(f"{at}/norm1", width) | _layer(f"{at}/qkv", (width, 3 * width), (3 * width,))
+        tree |= _layer(f"{at}/out", (width, width), (width,)) | _norm(f"{at}/norm2", width)
+        tree |= _layer(f"{at}/up", (width, 4 * width), (4 * width,))
+        tree |= _layer(f"{at}/down", (4 * width, width), (width,))
+    return tree
+
+
+def gpt2(layers: int = 12, width: int = 768) -> Tree:
+    """GPT-2 small, output tied to the embedding: Radford et al. 2019."""
+    tree: Tree = {"wte/embedding": (50257, width), "wpe/embedding": (1024, width)}
+    return tree | _blocks(layers, width) | _norm("norm", width)
+
+
+def vit(layers: int = 12, width: int = 768, patch: int = 16, classes: int = 1000) -> Tree:
+    """ViT-B/16 for images of 224 × 224: Dosovitskiy et al. 2021, arXiv 2010.11929."""
+    tree: Tree = {"cls": (1, 1, width), "pos_embedding": (1, 1 + (224 // patch) ** 2, width)}
+    tree |= _layer("patches", (patch, patch, 3, width), (width,)) | _blocks(layers, width)
+    return tree | _norm("norm", width) | _layer("head", (width, classes), (classes,))
+
+
+def resnet(stages: tuple[int, ...] = (3, 4, 6, 3), classes: int = 1000) -> Tree:
+    """ResNet-50: He et al. 2016, arXiv 1512.03385."""
+
+    def conv(path: str, size: int, inputs: int, outputs: int) -> Tree:
+        return {f"{path}/kernel": (size, size, inputs, outputs)} | _norm(f"{path}_norm", outputs)
+
+    tree, inputs = conv("stem", 7, 3, 64), 64
+    for stage, blocks in enumerate(stages):
+        width = 64 * 2**stage
+        for block in range(blocks):
+            at = f"stage{stage}/block{block}"
+            tree |= conv(f"{at}/conv1", 1, inputs, width) | conv(f"{at}/conv2", 3, width, width)
+            tree |= conv(f"{at}/conv3", 1, width, 4 * width)
+            if not block:
+                tree |= conv(f"{at}/shortcut", 1, inputs, 4 * width)
+            inputs = 4 * width
+    return tree | _layer("head", (inputs, classes), (classes,))
+
+
+def mlp(widths: tuple[int, ...] = (784, 128, 10)) -> Tree:
+    """Dense layers."""
+    tree: Tree = {}
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        tree |= _layer(f"dense{i}", (inputs, outputs), (outputs,))
+    return tree
+
+
+def many(leaves: int, size: int = 1000) -> Tree:
+    """Equal leaves, every other one a bias."""
+    return {f"layer{i // 2}/{('kernel', 'bias')[i % 2]}": (size,) for i in range(leaves)}
+
+
+TREES: dict[str, Callable[[], Tree]] = {
+    "leaf": lambda: {"kernel": (8192, 8192)},
+    "gpt2": gpt2,
+    "many": lambda: many(2000),
+    "mlp": mlp,
+    "resnet50": resnet,
+    "vit_b16": vit,
+    "tiny": lambda: mlp((4, 3)),  # to try the benchmark itself
+}
+
+
+def size(tree: Tree) -> int:
+    """Parameters in a tree."""
+    return sum(map(math.prod, tree.values()))
+
+
+def values(tree: Tree) -> dict[str, Any]:
+    """Normal numbers in float32, the same in every process."""
+    draw = np.random.default_rng(0)
+    return {path: draw.standard_normal(shape, np.float32) for path, shape in tree.items()}
+
+
+def timed(step: Callable[[], Any], wait: Callable[[], Any], steps: int) -> float:
+    """Seconds per step over one block, after a fifth as many steps to warm up; `wait` returns when all are done."""
+    for _ in range(1 + steps // 5):
+        step()
+    wait()
+    began = time.perf_counter()
+    for _ in range(steps):
+        step()
+    wait()
+    return (time.perf_counter() - began) / steps

@@ -1,0 +1,154 @@
+"""The benchmarks measure what they say: known trees, honest arithmetic from times to ratios. No clock is asserted."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import example_loading
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))  # as Python does for a script
+
+import jax_steps
+import trees
+
+pytestmark = pytest.mark.optax_promotes
+
+
+@pytest.fixture
+def flagged(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(example_loading, "EXAMPLES", pathlib.Path(trees.__file__).parent)
+    return example_loading.flagged
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "leaves"),
+    [
+        ("leaf", 64 * 2**20, 1),
+        ("gpt2", 124_439_808, 148),  # as Hugging Face counts them
+        ("many", 2_000_000, 2000),
+        ("mlp", 784 * 128 + 128 + 128 * 10 + 10, 4),
+        ("resnet50", 25_557_032, 161),  # as torchvision does
+        ("vit_b16", 86_567_656, 152),  # likewise
+    ],
+)
+def test_trees_have_the_published_sizes(name: str, parameters: int, leaves: int) -> None:
+    tree = trees.TREES[name]()
+    assert (trees.size(tree), len(tree)) == (parameters, leaves)
+
+
+def row(variant: str, seconds: list[float], **known: Any) -> dict[str, Any]:
+    about = {"tree": "made", "optimizer": "adamw", "parameters": 1000, "leaves": 2, "floor": 28_000}
+    return about | {"variant": variant, "seconds": seconds, **known}
+
+
+MADE = [
+    row("stream, jax", [4e-6] * 4, floor=8000),  # 2 GB/s
+    row("wd_optax", [1.4e-5, 1.8e-5, 1.0e-5, 9.0e-5, 1.4e-5], bytes=40_000.0),
+    row("optax", [2e-5] * 4, bytes=40_000.0),
+    row("torch fused", [7e-5] * 4, threads=1),
+    row("torch fused", [7e-6] * 4, threads=2),
+]
+
+
+def test_ratios_are_of_medians_and_torch_has_its_better_number_of_threads(flagged: Any) -> None:
+    with flagged("step") as step:
+        found = {row["variant"]: row for row in step.summarise(MADE)}
+        lines = step.report(list(found.values())).splitlines()
+    assert list(found) == ["stream, jax", "wd_optax", "optax", "torch fused"]
+    assert found["torch fused"]["threads"] == 2
+    ours = found["wd_optax"]
+    numbers = [ours[k] for k in ("ms", "spread", "× first", "× optax", "× torch", "GB/s", "of limit")]
+    np.testing.assert_allclose(numbers, [0.014, 4 / 14, 1, 0.7, 2, 2, 1])  # quartiles 1.4e-5 and 1.8e-5
+    assert "× optax" not in found["stream, jax"]
+    assert lines[3].split() == ["wd_optax", "0.014", "29%", "1.00", "0.70", "2.00", "40.0", "2.0", "100%"]
+
+
+def test_main_measures_prints_and_writes_without_torch(
+    flagged: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trees, "STREAM", 2**10)
+    asked = ["--trees=tiny", "--optimizers=adamw", "--rounds=3", "--torch_python=false"]
+    files = {"json": tmp_path / "made" / "step.json", "out": tmp_path / "made" / "step.png"}
+    with flagged("step", *asked, *(f"--{k}={v}" for k, v in files.items())) as step:
+        monkeypatch.setattr(step, "BLOCK", 1e-4)
+        step.main([])
+    printed = capsys.readouterr().out
+    assert "without torch" in printed
+    written = json.loads(files["json"].read_text())
+    assert written["versions"]["jax"] == jax.__version__
+    assert written["device"] == jax.devices()[0].device_kind
+    names = ["stream, jax", *jax_steps.VARIANTS["adamw"]]
+    assert [row["variant"] for row in written["rows"]] == names
+    assert all(len(row["seconds"]) == 3 and min(row["seconds"]) > 0 for row in written["rows"])
+    assert all(name in printed for name in names)
+
+    from matplotlib import image
+
+    pixels = (image.imread(files["out"])[..., :3] * 255).round().astype(int)
+    for colour in ((0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)):  # ours and Optax's bars
+        assert (pixels == colour).all(axis=-1).sum() > 100
+
+
+def test_what_a_step_must_touch_is_counted_from_its_state() -> None:
+    worker = jax_steps.JaxSteps()
+    per_parameter = {}
+    for optimizer, dtype in (("adamw", "float32"), ("sgdw", "float32"), ("adamw_bf16", "bfloat16")):
+        for about in worker.load("mlp", optimizer, dtype):
+            per_parameter[optimizer, about["variant"]] = about["floor"] / trees.size(trees.mlp())
+    for key, expected in {
+        ("adamw", "wd_optax"): 28,
+        ("adamw", "optax"): 28,
+        ("sgdw", "wd_optax"): 20,
+        ("adamw_bf16", "wd_optax, stochastic"): 14,
+        ("adamw_bf16", "wd_optax, compensated"): 18,
+        ("adamw_bf16", "wd_optax, master"): 30,
+    }.items():
+        assert expected <= per_parameter[key] < expected + 0.01, key  # counts, λ and η are some bytes more
+
+
+@pytest.mark.parametrize("optimizer", [name for name in jax_steps.VARIANTS if not name.endswith("_bf16")])
+def test_float32_variants_of_one_optimizer_compute_the_same(optimizer: str) -> None:
+    params = {path: jnp.asarray(x) for path, x in trees.values(trees.mlp((4, 3))).items()}
+    ends = {}
+    for name, make in jax_steps.VARIANTS[optimizer].items():
+        tx, p = make(), params
+        state = tx.init(p)
+        for _ in range(2):
+            updates, state = tx.update(params, state, p)
+            p = jax.tree.map(jnp.add, p, updates)
+        ends[name] = p
+    for end in ends.values():  # rtol: the order of −η·(u + λp) differs, a few units of float32
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), end, ends["optax"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [("--trees=lstm", "--trees: 'lstm' is none of leaf, gpt2"), ("--device=gpu", "--device=gpu: JAX finds none here")],
+)
+def test_bad_arguments_say_what_there_is(flagged: Any, argument: str, message: str) -> None:
+    with flagged("step", argument) as step, pytest.raises(step.app.UsageError, match=message):
+        step.main([])
+
+
+def test_startup_measures_both_and_reports_ratios(flagged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with flagged("startup") as startup:
+        clear = []
+        monkeypatch.setattr(startup.jax, "clear_caches", lambda: clear.append(1))  # of the other tests
+        monkeypatch.setattr(startup, "import_seconds", lambda module, cache: np.array([0.1, 0.2]))
+        found = startup.measure([2], rounds=1)
+        made = {"import": {"wd_optax": [[0.3, 0.1], [0.5, 0.2], [0.9, 0.2]], "optax": [[0.4, 0.4]]}}
+        lines = startup.report(made).splitlines()
+    assert len(clear) == 4
+    assert list(found) == [*(f"{k}, 2 leaves" for k in ("init", "trace", "compile", "trace + compile")), "import"]
+    for name in ("wd_optax", "optax"):
+        trace, compiled, both = (
+            np.array(found[f"{k}, 2 leaves"][name]) for k in ("trace", "compile", "trace + compile")
+        )
+        np.testing.assert_allclose(trace + compiled, both)
+        assert (both[:, 0] > 0).all()
+    assert lines[1].split() == ["import", "500.00", "400.00", "1.25", "0.50"]
