@@ -103,6 +103,15 @@ def test_heatmap_marks_the_best_and_its_region_on_one_scale(tmp_path):
     assert (left.get_title(), right.get_title()) == ("optimizer = SGD", "optimizer = Adam")
 
 
+@pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (6, (2, 3))])
+def test_heatmap_lays_out_its_panels_evenly(count, shape):
+    axes = {"optimizer": [str(i) for i in range(count)], "learning_rate": RATES, "weight_decay": DECAYS}
+    shown = panels(result(np.stack([basin(0.0)] * count)[..., None], **axes).heatmap("score"))
+    assert len(shown) == count
+    grid = shown[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == shape
+
+
 def test_heatmap_cells_stand_where_their_values_are_in_any_order():
     shuffled = result([[[1.0], [2], [3]], [[4], [5], [6]]], x=[1.0, 0.0], y=[100.0, 1.0, 10.0]).heatmap(
         "score", mode="min"

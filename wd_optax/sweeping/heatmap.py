@@ -18,8 +18,8 @@ def draw(data: Any, metric: str, mode: str, pair: list[str], path: Any, vmin: fl
         raise ValueError(f"{metric!r}: every point has a diverged run; sweep lower learning rates")
     others = [dim for dim in mean.dims if dim not in pair]
     panels = list(itertools.product(*(range(mean.sizes[dim]) for dim in others)))
-    columns = min(len(panels), 4)
-    rows = math.ceil(len(panels) / columns)
+    rows = math.ceil(len(panels) / 4)
+    columns = math.ceil(len(panels) / rows)  # six panels are two rows of three
     figure = figure_module.Figure(figsize=(1.2 + 3.6 * columns, 3.4 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     scale = {
@@ -36,7 +36,7 @@ def draw(data: Any, metric: str, mode: str, pair: list[str], path: Any, vmin: fl
         axes.label_outer()
         axes.set_title(", ".join(f"{dim} = {mean[dim].values[i]}" for dim, i in where.items()))
     runs = f"mean of {values.sizes['seed']} seeds" if values.sizes["seed"] > 1 else "one seed"
-    figure.colorbar(image, ax=grid, label=f"{metric}, {runs}")
+    figure.colorbar(image, ax=list(grid.flat[: len(panels)]), label=f"{metric}, {runs}")
     figure.supxlabel("star: best; dots: within its standard error; hatched: diverged", fontsize="small")
     if path is not None:
         figure.savefig(path, dpi=150)
