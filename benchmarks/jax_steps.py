@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,11 @@ def _adamw_bf16(rounding: str) -> optax.GradientTransformation:
     return wd.adamw(η, weight_decay=λ, mask=None, mu_dtype=narrow, nu_dtype=narrow, rounding=rounding)
 
 
+def _adamw_flat() -> optax.GradientTransformation:
+    moments = optax.flatten(optax.scale_by_adam())
+    return optax.chain(moments, wd.add_decayed_weights(λ, mask=None), optax.scale_by_learning_rate(η))
+
+
 def _optax_sgdw() -> optax.GradientTransformation:
     return optax.chain(optax.trace(0.9), optax.add_decayed_weights(λ), optax.scale_by_learning_rate(η))
 
@@ -33,6 +39,11 @@ VARIANTS: dict[str, dict[str, Make]] = {
     "adamw": {
         "wd_optax": _adamw,
         "wd_optax, monitor": lambda: wd.monitor(_adamw()),
+        "optax": lambda: optax.adamw(η, weight_decay=λ),
+    },
+    "adamw_flat": {  # one buffer per moment, by Optax's wrapper
+        "wd_optax": _adamw,
+        "wd_optax, flat moments": _adamw_flat,
         "optax": lambda: optax.adamw(η, weight_decay=λ),
     },
     "adam_l2": {
@@ -90,9 +101,10 @@ class JaxSteps:
         jitted = jax.jit(step, donate_argnums=(0, 1))
         self.variants.append((start, lambda params, state: jitted(params, state, self.grads)))
         state = jax.eval_shape(tx.init, self.grads)
+        began = time.perf_counter()
         compiled: Any = jitted.lower(self.grads, state, self.grads).compile()  # which the first call uses, too
-        moved = compiled.cost_analysis()["bytes accessed"]
-        return {"bytes": moved, "floor": 3 * nbytes(self.grads) + 2 * nbytes(state)}
+        seconds, moved = time.perf_counter() - began, compiled.cost_analysis()["bytes accessed"]
+        return {"bytes": moved, "floor": 3 * nbytes(self.grads) + 2 * nbytes(state), "compile": seconds}
 
     def block(self, variant: int, steps: int) -> float:
         """Seconds per step."""

@@ -7,7 +7,7 @@ decays, so that all compute the same.
 
 A step must read gradients, and read and write parameters and state: that many bytes, over the best in-place p ← 0.999·p
 on 64 Mi float32 numbers, are the limit. Trees that fit in a cache pass it. B/param is what the compiled program says
-that it moves (on a TPU prefetches into on-chip memory are counted again).
+that it moves (on a TPU prefetches into on-chip memory are counted again); compile is in seconds, tracing included.
 
     python benchmarks/step.py                                        # takes ~6 minutes on a laptop CPU
     python benchmarks/step.py --trees=mlp,resnet50 --optimizers=adamw,sgdw,lion --rounds=15
@@ -131,7 +131,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def report(rows: list[dict[str, Any]]) -> str:
     """A line per variant of one tree and optimizer."""
     columns = {"ms": "9.3f", "spread": "8.0%", "× first": "9.2f", "× optax": "9.2f", "× torch": "9.2f"}
-    columns |= {"B/param": "9.1f", "GB/s": "7.1f", "of limit": "10.0%"}
+    columns |= {"B/param": "9.1f", "GB/s": "7.1f", "of limit": "10.0%", "compile": "8.1f"}
     width = {name: int(form.split(".")[0]) for name, form in columns.items()}
     about = rows[0]
     lines = [

@@ -1,0 +1,140 @@
+"""JAX's ways through the points of `sweep.py`: `python sweep_jax.py WAY FILE` serves one of them."""
+
+import functools
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import serving
+
+import wd_optax as wd
+from wd_optax.sweeping import extras
+
+Problem = dict[str, Any]
+RATES = ("learning_rate", "weight_decay")
+
+
+def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Mean cross-entropy of a ReLU network."""
+    for i in range(3):
+        x = (jax.nn.relu(x) if i else x) @ params[f"kernel{i}"] + params[f"bias{i}"][None]
+    return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
+
+
+def initial_params(problem: Problem) -> Any:
+    """The same for all points."""
+    kernels = {f"kernel{i}": problem[f"kernel{i}"] for i in range(3)}
+    return kernels | {f"bias{i}": jnp.zeros(problem[f"kernel{i}"].shape[1]) for i in range(3)}
+
+
+def step(tx: Any, carry: Any, x: jax.Array, y: jax.Array) -> Any:
+    """Parameters and state after one step."""
+    params, opt_state = carry
+    updates, opt_state = tx.update(jax.grad(loss_fn)(params, x, y), opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def train(problem: Problem, tx: Any) -> jax.Array:
+    """The loss after all steps, scanned."""
+    x, y = problem["x"], problem["y"]
+    start = (initial_params(problem), tx.init(initial_params(problem)))
+    (params, _), _ = jax.lax.scan(lambda c, rows: (step(tx, c, x[rows], y[rows]), None), start, problem["rows"])
+    return loss_fn(params, x, y)
+
+
+def pairs(problem: Problem, points: int) -> Any:
+    """(η, λ) of the first points of the grid."""
+    return itertools.islice(itertools.product(*(problem[name] for name in RATES)), points)
+
+
+def loop(problem: Problem) -> Callable[[int], list[float]]:
+    """A Python loop over points and batches around one jitted step with Optax."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def one(carry: Any, η: Any, λ: Any, rows: Any) -> Any:
+        return step(optax.adamw(η, weight_decay=λ), carry, problem["x"][rows], problem["y"][rows])
+
+    start, batches = jax.jit(lambda: initial_params(problem)), list(problem["rows"])
+    init, final = jax.jit(optax.adamw(1.0).init), jax.jit(loss_fn)
+
+    def train_one(η: Any, λ: Any) -> float:
+        params = start()
+        carry = (params, init(params))
+        for rows in batches:
+            carry = one(carry, η, λ, rows)
+        return float(final(carry[0], problem["x"], problem["y"]))
+
+    return lambda points: [train_one(*pair) for pair in pairs(problem, points)]
+
+
+def scan(problem: Problem) -> Callable[[int], list[float]]:
+    """A Python loop over points around one jitted run."""
+    run = jax.jit(lambda η, λ: train(problem, optax.adamw(η, weight_decay=λ)))
+    return lambda points: [float(run(*pair)) for pair in pairs(problem, points)]
+
+
+def vmap(problem: Problem) -> Callable[[int], list[float]]:
+    """One jitted run of all points side by side."""
+    run = jax.jit(jax.vmap(lambda η, λ: train(problem, optax.adamw(η, weight_decay=λ))))
+    return lambda points: run(*np.array(list(pairs(problem, points))).T).tolist()
+
+
+def sweep(problem: Problem) -> Callable[[int], list[float]]:
+    """The whole grid by `wd.sweep`, a device for each core."""
+    for module in extras.PACKAGES:
+        extras.need(module)  # so that the first turn isn't slower
+
+    def run(points: int) -> list[float]:
+        del points
+
+        def at(hparams: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
+            del key
+            return {"loss": train(problem, wd.adamw(**hparams, mask=None))}
+
+        result = wd.sweep(at, {name: problem[name] for name in RATES}, seeds=1, progress=False)
+        return result.data["loss"].values.ravel().tolist()
+
+    return run
+
+
+WAYS = {way.__name__: way for way in (loop, scan, vmap, sweep)}
+
+
+def compiling() -> Callable[[], float]:
+    """A clock of the time spent in tracing, lowering and compiling."""
+    spans: list[tuple[float, float]] = []
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            now = time.perf_counter()
+            spans.append((now - duration_secs, now))
+
+    def spent() -> float:
+        total, end = 0.0, 0.0
+        for began, ended in sorted(spans):  # some lie inside others
+            total, end = total + max(ended - max(began, end), 0), max(ended, end)
+        return total
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return spent
+
+
+def main(way: str, path: str) -> None:
+    """Serves the problem of a file."""
+    jax.config.update("jax_logging_level", "WARNING")
+    if way == "sweep":
+        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    clock = compiling()
+    problem = {name: array if name in RATES else jnp.asarray(array) for name, array in np.load(path).items()}
+    serving.serve(WAYS[way](problem), clock)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,55 @@
+"""PyTorch's loop over the points of `sweep.py`: `python sweep_torch.py WAY FILE`, with torch and NumPy alone."""
+
+import itertools
+import os
+import sys
+import time
+
+import numpy as np
+import serving
+import torch
+
+
+def main(way: str, path: str) -> None:
+    """Serves the problem of a file."""
+    problem = {name: torch.from_numpy(array) for name, array in np.load(path).items()}
+    x, y, rows = problem["x"], problem["y"].long(), problem["rows"].long()
+    fused = way == "fused" or None  # None: torch chooses, on a CPU a loop over parameters
+    loss_fn = torch.nn.CrossEntropyLoss()
+
+    def train_one(learning_rate: float, weight_decay: float, rows: torch.Tensor) -> float:
+        width = problem["kernel1"].shape[0]
+        model = torch.nn.Sequential(
+            torch.nn.Linear(x.shape[1], width),
+            torch.nn.ReLU(),
+            torch.nn.Linear(width, width),
+            torch.nn.ReLU(),
+            torch.nn.Linear(width, 10),
+        )
+        with torch.no_grad():
+            for i in range(3):
+                model[2 * i].weight.copy_(problem[f"kernel{i}"].T)
+                model[2 * i].bias.zero_()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
+        for batch in rows:
+            optimizer.zero_grad()
+            loss_fn(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            return loss_fn(model(x), y).item()
+
+    rates = list(itertools.product(problem["learning_rate"].tolist(), problem["weight_decay"].tolist()))
+    spent = {}
+    for threads in (1, os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+        train_one(*rates[0], rows[:1])
+        began = time.perf_counter()
+        train_one(*rates[0], rows)
+        spent[threads] = time.perf_counter() - began
+    torch.set_num_threads(min(spent, key=lambda threads: spent[threads]))
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", file=sys.stderr)
+    serving.serve(lambda points: [train_one(*pair, rows) for pair in rates[:points]])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
