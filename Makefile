@@ -32,6 +32,7 @@ examples: $(VENV)/.installed
 	$(BIN)/python examples/ema_momentum_rmsprop_adam.py
 	$(BIN)/python examples/finetune_anchor.py --steps=100 --epochs=10 --seeds=2
 	$(BIN)/python examples/bf16_decay.py --task=digits --steps=100 --seeds=2
+	$(BIN)/python examples/lr_wd_map.py --model=mlp --points=4 --seeds=2 --epochs=10
 	$(BIN)/python examples/tpu_run.py --steps=20 --log_every=10 --layers=2 --width=64 --context=64
 
 test: $(VENV)/.installed
