@@ -45,7 +45,7 @@ test: $(VENV)/.installed
 test-tpu:
 	$(PYTHON) -m venv $(VENV)-tpu
 	$(VENV)-tpu/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test,tpu]"
-	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(VENV)-tpu/bin/python -m pytest -n 0 -m tpu tests/tpu
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 $(VENV)-tpu/bin/python -m pytest -n 0 -m tpu tests/tpu
 
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -25,9 +25,10 @@ def test_a_step_moves_the_least_bytes_in_one_fusion(topology, name):
     # and a few scalars
     assert found.bytes == pytest.approx(CUT.get((topology, name), tpu_bytes.CASES[name].least), abs=0.06)
     assert found.copies == 0
+    cut = (topology, name) in CUT
+    assert found.temporary < (4 if cut else 0) + 0.01  # p + u + r between the two
     if "monitor" not in name:
-        assert found.fusions == 1 + ((topology, name) in CUT)
-        assert found.temporary < 0.01
+        assert found.fusions == 1 + cut
 
 
 @every

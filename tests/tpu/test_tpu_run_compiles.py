@@ -15,7 +15,7 @@ MODEL = ["--layers=8", "--width=1024", "--heads=8", "--context=1024", "--accumul
 
 def compiled(*argv: str) -> tuple[dict[str, float], dict[tuple[str, str], tuple[int, float]], str]:
     """MiB per chip by name; {(part, collective): (times, MiB)}; the last line. In a process of its own, on the CPU."""
-    env = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    env = {**os.environ, "PYTHONIOENCODING": "utf-8", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # the tests' process has it
     command = [sys.executable, SCRIPT, "--compile_only", *MODEL, *argv]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, check=False)
     assert done.returncode == 0, done.stderr
