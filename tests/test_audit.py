@@ -510,6 +510,12 @@ def test_every_verdict_of_the_table_is_reached():
     assert issubclass(Report, tuple)
 
 
+def test_an_empty_leaf_beside_a_lossy_one():
+    params = {"kernel": jnp.ones((8, 8), jnp.bfloat16), "empty": jnp.zeros((0, 3))}
+    report = wd.audit(wd.with_master_weights(wd.adamw(1e-3, weight_decay=0.1)), params)
+    assert {row.path: row.verdict for row in report.rows}["kernel"] == "decays"
+
+
 def test_master_weights_under_a_schedule_are_not_taken_for_lost():
     """The stand-ins' run sees the schedule too: after three steps of 1e-2 nothing is removed any more."""
     schedule = optax.piecewise_constant_schedule(1e-2, {3: 0.0})

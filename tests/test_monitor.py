@@ -154,6 +154,13 @@ def test_without_decay_the_share_is_zero_and_small_angles_are_resolved():
     assert float(info.angle) == 0
 
 
+def test_complex_updates_keep_the_sign_of_zero():
+    p = {"kernel": jnp.ones((2, 2), jnp.complex64)}
+    g = {"kernel": jnp.array([[complex(-0.0, -0.0), complex(0.0, -0.0)], [complex(-0.0, 0.0), 1j]], jnp.complex64)}
+    updates, _ = monitor(optax.identity()).update(g, monitor(optax.identity()).init(p), p)
+    chex.assert_trees_all_equal(*(np.asarray(x["kernel"]).view(np.uint32) for x in (updates, g)))
+
+
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "compensated"])
 def test_around_a_rounding_the_decay_is_what_it_is_without(rounding):
     """A rounding has no derivative: taken as it is, the whole weight would count as decay, a share of one half."""

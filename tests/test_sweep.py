@@ -205,6 +205,18 @@ def test_arrays_that_train_closes_over_are_arguments_and_keys_are_kept():
     np.testing.assert_allclose(data["y"], expected, rtol=1e-6)
 
 
+def test_numpy_numbers_count_as_numbers():
+    data = sweep(one, {"x": np.linspace(0, 1, 3)}, seeds=np.array([3, 1]), chunk=np.int64(2)).data
+    assert data["seed"].values.tolist() == [3, 1]
+
+
+def test_a_seeds_key_is_the_same_alone_and_side_by_side_whatever_the_default():
+    with jax.default_prng_impl("rbg"):  # not exact under vmap
+        data = sweep(lambda h, key: {"y": jax.random.normal(key) + 0 * h["x"]}, {"x": [1.0, 2.0]}, seeds=2).data
+    expected = [jax.random.normal(jax.random.key(seed, impl="threefry2x32")) for seed in (0, 1)]
+    np.testing.assert_array_equal(data["y"], [expected, expected])
+
+
 def one(hparams, key):
     return {"y": hparams["x"]}
 
@@ -225,6 +237,9 @@ def one(hparams, key):
         ({"x": [0.1, 0.1 + 1e-12]}, "in float32 has .* twice"),
         ({"x": ["a", "a"]}, r"axes\['x'\] has 'a' twice"),
         ({"x": [None, "None"]}, r"axes\['x'\] has 'None' twice"),
+        ({"x": {1: "a", "1": "b"}}, r"axes\['x'\] has '1' twice"),
+        ({"x": [1e-50, 0.5]}, r"axes\['x'\] has 1e-50: pass finite numbers that float32"),
+        ({"x": [1j, 2j]}, r"axes\['x'\].*has no name"),
         ({"x": [lambda: 1]}, r"axes\['x'\].*has no name; pass a dict of named values"),
         ({"x": [{"kernel": 1}]}, r"axes\['x'\].*has no name; pass a dict of named values"),
         ({"seed": [1.0]}, "'seed' can't be an axis' name"),
@@ -259,6 +274,8 @@ def test_bad_options(option, message):
         (lambda h, k: {1: h["x"]}, "must return a dict of metrics"),
         (lambda h, k: {"y": "text"}, "returned 'y': 'text', which isn't an array"),
         (lambda h, k: {"y": {"z": h["x"]}}, "returned 'y': .* which isn't an array"),
+        (lambda h, k: {"y": None}, "returned 'y': None, which isn't an array"),
+        (lambda h, k: {"y": jnp.zeros((2, 0))}, r"returned 'y' of shape \(2, 0\)"),
         (lambda h, k: {"y": jax.lax.complex(h["x"], h["x"])}, "returned 'y' of type complex64"),
         (lambda h, k: {"y": k}, "returned 'y' of type key<fry>"),
         (lambda h, k: {"diverged": h["x"]}, "returned 'diverged', a name"),

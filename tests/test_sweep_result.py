@@ -71,6 +71,13 @@ def test_nothing_is_best_where_every_point_diverged():
     assert np.isnan(nothing.separability("score")["correlation"])
 
 
+def test_a_saved_dataset_with_names_is_a_result_again(tmp_path):
+    axes = {"optimizer": ["SGD", "Adam"], "learning_rate": RATES, "weight_decay": DECAYS}
+    first = result(np.stack([basin(0.5), basin(0.5) - 1])[..., None] + np.arange(2), **axes)
+    first.data.to_netcdf(tmp_path / "sweep.nc", engine="scipy")
+    assert wd.SweepResult(xarray.load_dataset(tmp_path / "sweep.nc")).best("score") == first.best("score")
+
+
 def test_a_saved_dataset_is_a_result_again(tmp_path):
     first = result(basin(0.5)[..., None] + np.arange(2))
     first.data.to_netcdf(tmp_path / "sweep.nc", engine="scipy")

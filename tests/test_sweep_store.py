@@ -138,6 +138,19 @@ def test_another_sweep_is_refused_with_what_differs(change, message, tmp_path, m
     assert run(dict(call)).data.identical(before)
 
 
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: lambda x: jax.lax.map(f, x[None])[0]], ids=["jit", "map"])
+def test_other_data_inside_an_inner_function_is_refused(wrap, tmp_path):
+    def sweep(data):
+        inner = wrap(jax.jit(lambda x: (x * data).sum() + 1))
+        return wd.sweep(lambda h, key: {"y": inner(h["x"])}, {"x": [1.0, 2.0]}, seeds=1, directory=tmp_path)
+
+    first = sweep(np.arange(5.0, dtype=np.float32)).data
+    np.testing.assert_array_equal(first["y"].values[:, 0], [11, 21])
+    xarray.testing.assert_identical(sweep(np.arange(5.0, dtype=np.float32)).data, first)
+    with pytest.raises(ValueError, match=r"another sweep:\n  train"):
+        sweep(np.arange(5.0, dtype=np.float32) + 1)
+
+
 def test_same_function_written_anew_is_the_same(tmp_path):
     wd.sweep(line, {"x": [1.0]}, directory=tmp_path)
     wd.sweep(lambda h, key: line(dict(h), key), {"x": [1.0]}, directory=tmp_path)

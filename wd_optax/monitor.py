@@ -174,7 +174,9 @@ def _behind(updates: Any, sums: Any) -> Any:
     def wait(u: Any, s: _Sums) -> Any:
         if u is None or not jnp.issubdtype(u.dtype, jnp.inexact):
             return u
-        return u + jnp.where(s.pp < -1, 1, -0.0).astype(u.dtype)  # always −0.0, and u + (−0.0) is u; XLA knows neither
+        nothing = jnp.where(s.pp < -1, 1, -0.0)  # always −0.0, and u + (−0.0) is u; XLA knows neither
+        complex_ = jnp.issubdtype(u.dtype, jnp.complexfloating)
+        return u + (jax.lax.complex(nothing, nothing) if complex_ else nothing).astype(u.dtype)
 
     return jax.tree.map(wait, updates, sums, is_leaf=lambda x: x is None)
 

@@ -92,12 +92,12 @@ def _try_rounding(
     steps = min(math.ceil(16 * coarsest / min(rates)), 4096 if len(found) <= 64 else 1024)
 
     def gone(in_float64: bool) -> list[float]:
-        """The fraction that is removed of each leaf."""
+        """The fraction that is removed of each leaf that seems to lose its decay."""
         bench = Bench(optimizer, subject, None, extra_args, wide=in_float64)
         bench.period, bench.quiet = wide.period, wide.quiet
-        ends = map(probes.sample, bench.run(steps))
-        starts = (probes.sample(jax.tree.leaves(bench.params(1))[i]) for i in range(len(found)))
-        return [float(np.vdot(a, a - b).real / np.vdot(a, a).real) for a, b in zip(starts, ends, strict=True)]
+        starts, ends = (map(probes.sample, tree) for tree in (jax.tree.leaves(bench.params(1)), bench.run(steps)))
+        share = lambda a, b: float(np.vdot(a, a - b).real / np.vdot(a, a).real)
+        return [share(a, b) if of else math.nan for a, b, of in zip(starts, ends, lost, strict=True)]
 
     tried = []
     for f, p, own, exact, is_lost_here in zip(facts, found, gone(False), gone(True), lost, strict=True):

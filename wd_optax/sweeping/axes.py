@@ -23,7 +23,7 @@ def axes_of(data: Any, *pair: str | None) -> list[str]:
         return axes
     numbers = [name for name in axes if data[name].dtype.kind in "if"]
     free = iter(name for name in numbers if name not in pair)
-    chosen = [str(name if name is not None else next(free, None)) for name in pair]
+    chosen = [str(name if name is not None else next(free, "nothing")) for name in pair]
     if not set(chosen) <= set(numbers) or len(set(chosen)) < len(chosen):
         raise ValueError(f"x, y = {chosen}: a map needs two axes that hold numbers, of {numbers}")
     return chosen

@@ -97,7 +97,8 @@ def make(axes: Any, seeds: Any) -> Grid:
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
     whole = lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool)
-    found = tuple(range(int(seeds))) if whole(seeds) else tuple(seeds) if isinstance(seeds, (Sequence, range)) else ()
+    several = isinstance(seeds, Sequence) or np.ndim(seeds) == 1
+    found = tuple(range(int(seeds))) if whole(seeds) else tuple(seeds) if several else ()
     if not found or not all(whole(seed) and 0 <= seed < 2**32 for seed in found):
         raise ValueError(f"seeds={seeds!r}: pass how many, at least 1, or a list of whole numbers in [0, 2³²)")
     _refuse_duplicates("seeds", found)
@@ -118,9 +119,9 @@ def _axis(name: Any, values: Any) -> Axis:
     if not found:
         raise ValueError(f"axes[{name!r}] is empty: give it a value, or leave it out")
     if named or not all(map(_is_number, found)):
-        labels = list(values) if named else [_label(name, value) for value in found]
+        labels = list(map(str, values)) if named else [_label(name, value) for value in found]
         _refuse_duplicates(f"axes[{name!r}]", labels)
-        return Axis(name, found, list(map(str, labels)), static=True)
+        return Axis(name, found, labels, static=True)
     return _numbers(name, [np.asarray(value).item() for value in found])
 
 
@@ -129,7 +130,7 @@ def _numbers(name: str, found: list[Any]) -> Axis:
     dtype = jnp.result_type(int if all(isinstance(value, int) for value in found) else float)
     limits = jnp.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype)
     for value in found:
-        if not limits.min <= value <= limits.max:
+        if not limits.min <= value <= limits.max or (value and not dtype.type(value)):
             raise ValueError(f"axes[{name!r}] has {value}: pass finite numbers that {dtype} can hold")
     values = np.asarray(found, dtype)
     _refuse_duplicates(f"axes[{name!r}] in {dtype}", values.tolist())
@@ -138,8 +139,9 @@ def _numbers(name: str, found: list[Any]) -> Axis:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, jax.Array):
-        return value.ndim == 0 and value.dtype != bool
-    return isinstance(value, (numbers.Real, np.number)) and not isinstance(value, (bool, np.bool_))
+        kinds = (jnp.integer, jnp.floating)
+        return value.ndim == 0 and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+    return isinstance(value, (numbers.Real, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_))
 
 
 def _label(name: str, value: Any) -> str:

@@ -94,7 +94,7 @@ class SweepResult:
         return Best(*best, neighbours=near, diverged=int(self.data["diverged"].sum()))
 
     def _point(self, mean: Any, error: Any, index: Any) -> Point:
-        names = {name: mean.coords[name].values[i].item() for name, i in zip(mean.dims, index, strict=True)}
+        names = {name: mean.coords[name].values.tolist()[i] for name, i in zip(mean.dims, index, strict=True)}
         return Point(names, float(mean.values[index]), float(error.values[index]))
 
     def heatmap(

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import numbers
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -82,7 +83,7 @@ def sweep(
     """
     need("xarray")
     tqdm = need("tqdm").tqdm
-    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+    if chunk is not None and (not isinstance(chunk, numbers.Integral) or isinstance(chunk, bool) or chunk < 1):
         raise ValueError(f"chunk={chunk!r}: pass a whole number of runs, at least 1, or None")
     grid = grids.make(axes, seeds)
     programs = list(grid.programs())

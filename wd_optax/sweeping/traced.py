@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ class Traced(NamedTuple):
         """One run."""
         from jax.extend import core  # it loads Pallas
 
-        leaves = jax.tree.leaves((hparams, jax.random.key(seed)))
+        leaves = jax.tree.leaves((hparams, key_of(seed)))
         out = core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, consts))(*leaves)
         return dict(zip(self.metrics, out, strict=True))
 
@@ -48,7 +48,7 @@ def trace(train: Callable[..., Any], program: grid.Program) -> Traced:
         return _metrics(train({**program.static, **hparams}, key), {*program.static, *program.traced})
 
     numbers = {name: jax.ShapeDtypeStruct((), values.dtype) for name, values in program.traced.items()}
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(key_of, 0)
     try:
         closed, metrics = jax.make_jaxpr(run, return_shape=True)(numbers, key)
     except TypeError as error:
@@ -71,8 +71,10 @@ def _metrics(out: Any, taken: set[str]) -> dict[str, jax.Array]:
     for name, value in out.items():
         try:
             arrays[name] = jnp.asarray(value)
-        except TypeError:
+        except (TypeError, ValueError):
             raise TypeError(f"train returned {name!r}: {value!r}, which isn't an array") from None
+        if not arrays[name].size:
+            raise TypeError(f"train returned {name!r} of shape {arrays[name].shape}, without a number: leave it out")
         dtype = arrays[name].dtype
         if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, bool)) or jnp.issubdtype(
             dtype, jnp.complexfloating
@@ -105,11 +107,27 @@ def _culprits(run: Callable[..., Any], program: grid.Program, key: Any) -> list[
     return [name for name in first if not works(name)] if works() else []
 
 
+def key_of(seed: Any) -> jax.Array:
+    """A seed's key, of the kind that is the same alone and under `vmap`, whatever JAX's default is."""
+    return jax.random.key(seed, impl="threefry2x32")
+
+
+def _inner_consts(jaxpr: Any) -> Iterator[Any]:
+    """What functions that `train` calls (jitted ones, bodies of scans) close over."""
+    from jax.extend import core
+
+    is_jaxpr = lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
+    for equation in jaxpr.eqns:
+        for inner in filter(is_jaxpr, jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)):
+            yield from getattr(inner, "consts", ())
+            yield from _inner_consts(getattr(inner, "jaxpr", inner))
+
+
 def _fingerprint(closed: Any, metrics: dict[str, Any]) -> str:
-    """A hash of the jaxpr's text, without addresses in memory, and of every constant in it."""
+    """A hash of the jaxpr's text, without addresses in memory, and of every constant in it and in its functions."""
     text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)) + str(metrics)
     digest = hashlib.sha256(text.encode())
-    for const in closed.consts:
+    for const in [*closed.consts, *_inner_consts(closed.jaxpr)]:
         keys = isinstance(const, jax.Array) and jnp.issubdtype(const.dtype, jax.dtypes.prng_key)
         array = np.asarray(jax.random.key_data(const) if keys else const)
         digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
