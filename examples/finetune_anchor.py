@@ -162,7 +162,7 @@ def main(argv: list[str]) -> None:
     results = run(steps=_STEPS.value, epochs=_EPOCHS.value, learning_rate=η, seeds=_SEEDS.value)
     path = plot(results, _OUT.value)
     print(report(results))
-    print("λ is the best of these on the test digits, for both anchors alike.")
+    print("λ is the best of those over 0 on the test digits, for both anchors alike.")
     print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}, {_STEPS.value} steps. Picture: {path}")
 
 

@@ -4,6 +4,9 @@ import io
 import pathlib
 from typing import Any
 
+import numpy as np
+from scipy.stats import sem
+
 # Okabe & Ito (2008).
 COLOURS = {
     "blue": "#0072B2",
@@ -30,6 +33,13 @@ def figure(columns: int, rows: int = 1, **shared: Any) -> tuple[Any, list[Any]]:
     for axes in panels:
         axes.grid(alpha=0.3)
     return made, panels
+
+
+def band(axes: Any, at: np.ndarray, runs: np.ndarray, label: str, i: int) -> None:
+    """The i-th line: the mean over runs, shape=(runs, points), and two standard errors each side."""
+    mean, error = runs.mean(axis=0), 2 * sem(runs)
+    axes.plot(at, mean, label=label, **line(i))
+    axes.fill_between(at, mean - error, mean + error, color=line(i)["color"], alpha=0.2)
 
 
 def save(made: Any, folder: str | pathlib.Path, name: str) -> pathlib.Path:

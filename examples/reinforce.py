@@ -142,9 +142,7 @@ def plot(results: dict[float, dict[str, np.ndarray]], folder: str) -> Any:
     about = {"return": "steps balanced, of 500 at most", "entropy": "entropy of the policy (bits)"}
     for axes, (key, label) in zip(panels, about.items(), strict=True):
         for i, (λ, r) in enumerate(results.items()):
-            mean, error, at = r[key].mean(axis=0), 2 * sem(r[key]), np.arange(1, r[key].shape[1] + 1)
-            axes.plot(at, mean, label=f"λ = {λ:g}", **plots.line(i))
-            axes.fill_between(at, mean - error, mean + error, color=plots.line(i)["color"], alpha=0.2)
+            plots.band(axes, np.arange(1, r[key].shape[1] + 1), r[key], f"λ = {λ:g}", i)
         axes.set(xlabel="update", ylabel=label, ylim=(0, None))
     panels[0].set_title("bands: two standard errors")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)

@@ -143,10 +143,7 @@ def plot(results: dict[str, Any], folder: str) -> Any:
     figure, panels = plots.figure(2, sharey=True)
     for key, axes in zip(("training", "validation"), panels, strict=True):
         for i, (name, r) in enumerate(results["runs"].items()):
-            mean, error = r[key].mean(axis=0), sem(r[key])
-            steps = np.linspace(0, results["steps"], len(mean) + 1)[1:]
-            axes.plot(steps, mean, label=name, **plots.line(i))
-            axes.fill_between(steps, mean - 2 * error, mean + 2 * error, color=plots.line(i)["color"], alpha=0.2)
+            plots.band(axes, np.linspace(0, results["steps"], r[key].shape[1] + 1)[1:], r[key], name, i)
         axes.set(xlabel="step", title=f"{key} loss")
     panels[0].set_ylabel("nats per character; band: two standard errors")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)

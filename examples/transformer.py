@@ -160,10 +160,7 @@ def plot(results: dict[str, Any], folder: str) -> Any:
     figure, panels = plots.figure(2, sharey=True)
     for key, axes in zip(("training", "validation"), panels, strict=True):
         for i, (λ, r) in enumerate(results["runs"].items()):
-            mean, error = r[key].mean(axis=0), 2 * sem(r[key])
-            steps = np.linspace(0, results["steps"], len(mean) + 1)[1:]
-            axes.plot(steps, mean, label=f"λ = {λ:g}", **plots.line(i))
-            axes.fill_between(steps, mean - error, mean + error, color=plots.line(i)["color"], alpha=0.2)
+            plots.band(axes, np.linspace(0, results["steps"], r[key].shape[1] + 1)[1:], r[key], f"λ = {λ:g}", i)
         axes.set(xlabel="step", title=f"{key} loss")
     panels[0].set_ylabel("nats per character; band: two standard errors")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5)
