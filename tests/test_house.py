@@ -32,7 +32,7 @@ FLOORS = [
     {"auditing.audit"},
     {"sweeping.axes", "sweeping.extras", "sweeping.grid", "sweeping.hosts", "sweeping.plan"},
     {"sweeping.heatmap", "sweeping.separability", "sweeping.store", "sweeping.traced"},
-    {"sweeping.execute", "sweeping.result", "sweeping.results"},
+    {"sweeping.execute", "sweeping.result", "sweeping.gathered"},
     {"sweeping.sweep"},
 ]
 PACKAGE = ROOT / "wd_optax"

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from absl import logging
 
+from wd_optax.sweeping import gathered, hosts, plan, traced
 from wd_optax.sweeping import grid as grids
-from wd_optax.sweeping import hosts, plan, results, traced
 from wd_optax.sweeping.execute import Executor
 from wd_optax.sweeping.extras import need
 from wd_optax.sweeping.result import SweepResult
@@ -88,7 +88,7 @@ def sweep(
     grid = grids.make(axes, seeds)
     programs = list(grid.programs())
     functions = [traced.trace(train, program) for program in programs]
-    found = results.Results(results.common(programs, functions), grid.size)
+    found = gathered.Gathered(gathered.common(programs, functions), grid.size)
     each = len(programs[0].runs)
     used = _devices(devices, min(each, chunk or each))
     width = None if chunk is None else plan.even(-(-each // len(used)), chunk // len(used))
@@ -173,7 +173,9 @@ def _compile(executor: Executor, width: int | None) -> tuple[Any, int]:
     return (compiled if width == mine else executor.compile(width)), width
 
 
-def _run(executor: Executor, compiled: Any, width: int, found: results.Results, store: Store | None, bar: Any) -> None:
+def _run(
+    executor: Executor, compiled: Any, width: int, found: gathered.Gathered, store: Store | None, bar: Any
+) -> None:
     """Trains what isn't done yet, a chunk at a time."""
     runs, devices = executor.program.runs, len(executor.devices)
     pending = [i for i in range(-(-len(runs) // width)) if not found.done[runs[i * width]]]

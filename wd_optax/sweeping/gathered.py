@@ -18,7 +18,7 @@ class Metric(NamedTuple):
     dtype: np.dtype  # float32 or float64, which hold every value that train returns, and NaN
 
 
-class Results:
+class Gathered:
     """Arrays over the flattened grid."""
 
     def __init__(self, metrics: dict[str, Metric], size: int):
