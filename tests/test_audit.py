@@ -188,11 +188,11 @@ def test_half_life_and_what_remains_follow_the_schedule():
     assert math.isnan(audit(optax.adamw(LR), params()).rows[1].remaining)
 
 
-def test_too_little_and_too_much_are_judged_over_the_horizon():
+def test_too_little_is_judged_over_the_horizon_and_too_much_is_not():
     verdict = lambda weight_decay, horizon: audit(wd.sgdw(LR, weight_decay=weight_decay), params(), horizon=horizon)
     assert verdict(1e-4, 100).rows[1].verdict == "too little"
     assert verdict(1e-4, 100_000).rows[1].verdict == "decays"
-    assert verdict(WD, 100_000).rows[1].verdict == "too much"
+    assert verdict(WD, 100_000).rows[1].verdict == "decays"  # 100 timescales a run are ordinary
 
 
 def test_step_sets_every_count_and_the_state_is_left_alone():
@@ -249,18 +249,18 @@ def test_a_random_decay_is_unknown():
     assert {row.verdict for row in audit(tx, params()).rows} == {"unknown"}
 
 
-def test_decay_that_waits_for_a_gradient_decays_and_is_not_f29():
+def test_decay_that_waits_for_a_gradient_decays_and_spares_unused_rows():
     def update(updates, state, p):
         return jax.tree.map(lambda u, x: jnp.where(u == 0, u, -LR * u - LR * WD * x), updates, p), state
 
     report = audit(optax.GradientTransformation(lambda p: (), update), params())
     assert [row.verdict for row in report.rows] == ["decays"] * 4
     assert report.rows[0].removed_per_step == pytest.approx(LR * WD)
-    assert "F29" not in {f.footgun for f in report.findings}
+    assert "embedding decays" not in {f.rule for f in report.findings}
 
 
-def footguns(report):
-    return {f.footgun: f for f in report.findings if f.footgun}
+def rules(report):
+    return {f.rule: f for f in report.findings}
 
 
 big = lambda dtype: {"kernel": jnp.ones((64, 64), dtype)}
@@ -270,42 +270,11 @@ SCANNED = {
         "mlp": {"kernel": jnp.ones((12, 4, 4)), "bias": jnp.ones((12, 4))},
     }
 }
-FINDINGS = {
-    "F1": (injected(mask=by_rank), params(), "error", ()),
-    "F4": (optax.masked(optax.sgd(LR), KERNELS), params(), "error", ("attn/bias", "norms/scale")),
-    "F6": (wd.adamw(1e-3, weight_decay=0.1), big(jnp.bfloat16), "error", ("kernel",)),
-    "F7": (wd.adamw(1e-6, weight_decay=0.01), big(jnp.float32), "error", ("kernel",)),
-    "F8": (optax.lamb(LR, weight_decay=WD), params(), "warning", PATHS),
-    "F9": (optax.adamw(LR, weight_decay=WD, mask=by_rank), params(), "warning", ("attn/bias",)),
-    "F10": (optax.adamw(LR, weight_decay=WD, mask=by_rank), SCANNED, "warning", ("blocks/norm/scale",)),
-    "F11": (CASES["freeze before"][0], params(), "error", ("attn/kernel", "embed/embedding")),
-    "F13": (optax.chain(optax.adam(LR), L2), params(), "error", PATHS),
-    "F14": (optax.chain(optax.adam(LR), L2, flip(LR)), params(), "error", PATHS),
-    "F15": (optax.chain(L2, optax.adam(LR)), params(), "warning", PATHS),
-    "F16": (optax.adafactor(LR, weight_decay_rate=WD), params(), "warning", PATHS),
-    "F17": (CASES["too much"][0], params(), "error", PATHS),
-    "F18": (injected(), big(jnp.bfloat16), "error", ("kernel",)),
-    "F22": (optax.chain(L2, optax.adamw(LR)), params(), "error", PATHS),
-    "F23": (CASES["muon"][0], params(), "warning", ("attn/kernel",)),
-    "F29": (optax.adamw(LR, weight_decay=WD), params(), "information", ("embed/embedding",)),
-}
-
-
-@pytest.mark.parametrize("footgun", FINDINGS)
-def test_findings_name_the_footgun_the_leaves_and_the_mend(footgun):
-    tx, p, severity, paths = FINDINGS[footgun]
-    report = audit(tx, p)
-    found = footguns(report)[footgun]
-    assert (found.severity, found.paths) == (severity, paths)
-    assert found.what in str(report).replace("\n    ", " ")
-    assert found.mend
-    severities = [f.severity for f in report.findings]
-    assert severities == sorted(severities, key=["error", "warning", "information"].index)
 
 
 def test_a_sound_optimizer_has_no_finding_but_information():
     report = audit(wd.adamw(1e-2, weight_decay=0.1), SCANNED | params())
-    assert [f.footgun for f in report.findings] == ["F29"]
+    assert [f.rule for f in report.findings] == ["embedding decays"]
 
 
 def test_f12_the_positional_number_was_no_weight_decay():
@@ -319,10 +288,10 @@ def test_f23_the_mask_does_not_reach_the_adam_branch():
     tx = optax.contrib.muon(
         LR, weight_decay=WD, adam_weight_decay=WD, weight_decay_mask={"kernel": True, "bias": False}
     )
-    assert footguns(audit(tx, p))["F23"].paths == ("bias",)
-    mended = wd.with_decay(optax.contrib.muon(LR), learning_rate=LR, weight_decay=WD)
-    assert audit(mended, p).findings == ()
-    assert "F23" not in footguns(audit(PARTITION, params()))
+    assert rules(audit(tx, p))["mask misses a branch"].paths == ("bias",)
+    fixed = wd.with_decay(optax.contrib.muon(LR), learning_rate=LR, weight_decay=WD)
+    assert audit(fixed, p).findings == ()
+    assert not {"mask misses a branch", "branch without decay"} & {*rules(audit(PARTITION, params()))}
 
 
 @pytest.mark.parametrize(
@@ -347,11 +316,11 @@ def test_rounding_is_what_apply_updates_does(dtype, c, moves):
 def test_rounding_numbers_of_the_reference():
     """At lr 3e-4, λ 1e-4 float32 removes twice what it should, 0.998808 in place of 0.999400 after 20 000 steps."""
     verdict = lambda lr, weight_decay: audit(wd.sgdw(lr, weight_decay=weight_decay), {"w": jnp.ones((9, 9))}).rows[0]
-    assert verdict(1e-4, 1e-4)[8:] == ("lost in rounding", 0.0)
-    assert verdict(3e-4, 1e-4)[8:] == ("lost in rounding", 1.0)
+    assert verdict(1e-4, 1e-4)[8:10] == ("lost in rounding", 0.0)
+    assert verdict(3e-4, 1e-4)[8:10] == ("lost in rounding", 1.0)
     twice = (1 - 0.998808) / (1 - 0.999400)
     assert rounding.survives(np.ones(9), jnp.float32, 3e-8)[1] == pytest.approx(twice, rel=1e-2)
-    assert verdict(1e-3, 1e-3)[8:] == ("decays", 1.0)
+    assert verdict(1e-3, 1e-3)[8:10] == ("decays", 1.0)
 
 
 def test_rounding_goes_by_the_parameters_own_values():
@@ -361,11 +330,11 @@ def test_rounding_goes_by_the_parameters_own_values():
     assert (verdict(1.0).verdict, verdict(1.0078125).verdict) == ("decays", "lost in rounding")
 
 
-@pytest.mark.parametrize("mended", ["stochastic", "compensated", "master", "nearest"])
-def test_rounding_that_is_mended_is_not_reported(mended):
+@pytest.mark.parametrize("how", ["stochastic", "compensated", "master", "nearest"])
+def test_rounding_that_is_fixed_is_not_reported(how):
     tx = wd.adamw(1e-3, weight_decay=0.1)
-    tx = wd.with_master_weights(tx) if mended == "master" else optax.chain(wd.in_float32(tx), wd.round_updates(mended))
-    assert audit(tx, big(jnp.bfloat16)).rows[0].verdict == ("lost in rounding" if mended == "nearest" else "decays")
+    tx = wd.with_master_weights(tx) if how == "master" else optax.chain(wd.in_float32(tx), wd.round_updates(how))
+    assert audit(tx, big(jnp.bfloat16)).rows[0].verdict == ("lost in rounding" if how == "nearest" else "decays")
 
 
 def llama(layers=18):
@@ -454,7 +423,7 @@ def test_markdown_is_a_table_and_a_list():
     lines = text.splitlines()
     assert lines[0] == "| path | type | role | removed | half-life | verdict |"
     assert lines[3] == "| attn/kernel | f32[3,2,4] | weight | -0.1 | never | GROWS |"
-    assert any(line.startswith("- **error** grows (F13) at attn/bias") for line in lines)
+    assert any(line.startswith("- **error** grows at attn/bias") for line in lines)
     assert len({line.count("|") for line in lines[:6]}) == 1
 
 

@@ -141,7 +141,7 @@ def test_it_prints_in_words():
         (timescale, {"coupling": "linear"}, ValueError, "coupling='linear' is not a coupling"),
         (timescale, {"learning_rate": WARM_UP, "steps": None}, ValueError, "learning_rate is a schedule.*: pass steps"),
         (timescale, {"weight_decay": WARM_UP, "steps": None}, ValueError, "weight_decay is a schedule.*: pass steps"),
-        (timescale, {"learning_rate": lambda t: 1.0 - number(t)}, ValueError, "learning_rate is -1 in step 2: mend"),
+        (timescale, {"learning_rate": lambda t: 1.0 - number(t)}, ValueError, "learning_rate is -1 in step 2: fix"),
         (timescale, {"learning_rate": lambda t: number(t) * math.nan}, ValueError, "learning_rate is nan in step 0"),
         (timescale, {"learning_rate": 0.0, "coupling": "schedule"}, ValueError, "peak_learning_rate=0.0.*divides"),
         (timescale, {"steps": 0}, ValueError, "steps=0 must be a whole number of steps, at least 1"),

@@ -7,13 +7,14 @@ from wd_optax.auditing.report import Finding, Report
 from wd_optax.decay import add_decayed_weights, add_l2_to_loss, proximal, shrink
 from wd_optax.equilibrium import Equilibrium, equilibrium
 from wd_optax.low_precision_state import low_precision_state
-from wd_optax.masks import explain, multipliers
+from wd_optax.masks import explain, multipliers, optax_mask
 from wd_optax.master_weights import with_master_weights
 from wd_optax.migrate import migrate_state
 from wd_optax.monitor import Info, MonitorState, monitor, read_monitor
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
 from wd_optax.penalties import l1_penalty, l2_penalty
 from wd_optax.precision import in_float32, round_updates
+from wd_optax.published import PublishedRun, PublishedRuns, published
 from wd_optax.pull import DecayState
 from wd_optax.rates import convert_weight_decay, decay_rate
 from wd_optax.sweeping.result import SweepResult
@@ -29,6 +30,8 @@ __all__ = [
     "Finding",
     "Info",
     "MonitorState",
+    "PublishedRun",
+    "PublishedRuns",
     "Report",
     "SweepResult",
     "Timescale",
@@ -49,7 +52,9 @@ __all__ = [
     "migrate_state",
     "monitor",
     "multipliers",
+    "optax_mask",
     "proximal",
+    "published",
     "read_monitor",
     "round_updates",
     "scale_by_adam",

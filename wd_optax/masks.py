@@ -11,6 +11,7 @@ A mask gives every leaf a multiplier m: 0 never decays, 1 decays, 0.1 decays a t
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -99,6 +100,43 @@ def multipliers(mask: Mask, params: Any) -> Any:
       {'embed': {'embedding': 0.1}, 'out': {'bias': 0.0, 'kernel': 1.0}}
     """
     return jax.tree.unflatten(jax.tree.structure(params), [row.multiplier for row in explain(mask, params).rows])
+
+
+def optax_mask(mask: Mask = "weights") -> Callable[[Any], Any]:
+    """A mask as Optax's own transformations take it: a function of the parameters that returns a tree of bools.
+
+    Optax reads the string "weights" and every number as true. Use this for `mask=` (`weight_decay_mask=` in some) of
+    its optimizers, for `optax.masked` and `optax.freeze`; inside `optax.inject_hyperparams` name that argument in
+    `static_args`.
+
+    Args:
+      mask: see the module's table; every multiplier must be 0 or 1.
+
+    Returns:
+      params -> a tree with the structure of `params` and a bool per leaf.
+
+    Raises:
+      ValueError: from the function, for multipliers between 0 and 1, which Optax's masks can't express.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+      >>> wd.optax_mask("weights")(params)
+      {'bias': False, 'kernel': True}
+      >>> tx = optax.lion(1e-3, weight_decay=0.1, mask=wd.optax_mask("weights"))
+    """
+
+    def decays(params: Any) -> Any:
+        table = explain(mask, params)
+        for row in table.rows:
+            if not isinstance(row.multiplier, float) or row.multiplier not in (0.0, 1.0):
+                raise ValueError(
+                    f"mask={mask!r} gives {row.path!r} the multiplier {row.multiplier}, and Optax's masks are bools: "
+                    "use wd.with_decay(optimizer, learning_rate=..., weight_decay=..., mask=...), which multiplies"
+                )
+        return jax.tree.unflatten(jax.tree.structure(params), [row.multiplier == 1.0 for row in table.rows])
+
+    return decays
 
 
 def warn_if_nothing_decays(mask: Mask, params: Any) -> None:

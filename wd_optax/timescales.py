@@ -11,12 +11,11 @@ with timescale 1/(η·λ) steps: best between one epoch and the length of the ru
 import math
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from wd_optax import rates
-from wd_optax.hyperparams import Scalar, ScalarOrSchedule, check_number
+from wd_optax import rates, tables
+from wd_optax.hyperparams import Scalar, ScalarOrSchedule
+from wd_optax.schedules import concrete, over_run
 
 
 def half_life(c: Scalar) -> float:
@@ -37,7 +36,7 @@ def half_life(c: Scalar) -> float:
       (1.0, 6931)
 
     """
-    c = _concrete("c", c, below=1.0)
+    c = concrete("c", c, below=1.0)
     return math.log(0.5) / math.log1p(-c) if c else math.inf
 
 
@@ -53,22 +52,25 @@ class Timescale(NamedTuple):
     remaining: float | None  # Π (1 − c_t) over the run; None without steps
 
     def __str__(self) -> str:
-        """The numbers, one to a line."""
+        return tables.align(self._lines())
+
+    def _repr_html_(self) -> str:
+        return tables.to_html(self._lines(), header=False)
+
+    def _lines(self) -> list[tuple[str, str]]:
         epoch = self.timescale_steps / self.timescale_epochs if self.timescale_epochs else math.nan  # in steps
         number = lambda x: f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
         time = lambda n: f"{number(n)} steps" + (f" = {number(n / epoch)} epochs" if epoch > 0 else "")
         largest = self.largest_removed_per_step
-        scheduled = largest > self.removed_per_step * (1 + 1e-9)
+        peak = f"; {time(1 / largest)} at the peak" if largest > self.removed_per_step * (1 + 1e-9) else ""
+        left = f"{self.remaining:.4g} of a weight without gradient, after {time(self.steps)}" if self.steps else None
         lines = [
-            f"removed per step  {self.removed_per_step:.3g}" + f" on average, {largest:.3g} at most" * scheduled,
-            f"half-life         {time(self.half_life)}",
-            f"EMA timescale     {time(self.timescale_steps)}"
-            + (f"; {time(1 / largest)} at the peak" if scheduled else ""),
+            ("removed per step", f"{self.removed_per_step:.3g}" + f" on average, {largest:.3g} at most" * bool(peak)),
+            ("half-life", time(self.half_life)),
+            ("EMA timescale", time(self.timescale_steps) + peak),
+            ("remaining", left),
         ]
-        if self.steps is not None:
-            left = f"{self.remaining:.4g} of a weight without gradient"
-            lines.append(f"remaining         {left}, after {time(self.steps)}")
-        return "\n".join(lines)
+        return [(name, text) for name, text in lines if text]
 
 
 def timescale(
@@ -84,7 +86,7 @@ def timescale(
 
     Args:
       weight_decay: λ, a number or a schedule.
-      learning_rate: η_t, likewise.
+      learning_rate: η_t, likewise; or the rates of all steps, an array (steps,).
       steps: the length of the run; needed for a schedule, and for `remaining`.
       steps_per_epoch: to have the timescale in epochs.
       coupling: see `wd_optax.decay_rate`.
@@ -108,15 +110,14 @@ def timescale(
 
     """
     _check_length(steps, steps_per_epoch)
-    etas = _values("learning_rate", learning_rate, steps)
-    c = _removed(coupling, etas, _values("weight_decay", weight_decay, steps), peak_learning_rate)
+    etas = over_run("learning_rate", learning_rate, steps)
+    c = _removed(coupling, etas, over_run("weight_decay", weight_decay, steps), peak_learning_rate)
     if c.max() >= 1:
         raise ValueError(f"weight_decay removes {c.max():.3g} of each weight in step {c.argmax()}: lower it, below 1")
     log_left = np.log1p(-c).sum().item()
     mean = -math.expm1(log_left / len(c))
-    tau = 1 / mean if mean else math.inf
-    epochs = tau / steps_per_epoch if steps_per_epoch else None
-    return Timescale(mean, c.max().item(), half_life(mean), tau, epochs, steps, math.exp(log_left) if steps else None)
+    tau, left = 1 / mean if mean else math.inf, math.exp(log_left) if steps else None
+    return Timescale(mean, c.max().item(), half_life(mean), tau, steps_per_epoch and tau / steps_per_epoch, steps, left)
 
 
 def weight_decay_for(
@@ -162,7 +163,7 @@ def weight_decay_for(
     name, target = _only_one(
         half_life=half_life, timescale_steps=timescale_steps, timescale_epochs=timescale_epochs, remaining=remaining
     )
-    etas = _values("learning_rate", learning_rate, steps)
+    etas = over_run("learning_rate", learning_rate, steps)
     per_decay = _removed(coupling, etas, np.ones(len(etas)), peak_learning_rate)
     largest = per_decay.max()
     if not largest:
@@ -173,33 +174,10 @@ def weight_decay_for(
     return float(rate / largest)
 
 
-def _concrete(name: str, value: Any, below: float = math.inf) -> Any:
-    """A number or a JAX array, checked, as a float; a schedule as it is."""
-    check_number(name, value.item() if isinstance(value, jax.Array) else value, below=below)
-    return value if callable(value) else float(value)
-
-
-def _values(name: str, value: ScalarOrSchedule, steps: int | None) -> np.ndarray:
-    """At steps 0, ..., steps − 1, in float64."""
-    value = _concrete(name, value)
-    if not callable(value):
-        return np.full(steps or 1, value)
-    if steps is None:
-        raise ValueError(f"{name} is a schedule, and what it adds up to depends on the run: pass steps, its length")
-    try:  # with counts in int32, as Optax has them
-        at = np.asarray(jax.jit(jax.vmap(value))(jnp.arange(steps, dtype=jnp.int32)), np.float64)
-    except jax.errors.JAXTypeError:  # a schedule in plain Python
-        at = np.asarray([value(count) for count in range(steps)], np.float64)
-    if (bad := ~((at >= 0) & (at < math.inf))).any():
-        step = bad.argmax()
-        raise ValueError(f"{name} is {at[step]:g} in step {step}: mend the schedule (finite, not negative)")
-    return at
-
-
 def _removed(coupling: str, etas: np.ndarray, decays: np.ndarray, peak: Scalar | None) -> np.ndarray:
     """c_t for every step."""
     ratio, _ = rates.check_coupling("coupling", coupling)
-    peak = etas.max() if peak is None else _concrete("peak_learning_rate", peak)
+    peak = etas.max() if peak is None else concrete("peak_learning_rate", peak)
     if ratio and not peak:
         raise ValueError(f"peak_learning_rate=0.0: coupling={coupling!r} divides by it; pass the largest of the run")
     return rates.removed(coupling, learning_rate=etas, weight_decay=decays, peak_learning_rate=peak)
@@ -213,7 +191,7 @@ def _check_length(steps: Any, steps_per_epoch: Any) -> None:
 
 
 def _only_one(**targets: float | None) -> tuple[str, float]:
-    given = {name: _concrete(name, value) for name, value in targets.items() if value is not None}
+    given = {name: concrete(name, value) for name, value in targets.items() if value is not None}
     if len(given) != 1:
         raise ValueError(f"give exactly one of {', '.join(targets)}; got {', '.join(given) or 'none'}")
     return given.popitem()

@@ -3,11 +3,13 @@
 import math
 from typing import Any
 
+import numpy as np
 import optax
 
-from wd_optax.auditing import course, experiments, facts, findings, probes, rounding, stages, verdicts
+from wd_optax.auditing import arguments, course, experiments, facts, findings, probes, rounding, stages, verdicts
 from wd_optax.auditing.bench import Bench
 from wd_optax.auditing.facts import Facts
+from wd_optax.auditing.fixes import Measured
 from wd_optax.auditing.report import Finding, Report, Row
 
 __all__ = ["Finding", "Report", "Row", "audit"]
@@ -20,6 +22,7 @@ def audit(
     opt_state: Any = None,
     step: int | None = None,
     horizon: int | None = None,
+    steps_per_epoch: float | None = None,
     learning_rate: Any = None,
     stand_ins: bool | None = None,
     extra_args: dict[str, Any] | None = None,
@@ -31,12 +34,16 @@ def audit(
     parameters' values nor the caller's state are changed.
 
     Args:
-      optimizer: any Optax transformation that is a whole optimizer, its learning rate included.
-      params: a tree of arrays, or of `jax.ShapeDtypeStruct`s (`jax.eval_shape(model.init, ...)`).
+      optimizer: any Optax transformation that is a whole optimizer, its learning rate included; or an
+        `nnx.Optimizer` or a Flax `TrainState`, whose `tx` is audited.
+      params: a tree of arrays, or of `jax.ShapeDtypeStruct`s (`jax.eval_shape(model.init, ...)`); an NNX or Equinox
+        module, or a `TrainState`.
       opt_state: a state from training; by default the optimizer's first.
       step: the step count that schedules are evaluated at; by default the state's own, or, where nothing moves there
         (a warm-up from 0) or a horizon is given, the step that removes most.
-      horizon: the length of the run in steps: what is left at its end, and verdicts on too much and too little.
+      horizon: the length of the run, its total steps: what is left at its end, whether anything is removed at all,
+        and the timescale as a share of the run, beside those of published runs.
+      steps_per_epoch: to have the timescale in epochs.
       learning_rate: the optimizer's, a number or schedule: decides whether it scales the decay, where the state
         holds no live `learning_rate` to experiment with.
       stand_ins: probe small arrays of the same paths, ranks and types in place of the real shapes, as is always done
@@ -47,9 +54,10 @@ def audit(
       A `Report`: `print` it, or read `.rows`, `.findings`; `.check(decays=..., spares=...)` is for unit tests.
 
     Raises:
+      TypeError: for an optimizer or parameters that aren't, with the line that works.
       ValueError: for an `opt_state` that isn't this optimizer's; otherwise what the optimizer itself raises.
 
-    Example: Optax's AdamW decays biases; a decay behind the learning rate makes weights grow.
+    Example: a decay after the learning rate makes weights grow.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
       >>> from wd_optax.auditing.audit import audit
       >>> params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
@@ -61,8 +69,13 @@ def audit(
 
     """
     for name, value in (("step", step), ("horizon", horizon)):
-        if value is not None and (not isinstance(value, int) or value < (name == "horizon")):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and (not whole or value < (name == "horizon")):
             raise ValueError(f"{name}={value!r}: pass a whole number of steps")
+    number = isinstance(steps_per_epoch, int | float | np.number)
+    if steps_per_epoch is not None and not (number and 0 < steps_per_epoch < math.inf):
+        raise ValueError(f"steps_per_epoch={steps_per_epoch!r} must be above 0: examples / batch size")
+    optimizer, params = arguments.resolve(optimizer, params)
     subject = probes.make(params, stand_ins)
     if subject.small and opt_state is not None:
         raise ValueError(
@@ -75,7 +88,8 @@ def audit(
     measured = _measure(bench, step, horizon, learning_rate, path)
     measured = rounding.check_own_types(optimizer, opt_state, extra_args, bench, measured)
     rows = tuple(map(_row, subject.found, measured))
-    return Report(rows, findings.find(bench, rows, measured), _how(bench, step, opt_state))
+    found = findings.find(Measured(bench, rows, measured, learning_rate, horizon))
+    return Report(rows, found, _how(bench, step, opt_state), horizon, steps_per_epoch)
 
 
 def _measure(bench: Bench, step: int | None, horizon: int | None, learning_rate: Any, path: Any) -> list[Facts]:
@@ -86,10 +100,14 @@ def _measure(bench: Bench, step: int | None, horizon: int | None, learning_rate:
     more = experiments.decays_without_live_lambda(bench, measured)
     answers = experiments.scaled_by_learning_rate(bench, measured, lambdas, step, learning_rate)
     left = course.remaining(path, measured, horizon) if horizon else [None] * len(measured)
+    branches = experiments.branches(bench)
     filled = []
     for i, (f, p, own) in enumerate(zip(measured, bench.subject.found, bench.subject.own, strict=True)):
         sources = max(len(lambdas[i]), 1 + more[i])
         f = f._replace(stochastic=random[i], sources=sources, scaled=answers[i], remaining=left[i])
+        f = f._replace(lambdas=tuple(lambdas[i]), branch=branches[i])
+        if horizon and f.remaining:
+            f = f._replace(mean=-math.expm1(math.log(f.remaining) / horizon))
         moves, kept = rounding.survives(own, p.dtype, f.removed) if f.steady and f.linear else (1.0, 1.0)
         filled.append(f._replace(moves=moves, kept=kept))
     return filled

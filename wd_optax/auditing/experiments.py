@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wd_optax import roles
 from wd_optax.auditing.bench import Bench
 from wd_optax.auditing.course import follow
 from wd_optax.auditing.facts import Facts, removed
@@ -119,3 +120,16 @@ def _other_key(x: Any) -> Any:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.fold_in(x, 1)
     return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(x), 1))
+
+
+def branches(bench: Bench) -> list[str | None]:
+    """The label of each leaf in an `optax.partition`: a branch keeps moments of its own leaves only."""
+    holds = lambda node: isinstance(getattr(node, "inner_states", None), dict)
+    label: dict[str, str] = {}
+    for node in filter(holds, jax.tree.leaves(bench.state, is_leaf=holds)):
+        for name, inner in node.inner_states.items():
+            ends = [path for path, leaf in roles.flatten(inner)[0] if jnp.shape(leaf)]
+            for p in bench.subject.found:
+                if any(end == p.path or end.endswith("/" + p.path) for end in ends):
+                    label[p.path] = str(name)
+    return [label.get(p.path) for p in bench.subject.found]

@@ -42,8 +42,11 @@ class Facts(NamedTuple):
     ascends: bool = False  # it moves up the gradient
     raw: bool = False  # its step is the raw gradient
     sources: int = 1  # decaying stages that could be told apart
+    lambdas: tuple[float, ...] = ()  # what each of these stages of a chain adds, as a fraction of the weight
+    branch: str | None = None  # the label of its optimizer in an `optax.partition`
     stochastic: bool = False
     scaled: bool | None = None  # by the learning rate; None: can't be told
+    mean: float | None = None  # the rate whose constant run leaves as much as the horizon does
     remaining: float | None = None  # fraction left after the horizon
     moves: float = 1.0  # fraction of entries that a decay-only step changes in the parameter's own type
     kept: float = 1.0  # what that step removes, over what it should

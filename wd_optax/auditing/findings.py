@@ -1,186 +1,186 @@
-"""What is wrong with a measured decay, each with the number of its footgun and the line that mends it."""
+"""What is wrong with a measured decay: a table of rules, each with its severity, the leaves it holds for, and a fix.
 
-from collections.abc import Callable, Sequence
+Each rule has a section of its name in `docs/what_goes_wrong.md`, and `tests/test_audit_fixes.py` applies its fix.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from wd_optax import roles
-from wd_optax.auditing import verdicts
-from wd_optax.auditing.bench import Bench
+from wd_optax.auditing import fixes, verdicts
 from wd_optax.auditing.facts import Facts
+from wd_optax.auditing.fixes import Leaves, Measured
 from wd_optax.auditing.report import Finding, Row
 
-Test = Callable[[Row, Facts], bool]
 SEVERITIES = ("error", "warning", "information")
-_is = lambda *words: lambda row, f: row.verdict in words
-
-# severity, rule, footgun, which leaves, what happens, the mend
-LEAVES: list[tuple[str, str, str, Test, str, str]] = [
-    (
-        "error", "grows", "F13", _is(verdicts.GROWS),
-        "the decay has the wrong sign, and weights grow every step",
-        "optax.chain(optimizer, wd.shrink(c)): behind the learning rate only shrink subtracts",
-    ),
-    (
-        "error", "ascent", "F14", lambda row, f: f.ascends and not f.raw,
-        "the step goes up the gradient: the sign is flipped twice",
-        "keep one scale_by_learning_rate: drop the one behind an optimizer that has its own",
-    ),
-    (
-        "error", "raw gradient", "F4", lambda row, f: f.ascends and f.raw,
-        "the raw gradient passes through and is added: masked() does not freeze what it leaves out",
-        "optax.chain(optimizer, optax.freeze(frozen))",
-    ),
-    (
-        "error", "removes everything", "F17", lambda row, f: row.verdict == verdicts.TOO_MUCH and f.removed >= 1,
-        "one step removes the whole weight or flips its sign",
-        "lower weight_decay until learning_rate * weight_decay is well below 1",
-    ),
-    (
-        "error", "frozen leaf decays", "F11", lambda row, f: f.decays and f.frozen,
-        "no gradient moves this leaf, and it still decays",
-        "optax.chain(optimizer, optax.freeze(frozen)): freeze last",
-    ),
-    (
-        "error", "not finite", "F18", lambda row, f: not f.finite,
-        "a step is NaN or infinite in the parameter's own type",
-        "optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32), or wd.adamw, whose hyperparameters are live",
-    ),
-    (
-        "error", "decays twice", "F22", _is(verdicts.TWICE),
-        "more than one stage decays",
-        "keep one: pass weight_decay=0.0 to the optimizer that has a decay of its own",
-    ),
-    (
-        "error", "lost in rounding", "F6", lambda row, f: row.verdict == verdicts.LOST and row.dtype.itemsize < 4,
-        "rounding to 16 bits or less swallows the decay",
-        'optax.chain(wd.in_float32(optimizer), wd.round_updates("stochastic")), or wd.with_master_weights(optimizer)',
-    ),
-    (
-        "error", "lost in rounding", "F7", lambda row, f: row.verdict == verdicts.LOST and row.dtype.itemsize >= 4,
-        "one step's decay is below half a unit in the last place, and rounding swallows or distorts it",
-        'raise weight_decay, or optax.chain(optimizer, wd.round_updates("compensated_all"))',
-    ),
-    (
-        "warning", "normalised away", "F8", _is(verdicts.NORMALISED),
-        "a trust ratio normalises the decay with the step: the size of weight_decay cancels",
-        "wd.with_decay(optax.lamb(lr, weight_decay=0.0), learning_rate=lr, weight_decay=wd)",
-    ),
-    (
-        "warning", "coupled", "F15", _is(verdicts.COUPLED),
-        "the decay passes through the preconditioner, where most of weight_decay cancels",
-        "wd.adamw(lr, weight_decay=wd), or wd.with_decay(optimizer, learning_rate=lr, weight_decay=wd)",
-    ),
-    (
-        "warning", "nothing left", "", lambda row, f: row.verdict == verdicts.TOO_MUCH and f.removed < 1,
-        "less than 0.1 % of the weight is left at the horizon if no gradient renews it",
-        "lower weight_decay",
-    ),
-    (
-        "warning", "too little", "", _is(verdicts.TOO_LITTLE),
-        "over the whole horizon less than 0.1 % is removed",
-        "raise weight_decay, or drop it",
-    ),
-    (
-        "warning", "not scaled by the learning rate", "F16", _is(verdicts.UNSCALED),
-        "the decay is this large at any learning rate, in a warm-up and at the end, too",
-        "wd.with_decay(optimizer, learning_rate=lr, weight_decay=wd)",
-    ),
-    (
-        "information", "embedding", "F29", lambda row, f: row.role == "embedding" and f.decays and f.still,
-        "an embedding decays, also the rows whose gradient is zero",
-        'mask=[("embed", 0), (".*", "weights")] if rare rows should keep their size',
-    ),
-    (
-        "information", "unknown", "", lambda row, f: row.verdict == verdicts.UNKNOWN and f.finite,
-        "the decay is random, or too small to try, or depends on the gradient in a way that no verdict fits",
-        "step= or opt_state= from training, where the optimizer may behave",
-    ),
-]  # fmt: skip
-
-# which leaves, footgun: weights alone should decay
-ROLES: list[tuple[str, Callable[[Row], bool], str]] = [
-    ("stacked or attention bias", lambda row: row.role == "bias" and len(row.shape) >= 2, "F9"),
-    ("bias", lambda row: row.role == "bias" and len(row.shape) < 2, ""),
-    ("stacked norm", lambda row: row.role == "norm" and len(row.shape) >= 2, "F10"),
-    ("norm scale", lambda row: row.role == "norm" and len(row.shape) < 2, ""),
-    ("scalar or token", lambda row: row.role == "other", ""),
-]
 
 
-def find(bench: Bench, rows: tuple[Row, ...], facts: list[Facts]) -> tuple[Finding, ...]:
-    """All findings, worst first."""
-    pairs = list(zip(rows, facts, strict=True))
-    found = []
-    for severity, rule, footgun, test, what, mend in LEAVES:
-        paths = tuple(row.path for row, f in pairs if test(row, f))
-        if paths:
-            found.append(Finding(severity, rule, footgun, paths, what, mend))
-    missed = _missed_branch(bench, pairs)
-    found += [*_mask_as_schedule(bench), *missed, *_nothing(pairs)]
-    told = {path for f in missed for path in f.paths}
-    for name, is_role, footgun in ROLES:
-        paths = tuple(row.path for row, f in pairs if f.decays and is_role(row) and row.path not in told)
-        if paths:
-            what = "only weights should decay; here it changes what the layer computes and regularises nothing"
-            found.append(Finding("warning", f"{name} decays", footgun, paths, what, 'mask="weights"'))
-    return tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))
+class Rule(NamedTuple):
+    """One thing that goes wrong."""
+
+    severity: str
+    name: str
+    leaves: Callable[[Measured], Leaves | None]  # None: doesn't hold; (): holds for the optimizer as a whole
+    what: str | Callable[[Measured, Leaves], str]
+    fix: Callable[[Measured, Leaves], str]
 
 
-def _mask_as_schedule(bench: Bench) -> list[Finding]:
-    """F1: `inject_hyperparams` keeps what it evaluates as schedules in `hyperparams_states`, and here is a mask."""
-    holds = lambda node: isinstance(getattr(node, "hyperparams_states", None), dict)
-    nodes = jax.tree.leaves(bench.state, is_leaf=holds)
-    names = sorted({name for node in nodes if holds(node) for name in node.hyperparams_states if "mask" in name})
-    what = "inject_hyperparams evaluated {}=function as a schedule: it never saw the parameters"
-    mend = "optax.inject_hyperparams(factory, static_args={!r})"
-    return [Finding("error", "mask became a schedule", "F1", (), what.format(n), mend.format(n)) for n in names]
+def _where(test: Callable[[Row, Facts], bool]) -> Callable[[Measured], Leaves | None]:
+    """The leaves that pass, where there are any."""
+    return lambda measured: [i for i, pair in enumerate(measured.pairs) if test(*pair)] or None
 
 
-def _nothing(pairs: Sequence[tuple[Row, Facts]]) -> list[Finding]:
-    """F3: nothing decays at all."""
-    if not pairs or any(f.decays or not f.finite for _, f in pairs):
-        return []
-    what = "no parameter decays: there is no decay, its mask picks nothing, or it is zero at this step"
-    return [Finding("warning", "nothing decays", "F3", (), what, 'wd.with_decay(..., mask="weights"), or step=')]
+def _is(word: str) -> Callable[[Measured], Leaves | None]:
+    return _where(lambda row, f: row.verdict == word)
 
 
-def _missed_branch(bench: Bench, pairs: Sequence[tuple[Row, Facts]]) -> list[Finding]:
-    """F23: parameters are split between optimizers, and only some of those have the decay, or the mask."""
-    label = _branches(bench)
-    weights = {label.get(r.path): [] for r, f in pairs}  # type: ignore[var-annotated]
-    for row, f in pairs:
-        if row.role in roles.DECAYING_ROLES and not f.frozen:
-            weights[label.get(row.path)].append((row.path, f.decays))
-    if len(weights) < 2 or not any(decays for found in weights.values() for _, decays in found):
-        return []
-    spared = [path for found in weights.values() if not any(d for _, d in found) for path, _ in found]
-    clean = {b for b in weights if not any(f.decays for r, f in pairs if label.get(r.path) == b and _light(r))}
-    light = [r.path for r, f in pairs if clean and _light(r) and f.decays]
-    found = []
-    for paths, what in (
-        (spared, "weights are split between optimizers, and this branch has no decay"),
-        (light, "parameters are split between optimizers, and the mask does not reach this branch: it decays"),
-    ):
-        if paths:
-            mend = 'wd.with_decay(optimizer, learning_rate=lr, weight_decay=wd): its mask="weights" sees every leaf'
-            found.append(Finding("warning", "mask misses a branch", "F23", tuple(paths), what, mend))
-    return found
+def _role(role: str, stacked: bool | None = None) -> Callable[[Measured], Leaves | None]:
+    """Leaves of this role that decay, or would if rounding let them, less those of a branch that the mask misses."""
+
+    def leaves(measured: Measured) -> Leaves | None:
+        missed = {*(_unmasked_branch(measured) or ())}
+        is_one = lambda row: row.role == role and stacked in (None, len(row.shape) >= 2)
+        return [i for i, row in enumerate(measured.rows) if _shrinks(row) and is_one(row) and i not in missed] or None
+
+    return leaves
+
+
+def _shrinks(row: Row) -> bool:
+    return row.decays or row.verdict == verdicts.LOST
+
+
+_embedding = _where(lambda row, f: row.role == "embedding" and _shrinks(row) and f.still)
 
 
 def _light(row: Row) -> bool:
     return row.role not in roles.DECAYING_ROLES
 
 
-def _branches(bench: Bench) -> dict[str, str]:
-    """Path -> label, read off the state of `optax.partition`: a branch keeps moments of its own leaves only."""
-    holds = lambda node: isinstance(getattr(node, "inner_states", None), dict)
-    label = {}
-    for node in filter(holds, jax.tree.leaves(bench.state, is_leaf=holds)):
-        for name, inner in node.inner_states.items():
-            ends = [path for path, leaf in roles.flatten(inner)[0] if jnp.shape(leaf)]
-            for p in bench.subject.found:
-                if any(end == p.path or end.endswith("/" + p.path) for end in ends):
-                    label[p.path] = str(name)
-    return label
+def _mask_as_schedule(measured: Measured) -> Leaves | None:
+    """`inject_hyperparams` keeps what it evaluates as schedules in `hyperparams_states`, and here is a mask."""
+    return () if any("mask" in name for name in measured.evaluated) else None
+
+
+def _nothing(measured: Measured) -> Leaves | None:
+    nothing = measured.rows and not any(f.decays or not f.finite for f in measured.facts)
+    return () if nothing else None
+
+
+def _branch_without_decay(measured: Measured) -> Leaves | None:
+    """Weights whose whole branch of an `optax.partition` has no decay, where another branch has."""
+    by_branch: dict[str | None, list[int]] = {}
+    for i, (row, f) in enumerate(measured.pairs):
+        if not _light(row) and not f.frozen:
+            by_branch.setdefault(f.branch, []).append(i)
+    decaying = [any(measured.facts[i].decays for i in branch) for branch in by_branch.values()]
+    if len(by_branch) < 2 or not any(decaying):
+        return None
+    return [
+        i for branch, decays in zip(by_branch.values(), decaying, strict=True) if not decays for i in branch
+    ] or None
+
+
+def _unmasked_branch(measured: Measured) -> Leaves | None:
+    """Biases and norms that decay in a branch without a mask, where another branch has one."""
+    light = [(i, f) for i, (row, f) in enumerate(measured.pairs) if _light(row)]
+    obeyed = {f.branch for _, f in light if f.branch and not f.decays and not f.frozen}
+    weights = {f.branch for row, f in measured.pairs if not _light(row) and f.decays}
+    # A mask shows as leaves that are spared beside weights that decay, or as a state of `optax.masked` in the branch.
+    masked = (obeyed & weights) | {
+        label for label, state in measured.inner_states.items() if _masks(getattr(state, "inner_state", state))
+    }
+    if not masked:
+        return None
+    return [i for i, f in light if f.decays and f.branch and f.branch not in masked] or None
+
+
+def _masks(state: Any) -> bool:
+    """Whether a transformation in it is wrapped in `optax.masked`."""
+    is_masked = lambda node: type(node).__name__ == "MaskedState"
+    return any(map(is_masked, jax.tree.leaves(state, is_leaf=is_masked)))
+
+
+def _too_much(measured: Measured, leaves: Leaves) -> str:
+    c = max(measured.facts[i].removed for i in leaves)
+    left = (
+        f"and only {1 - c:.2g} of it is left, so that it is little more than the last update" if c < 1
+        else "all of it, so that only the last update is left" if c == 1
+        else f"and turns it into {1 - c:.3g} of itself, " + ("which flips its sign" if c <= 2 else "which grows")
+    )  # fmt: skip
+    return f"one step removes {c:.3g} of the weight, {left}"
+
+
+def _lost(measured: Measured, leaves: Leaves) -> str:
+    low = all(map(measured.is_low, leaves))
+    where = "parameters of 16 bits or fewer" if low else "the parameter's type"
+    return f"one step's decay is below half a unit in the last place of {where}: rounding removes or distorts it"
+
+
+# fmt: off
+RULES: list[Rule] = [
+    Rule("error", "grows", _is(verdicts.GROWS),
+         "the decay has the wrong sign, as after the learning rate, and the weights grow in every step", fixes.around),
+    Rule("error", "ascent", _where(lambda row, f: f.ascends and not f.raw),
+         "the step goes up the gradient: its sign is flipped twice", fixes.one_sign),
+    Rule("error", "raw gradient", _where(lambda row, f: f.ascends and f.raw),
+         "the raw gradient is added to the parameter: optax.masked does not freeze what it leaves out",
+         fixes.freeze_last),
+    Rule("error", "too much", _is(verdicts.TOO_MUCH), _too_much, fixes.rescale),
+    Rule("error", "frozen leaf decays", _where(lambda row, f: f.decays and f.frozen),
+         "no gradient moves this leaf, and it still decays", fixes.freeze_last),
+    Rule("error", "not finite", _where(lambda row, f: not f.finite),
+         "a step is NaN or infinite, in float64 or in the parameter's own type", fixes.finite),
+    Rule("error", "decays twice", _is(verdicts.TWICE), "more than one stage decays, and the rates add up", fixes.once),
+    Rule("error", "lost in rounding", _is(verdicts.LOST), _lost, fixes.round_well),
+    Rule("error", "mask became a schedule", _mask_as_schedule,
+         "inject_hyperparams evaluated the mask function as a schedule: it never saw the parameters",
+         fixes.static_mask),
+    Rule("warning", "normalised away", _is(verdicts.NORMALISED),
+         "a trust ratio rescales step and decay together: how much decays depends on the gradient, and without one "
+         "the size of weight_decay cancels", fixes.around),
+    Rule("warning", "coupled", _is(verdicts.COUPLED),
+         "the decay passes through the preconditioner, which divides it by the size of the gradients: weights with "
+         "large gradients hardly decay", fixes.around),
+    Rule("warning", "too little", _is(verdicts.TOO_LITTLE),
+         "over the whole horizon less than 0.01 % is removed", fixes.rescale),
+    Rule("warning", "not scaled by the learning rate", _is(verdicts.UNSCALED),
+         "the decay is this large at any learning rate, in a warm-up and at the end, too", fixes.follow),
+    Rule("warning", "nothing decays", _nothing,
+         "there is no decay, its mask picks nothing, or it is zero at this step", fixes.around),
+    Rule("warning", "branch without decay", _branch_without_decay,
+         "parameters are split between optimizers, and the one of these weights has no decay", fixes.around),
+    Rule("warning", "mask misses a branch", _unmasked_branch,
+         "parameters are split between optimizers, and the mask does not reach the one of these", fixes.around),
+    Rule("warning", "stacked or attention bias decays", _role("bias", stacked=True),
+         "a bias of several dimensions is taken for a matrix; decay pulls this offset of the layer's output to zero, "
+         "and published recipes leave it out", fixes.mask),
+    Rule("warning", "bias decays", _role("bias", stacked=False),
+         "decay pulls this offset of the layer's output to zero, and published recipes leave it out", fixes.mask),
+    Rule("warning", "stacked norm decays", _role("norm", stacked=True),
+         "the norms of stacked layers are taken for a matrix; decay pulls their scales to zero, and the layers pass on "
+         "less and less", fixes.mask),
+    Rule("warning", "norm scale decays", _role("norm", stacked=False),
+         "decay pulls the scale to zero, and the layer passes on less and less", fixes.mask),
+    Rule("warning", "scalar or token decays", _role("other"),
+         "decay pulls a learned constant (a temperature, a class token) to zero", fixes.mask),
+    Rule("information", "embedding decays", _embedding,
+         "every row shrinks in every step, also those that no example of the batch uses", fixes.spare),
+    Rule("information", "unknown", _where(lambda row, f: row.verdict == verdicts.UNKNOWN and f.finite),
+         "the decay is random, or too small to measure, or depends on the gradient in a way that no verdict fits",
+         fixes.around),
+]
+# fmt: on
+
+
+def find(measured: Measured) -> tuple[Finding, ...]:
+    """All findings, worst first."""
+    found = []
+    for severity, name, holds, what, fix in RULES:
+        leaves = holds(measured)
+        if leaves is not None:
+            paths = tuple(measured.rows[i].path for i in leaves)
+            text = what if isinstance(what, str) else what(measured, leaves)
+            found.append(Finding(severity, name, paths, text, fix(measured, leaves)))
+    return tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))

@@ -1,6 +1,7 @@
-"""What an audit reports: rows, findings, and their forms: text, Markdown, pandas, a check for unit tests."""
+"""What an audit reports: rows, findings, and their forms: text, Markdown, HTML, pandas, a check for unit tests."""
 
 import collections
+import html
 import importlib
 import math
 import re
@@ -8,10 +9,10 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from wd_optax.auditing import verdicts
-
-WIDTH = 100
-SHORT = {"float": "f", "bfloat": "bf", "complex": "c", "int": "i", "uint": "u", "bool": "bool"}
+from wd_optax import tables
+from wd_optax.auditing import text, verdicts
+from wd_optax.auditing.text import WIDTH
+from wd_optax.published import shares_of_run
 
 
 class Row(NamedTuple):
@@ -27,23 +28,51 @@ class Row(NamedTuple):
     remaining: float  # fraction left after `horizon` steps; nan without a horizon
     verdict: str  # see `wd_optax.auditing.verdicts`
     moves: float  # fraction of entries that one step of decay alone changes in the parameter's own type
+    anchor: str = "zero"  # what it decays toward: "zero", "init" or "tree"; "" where it doesn't decay
+
+    @property
+    def timescale_steps(self) -> float:
+        """1/c̄ in steps, c̄ the rate of `half_life`: (1 − c̄)^half_life = ½; at least one step."""
+        return 1 / -math.expm1(math.log(0.5) / self.half_life) if self.half_life else 1.0
+
+    @property
+    def decays(self) -> bool:
+        """Whether the weight gets smaller, at any rate; one that grows, or loses its decay in rounding, does not."""
+        return self.verdict in verdicts.SHRINKS or (self.verdict == verdicts.LOST and self.moves >= 0.5)
 
 
 class Finding(NamedTuple):
-    """What is wrong, and the line that mends it."""
+    """A problem, and the code that fixes it."""
 
     severity: str  # "error", "warning" or "information"
-    rule: str  # its name
-    footgun: str  # "F13": the test of that name in tests/test_footguns.py; "" where there is none
+    rule: str  # its name, a section of docs/what_goes_wrong.md
     paths: tuple[str, ...]
     what: str
-    mend: str
+    fix: str  # an expression or keyword arguments, then "  # " and what its names stand for
+
+    @property
+    def see(self) -> str:
+        """The section that explains it."""
+        return f"docs/what_goes_wrong.md#{self.rule.replace(' ', '-')}"
 
     def title(self) -> str:
-        """Rule, footgun and the first of the paths."""
+        """Rule and the first of the paths."""
         rest = f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else ""
-        where = f" at {', '.join(self.paths[:3])}{rest}" if self.paths else ""
-        return self.rule + (f" ({self.footgun})" if self.footgun else "") + where
+        return self.rule + (f" at {', '.join(self.paths[:3])}{rest}" if self.paths else "")
+
+    def lines(self) -> list[str]:
+        """The finding as wrapped text; the comment of the fix has lines of its own, so that the code can be copied."""
+        code, _, note = self.fix.partition("  # ")
+        texts = [
+            f"{self.severity}: {self.title()}: {self.what}",
+            f"    fix: {code}",
+            f"    # {note}",
+            f"    see {self.see}",
+        ]
+        wrap = lambda text: textwrap.wrap(
+            text, WIDTH, subsequent_indent="    # " if text.startswith("    #") else "    ", break_on_hyphens=False
+        )
+        return [line for text in texts if text != "    # " for line in wrap(text)]
 
 
 class Report(NamedTuple):
@@ -52,18 +81,69 @@ class Report(NamedTuple):
     rows: tuple[Row, ...]
     findings: tuple[Finding, ...]  # worst first
     how: str  # how it was measured
+    horizon: int | None = None  # the length of the run, in steps
+    steps_per_epoch: float | None = None
 
     def __str__(self) -> str:
-        """Like leaves folded, findings, how it was measured, totals."""
-        return "\n".join([*_table(self._folded()), *self._told(), *textwrap.wrap(self.how, WIDTH), self.totals()])
+        """Like leaves folded, findings, the timescale, how it was measured, totals."""
+        found = [line for finding in self.findings for line in finding.lines()]
+        below = [line for text in self._below() for line in textwrap.wrap(text, WIDTH, subsequent_indent="    ")]
+        return "\n".join([*text.table(self._folded()), *found, *below])
+
+    def _repr_html_(self) -> str:
+        item = lambda f: (
+            f"<b>{f.severity}</b> {html.escape(f'{f.title()}: {f.what}')}<br>fix: <code>{html.escape(f.fix)}</code>"
+            f"<br>see {html.escape(f.see)}"
+        )
+        found = "".join(f"<li>{item(f)}</li>" for f in self.findings)
+        below = "".join(f"<p>{html.escape(text)}</p>" for text in self._below())
+        return f"{tables.to_html(self._folded())}{f'<ul>{found}</ul>' if found else ''}{below}"
 
     def totals(self) -> str:
-        """How much of the model decays as it should, and the leaves under each verdict."""
-        decaying = [row for row in self.rows if row.verdict in verdicts.HEALTHY]
+        """How much of the model decays, whatever else is wrong with it, and the leaves under each verdict."""
+        decaying = [row for row in self.rows if row.decays]
         sizes = " of ".join(f"{sum(row.size for row in rows):,}" for rows in (decaying, self.rows))
         tally = collections.Counter(row.verdict for row in self.rows)
         words = ", ".join(f"{count} {word}" for word, count in tally.items())
         return f"{len(decaying)} of {len(self.rows)} leaves decay, {sizes} parameters ({words})"
+
+    def timescale(self) -> str:
+        """How many steps the weights average over: 1/c̄, the shortest and the longest; "" where nothing decays.
+
+        With a horizon also its share of the run, and whether published runs have such a share; with `steps_per_epoch`
+        in epochs. A short timescale is no mistake: see `wd_optax.published`.
+        """
+        steps = sorted(row.timescale_steps for row in self.rows if row.decays and 0 <= row.half_life < math.inf)
+        if not steps:
+            return ""
+        ends = [steps[0], steps[-1]] if steps[-1] > 1.01 * steps[0] else [steps[0]]
+        return f"EMA timescale: {' to '.join(map(self._time, ends))}{self._place(ends)}"
+
+    def _time(self, steps: float) -> str:
+        share = f" = {_share(steps / self.horizon)} the run" if self.horizon else ""
+        return f"{text.number(steps)} steps{share}" + (
+            f" = {text.number(steps / self.steps_per_epoch)} epochs" if self.steps_per_epoch else ""
+        )
+
+    def _place(self, ends: list[float]) -> str:
+        """Where the timescales are in the range of published runs."""
+        if not self.horizon:
+            return ""
+        known = shares_of_run()
+        low, high = 0.99 * known.smallest, 1.01 * known.largest  # the audit's own error is smaller
+        shortest, longest = (n / self.horizon for n in (ends[0], ends[-1]))
+        if longest < low:
+            where = "shorter than in"
+        elif shortest > high:
+            where = "longer than in"
+        else:
+            where = "within the range of" if low <= shortest and longest <= high else "partly outside the range of"
+        percent = lambda a, b: f"{text.number(100 * a)} % to {text.number(100 * b)} %"
+        half = percent(known.lower_quartile, known.upper_quartile)
+        return f", {where} {known.runs} published runs ({percent(known.smallest, known.largest)}, half of them {half})"
+
+    def _below(self) -> list[str]:
+        return [text for text in (self.timescale(), self.how, self.totals()) if text]
 
     def check(self, *, decays: Iterable[str] = (), spares: Iterable[str] = ()) -> None:
         """Raises unless every leaf is what it should be: for unit tests and CI.
@@ -107,9 +187,9 @@ class Report(NamedTuple):
         """The table and the findings in Markdown, like leaves folded."""
         header, *rows = self._folded()
         line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        told = [f"- **{f.severity}** {f.title()}: {f.what}. Mend: `{f.mend}`" for f in self.findings]
+        found = [f"- **{f.severity}** {f.title()}: {f.what}. Fix: `{f.fix}`; see {f.see}" for f in self.findings]
         table = [line(header), line(["---"] * len(header)), *map(line, rows)]
-        return "\n".join([*table, "", *told, *([""] if told else []), self.how, "", self.totals()])
+        return "\n\n".join("\n".join(lines) for lines in (table, found, self._below()[:-1], [self.totals()]) if lines)
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with one line per parameter and the fields of `Row` as columns.
@@ -124,60 +204,30 @@ class Report(NamedTuple):
             raise ImportError('to_pandas needs pandas: pip install "wd_optax[pandas]"') from None
         return pandas.DataFrame([row._asdict() for row in self.rows], columns=list(Row._fields))
 
-    def _told(self) -> list[str]:
-        """The findings as wrapped text."""
-        lines = []
-        for f in self.findings:
-            for text in (f"{f.severity}: {f.title()}: {f.what}", f"    mend: {f.mend}"):
-                lines += textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
-        return lines
-
     def _folded(self) -> list[list[str]]:
         """Header and rows; leaves that differ only in the numbers in their paths are one row."""
         groups: dict[Any, list[Row]] = {}
         for row in self.rows:
-            key = (re.sub(r"\d+", "*", row.path), row.shape, str(row.dtype), row.role, row.verdict)
+            key = (re.sub(r"\d+", "*", row.path), row.shape, str(row.dtype), row.role, _verdict(row))
             groups.setdefault((*key, f"{row.removed_per_step:.2g}"), []).append(row)
         timed = any(not math.isnan(row.remaining) for row in self.rows)
         lines = [["path", "type", "role", "removed", "half-life", *(["left"] if timed else []), "verdict"]]
         for (stars, *_), rows in groups.items():
             row = rows[0]
-            name = f"{_stars([r.path for r in rows], stars)} x{len(rows)}" if len(rows) > 1 else row.path
+            name = f"{text.stars([r.path for r in rows], stars)} x{len(rows)}" if len(rows) > 1 else row.path
             numbers = (row.removed_per_step, row.half_life, row.remaining)[: 3 if timed else 2]
-            lines.append([name, _type(row), row.role, *map(_number, numbers), row.verdict])
+            lines.append(
+                [name, text.array_type(row.dtype, row.shape), row.role, *map(text.number, numbers), _verdict(row)]
+            )
         return lines
 
 
-def _stars(paths: list[str], stars: str) -> str:
-    """The common path, with a * only for the numbers that differ."""
-    numbers = zip(*(re.findall(r"\d+", path) for path in paths), strict=True)
-    each = iter(["*" if len(set(column)) > 1 else column[0] for column in numbers])
-    return re.sub(r"\*", lambda _: next(each), stars)
+def _share(x: float) -> str:
+    return f"{100 * x:.3g} % of" if x < 1.01 else f"{x:.3g} times"
 
 
-def _table(lines: list[list[str]]) -> list[str]:
-    """Columns, the path shortened in its middle where the line would be too long."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    widths[0] = min(widths[0], max(16, WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
-    cells = lambda line: [_shorten(line[0], widths[0]), *line[1:]]
-    return ["  ".join(map(str.ljust, cells(line), widths)).rstrip() for line in lines]
-
-
-def _shorten(text: str, width: int) -> str:
-    tail = (width - 1) * 2 // 3
-    return text if len(text) <= width else f"{text[: width - 1 - tail]}…{text[-tail:]}"
-
-
-def _type(row: Row) -> str:
-    """The type as JAX writes it: f32[64,4,16]."""
-    kind, bits = re.fullmatch(r"([a-z_]+)(.*)", str(row.dtype)).groups()  # type: ignore[union-attr]
-    return _shorten(f"{SHORT.get(kind, kind)}{bits}[{','.join(map(str, row.shape))}]", 18)
-
-
-def _number(x: float) -> str:
-    if not math.isfinite(x):
-        return "?" if math.isnan(x) else "never"
-    return f"{x:,.0f}" if 1000 <= x < 1e6 else f"{x:.3g}"
+def _verdict(row: Row) -> str:
+    return f"{row.verdict} to {row.anchor}" if row.anchor in ("init", "tree") and row.decays else row.verdict
 
 
 def _is(verdict: str) -> str:

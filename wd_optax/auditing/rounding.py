@@ -10,6 +10,7 @@ import numpy as np
 from wd_optax.auditing import probes
 from wd_optax.auditing.bench import Bench
 from wd_optax.auditing.facts import Facts
+from wd_optax.precision import RoundState
 
 ANY_VALUE = 2.0 ** np.linspace(0, 1, 1000, endpoint=False)  # how much is lost depends on the mantissa alone
 
@@ -66,11 +67,16 @@ def check_own_types(
             decays = bool(np.linalg.norm(a - b) > noise)
             f = f._replace(decays=decays, steady=not decays)
         checked.append(f)
+    rounds = any(isinstance(node, RoundState) for node in _round_states(bench.fresh))  # with updates of any type
     lost = [
-        is_lost(f) and u.itemsize > p.dtype.itemsize
+        is_lost(f) and (rounds or u.itemsize > p.dtype.itemsize)
         for f, p, u in zip(checked, subject.found, plus.dtypes, strict=True)
     ]
     return _try_rounding(optimizer, extra_args, wide, checked, lost) if any(lost) else checked
+
+
+def _round_states(state: Any) -> list[Any]:
+    return jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, RoundState))
 
 
 def is_lost(f: Facts) -> bool:

@@ -20,7 +20,9 @@ NOT_PROPORTIONAL = "not proportional"
 UNKNOWN = "unknown"
 
 HEALTHY = (DECAYS, UNSCALED, MOMENTUM, NOT_PROPORTIONAL)  # weights get smaller, at a rate that was asked for
-GONE = NOTICED = 1e-3  # nothing is left below the one, nothing was done below the other, over the horizon
+SHRINKS = (*HEALTHY, COUPLED, NORMALISED, TWICE, TOO_MUCH, TOO_LITTLE)  # weights get smaller, whatever else is wrong
+HALF = 0.5  # c from which a step takes more of the weight than it leaves: no weight remembers two updates
+NOTICED = 1e-4  # removing less than this over the whole horizon is a tenth of the least of any published run
 
 
 def verdict(f: Facts) -> str:
@@ -34,7 +36,7 @@ def verdict(f: Facts) -> str:
         (NORMALISED, not f.steady and f.locked),
         (COUPLED, not f.steady and f.still and f.entrywise),
         (UNKNOWN, not f.steady),
-        (TOO_MUCH, f.removed >= 1 or (f.remaining is not None and f.remaining < GONE)),
+        (TOO_MUCH, f.removed >= HALF),
         (UNKNOWN, math.isnan(f.kept)),
         (LOST, is_lost(f)),
         (MOMENTUM, f.remembered),
@@ -45,9 +47,8 @@ def verdict(f: Facts) -> str:
 
 
 def half_life(f: Facts) -> float:
-    """Steps until half is left: ln ½ / ln(1 − c); inf where nothing shrinks, nan where the rate isn't one number."""
+    """Steps until half is left at the mean rate; inf where nothing shrinks, nan where the rate isn't one number."""
     if verdict(f) in (UNKNOWN, COUPLED, NOT_PROPORTIONAL):
         return math.nan
-    if f.removed <= 0:
-        return math.inf
-    return math.log(0.5) / math.log1p(-f.removed) if f.removed < 1 else 0.0
+    c = f.removed if f.mean is None else f.mean
+    return math.inf if c <= 0 else math.log(0.5) / math.log1p(-c) if c < 1 else 0.0

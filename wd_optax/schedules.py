@@ -1,0 +1,108 @@
+"""Schedules over a run: evaluated at every step, and as data.
+
+As data a learning-rate schedule is a list of phases, each with a shape, the step where it ends and the rate there.
+The first phase starts at step 0 from a rate of 0, each other one where the last ended. A "constant" phase has its
+value throughout; one that ends at step 0 only sets where the next starts.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wd_optax.hyperparams import ScalarOrSchedule, Schedule, check_number
+
+Phase = tuple[str, int, float]  # shape, step where it ends, η there
+
+# From a to b, at the fraction f of the phase.
+SHAPES: dict[str, Callable[[Any, Any, float, float], Any]] = {
+    "constant": lambda xp, f, a, b: xp.full_like(f, b),
+    "linear": lambda xp, f, a, b: a + (b - a) * f,
+    "cosine": lambda xp, f, a, b: b + (a - b) * (1 + xp.cos(math.pi * f)) / 2,
+    "exponential": lambda xp, f, a, b: a * xp.exp(math.log(b / a) * f),
+    "rsqrt": lambda xp, f, a, b: (a**-2 + (b**-2 - a**-2) * f) ** -0.5,
+}
+
+
+def over_run(name: str, value: ScalarOrSchedule, steps: int | None) -> np.ndarray:
+    """A number, a schedule or an array of one value per step, at steps 0, ..., steps − 1, in float64."""
+    if not callable(value) and np.ndim(value):
+        at = np.asarray(value, np.float64)
+        if at.shape != (steps,):
+            raise ValueError(f"{name} has the shape {at.shape}: pass one rate for each of `steps` steps, ({steps},)")
+    elif not callable(value := concrete(name, value)):
+        return np.full(steps or 1, value)
+    elif steps is None:
+        raise ValueError(f"{name} is a schedule, and what it adds up to depends on the run: pass steps, its length")
+    else:
+        try:  # with counts in int32, as Optax has them
+            at = np.asarray(jax.jit(jax.vmap(value))(jnp.arange(steps, dtype=jnp.int32)), np.float64)
+        except jax.errors.JAXTypeError:  # a schedule in plain Python
+            at = np.asarray([value(count) for count in range(steps)], np.float64)
+    if (bad := ~((at >= 0) & (at < math.inf))).any():
+        step = bad.argmax()
+        raise ValueError(f"{name} is {at[step]:g} in step {step}: fix the schedule (finite, not negative)")
+    return at
+
+
+def concrete(name: str, value: Any, below: float = math.inf) -> Any:
+    """A number or a JAX array, checked, as a float; a schedule as it is."""
+    check_number(name, value.item() if isinstance(value, jax.Array) else value, below=below)
+    return value if callable(value) else float(value)
+
+
+def from_phases(phases: Sequence[Phase]) -> Schedule:
+    """η_t as a function of the step, for Optax; after the last phase it stays at its end."""
+
+    def rate(count: Any) -> jax.Array:
+        t = jnp.asarray(count, float)
+        eta = jnp.zeros_like(t)
+        for shape, start, until, a, b in _spans(phases):
+            f = jnp.clip((t - start) / (until - start), 0, 1)
+            eta = jnp.where(t < start, eta, SHAPES[shape](jnp, f, a, b))
+        return eta
+
+    return rate
+
+
+def values(phases: Sequence[Phase], steps: int) -> np.ndarray:
+    """η_t at steps 0, ..., steps − 1, in float64; for a million steps much faster than the schedule."""
+    etas = np.full(steps, phases[-1][2])
+    for shape, start, until, a, b in _spans(phases):
+        f = (np.arange(start, min(until, steps)) - start) / (until - start)
+        etas[start:until] = SHAPES[shape](np, f, a, b)
+    return etas
+
+
+def describe(phases: Sequence[Phase]) -> str:
+    """Each phase in words, its end and the learning rate there."""
+    said = {"constant": "at"}
+    return ", ".join(
+        f"{shape} {said.get(shape, 'to')} {eta:g} until {until:,}" if until else f"from {eta:g}"
+        for shape, until, eta in phases
+    )
+
+
+def summary(phases: Sequence[Phase]) -> str:
+    """The shapes, and the length of the warm-up: a linear phase that leads up to the largest rate."""
+    peak = max(eta for _, _, eta in phases)
+    phases = [phase for phase in phases if phase[1]]
+    shape, until, eta = phases[0]
+    warmup = until if len(phases) > 1 and (shape, eta) == ("linear", peak) else 0
+    words, last = [], peak
+    for shape, _, eta in phases[bool(warmup) :]:
+        words.append("step" if shape == "constant" and eta != last else shape)
+        last = eta
+    return ", ".join(dict.fromkeys(words)) + (f"; warm-up {warmup:,}" if warmup else "")
+
+
+def _spans(phases: Sequence[Phase]) -> Iterator[tuple[str, int, int, float, float]]:
+    """Shape, first step, end, η at either, of each phase that has a length."""
+    start, a = 0, 0.0
+    for shape, until, b in phases:
+        if until > start:
+            yield shape, start, until, a, b
+        start, a = until, b
