@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo map examples test test-lowest test-tpu format clean
+.PHONY: demo map examples faults test test-lowest test-tpu format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "wd_optax needs Python 3.11 or newer, this is " + sys.version'
@@ -46,6 +46,10 @@ test-tpu:
 	$(PYTHON) -m venv $(VENV)-tpu
 	$(VENV)-tpu/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test,tpu]"
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 $(VENV)-tpu/bin/python -m pytest -n 0 -m tpu tests/tpu
+
+# Kills, damage, full disks and the rest, many times each; writes docs/reliability.md. Fails if wrong numbers are accepted.
+faults: $(VENV)/.installed
+	$(BIN)/python -m tests.faults --docs docs/reliability.md
 
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -32,9 +32,11 @@ FLOORS = [
     {"auditing.fixes"},
     {"auditing.findings"},
     {"auditing.audit"},
-    {"sweeping.axes", "sweeping.extras", "sweeping.grid", "sweeping.hosts", "sweeping.plan"},
-    {"sweeping.heatmap", "sweeping.separability", "sweeping.store", "sweeping.traced"},
-    {"sweeping.execute", "sweeping.result", "sweeping.gathered"},
+    {"sweeping.axes", "sweeping.extras", "sweeping.hosts", "sweeping.memory", "sweeping.values"},
+    {"sweeping.chunk", "sweeping.fingerprint", "sweeping.grid", "sweeping.plan"},
+    {"sweeping.heatmap", "sweeping.identity", "sweeping.separability", "sweeping.traced"},
+    {"sweeping.execute", "sweeping.gathered", "sweeping.result", "sweeping.store"},
+    {"sweeping.training"},
     {"sweeping.sweep"},
 ]
 PACKAGE = ROOT / "wd_optax"

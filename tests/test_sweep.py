@@ -1,5 +1,7 @@
 """A sweep's numbers are those of a loop; it compiles once per static value; bad input is named."""
 
+import decimal
+import fractions
 import functools
 import re
 import sys
@@ -8,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas
 import pytest
 import sweep_worker
+import xarray
 
 import wd_optax as wd
-from wd_optax.sweeping import plan
+from wd_optax.sweeping import memory
 from wd_optax.sweeping.execute import Executor
 
 RATES = {"learning_rate": [0.01, 0.1, 1.0], "weight_decay": [0.0, 0.01, 0.1]}
@@ -126,16 +130,16 @@ def test_compiles_again_only_where_memory_is_short(compiled, monkeypatch, caplog
 
     axes = {"x": np.linspace(1, 2, 64)}
     one = jax.devices()[:1]
-    monkeypatch.setattr(plan, "cache", lambda devices: float("inf"))
+    monkeypatch.setattr(memory, "cache", lambda devices: float("inf"))
     plenty = sweep(sorts, axes, seeds=1, devices=one).data
     assert compiled == [32]
-    monkeypatch.setattr(plan, "free_memory", lambda local: 6e5)
+    monkeypatch.setattr(memory, "free", lambda local: 6e5)
     little = sweep(sorts, axes, seeds=1, devices=one).data
     assert compiled[:2] == [32, 32]
     assert 2 <= compiled[-1] <= 6e5 / 4e4
     assert little.attrs["chunk"] == compiled[-1]
     np.testing.assert_allclose(little["y"], plenty["y"], rtol=1e-6)  # sums of 10⁴ numbers, blocked by width
-    monkeypatch.setattr(plan, "free_memory", lambda local: 1e3)
+    monkeypatch.setattr(memory, "free", lambda local: 1e3)
     with caplog.at_level("WARNING", logger="absl"):
         assert sweep(sorts, axes, seeds=1, devices=one).data.attrs["chunk"] == 1
     assert "one run needs" in caplog.text
@@ -143,18 +147,18 @@ def test_compiles_again_only_where_memory_is_short(compiled, monkeypatch, caplog
 
 def test_each_static_value_has_the_width_that_fits_it_and_keeps_it(monkeypatch, tmp_path):
     axes = {"size": {"small": 10, "large": 10_000}, "x": np.linspace(1, 2, 40)}
-    monkeypatch.setattr(plan, "cache", lambda devices: float("inf"))
+    monkeypatch.setattr(memory, "cache", lambda devices: float("inf"))
     run = lambda: sweep(sorts, axes, seeds=1, devices=jax.devices()[:1], directory=tmp_path)
-    monkeypatch.setattr(plan, "free_memory", lambda local: 6e5)
+    monkeypatch.setattr(memory, "free", lambda local: 6e5)
     first = run().data
     assert re.match("[0-9]+ to 20 runs side by side", first.attrs["strategy"])
-    monkeypatch.setattr(plan, "free_memory", lambda local: 1e9)  # a larger machine goes on as the smaller one began
+    monkeypatch.setattr(memory, "free", lambda local: 1e9)  # a larger machine goes on as the smaller one began
     (tmp_path / sorted(path.name for path in tmp_path.glob("*.nc"))[-1]).unlink()
     assert run().data.identical(first)
 
 
 def test_a_cpu_keeps_to_its_cache(monkeypatch):
-    monkeypatch.setattr(plan, "cache", lambda devices: 2e5 / devices)
+    monkeypatch.setattr(memory, "cache", lambda devices: 2e5 / devices)
     data = sweep(sorts, {"x": np.linspace(1, 2, 32)}, seeds=1, devices=jax.devices()[:1]).data
     assert data.attrs["chunk"] <= 5  # of 4 · 10⁴ bytes at least
 
@@ -170,8 +174,48 @@ def test_divergence_is_nan_counted_and_never_wins():
     assert np.isnan(result.data["steps"].sel(x=80)).all()
     assert result.data["steps"].sel(x=1).values.tolist() == [4, 4]
     np.testing.assert_allclose(result.data["curve"].sel(x=80, seed=0), [1, np.exp(80), np.nan, np.nan], rtol=1e-5)
-    best = result.best("accuracy")
+    best = result.best("accuracy", mode="max")
     assert (best.hyperparams, best.diverged) == ({"x": 2.0}, 2)
+
+
+@pytest.mark.parametrize(
+    ("curve", "diverged"),
+    [
+        ([3.0, 2, np.nan, np.nan], False),  # stopped early
+        ([np.nan, 2, np.nan, 1], False),  # measured at every other step
+        ([3.0, np.inf, np.nan, np.nan], True),
+        ([3.0, -np.inf, 2, 1], True),
+        ([np.nan] * 4, True),
+    ],
+)
+def test_a_curve_may_be_padded_with_nan(curve, diverged, tmp_path):
+    train = lambda h, key: {"curve": jnp.array(curve, jnp.float32), "y": h["x"]}
+    for _ in range(2):  # the second time from disk
+        data = sweep(train, {"x": [1.0]}, seeds=1, directory=tmp_path).data
+        assert data["diverged"].item() == diverged
+        assert np.isnan(data["y"].item()) == diverged
+        np.testing.assert_array_equal(data["curve"].values.reshape(-1), np.where(np.isfinite(curve), curve, np.nan))
+
+
+BIG = 2**53 + 1
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+@pytest.mark.parametrize("diverges", [False, True])
+def test_integers_of_64_bits_keep_them(dtype, diverges, x64, tmp_path):
+    def train(hparams, key):
+        big = jnp.array(BIG, dtype)
+        bad = jnp.log(hparams["x"] - 1.5) if diverges else hparams["x"]
+        return {"big": big, "small": big - jnp.array(BIG - 7, dtype), "curve": big[None], "y": bad}
+
+    for _ in range(2):
+        data = sweep(train, {"x": [1.0, 2.0]}, seeds=1, directory=tmp_path).data
+        assert [int(x) for x in data["big"].values[diverges:, 0]] == [BIG] * (2 - diverges)
+        assert [int(x) for x in data["curve"].values.reshape(-1)] == [BIG] * 2
+        assert data["small"].dtype == np.float64  # as without divergence, where it holds every value
+        assert data["small"].values[1].item() == 7
+        assert np.isnan(float(data["big"].values[0, 0])) == np.isnan(data["small"].values[0, 0]) == diverges
+        assert wd.SweepResult(data).best("big", "max").hyperparams == {"x": 1.0 + diverges}
 
 
 def test_a_real_optimizer_grid_survives_divergence():
@@ -252,17 +296,85 @@ def test_bad_axes(axes, message):
         sweep(one, axes)
 
 
-@pytest.mark.parametrize("seeds", [0, -1, [], [-1], [2**32], 1.5, True, "12", [0, 0]])
+@pytest.mark.parametrize("seeds", [0, -1, [], [-1], [2**32], 1.5, True, "12", [0, 0], {0, 1}, [1.0], jnp.ones((1, 1))])
 def test_bad_seeds(seeds):
     with pytest.raises(ValueError, match="seeds"):
         sweep(one, {"x": [1.0]}, seeds=seeds)
 
 
+def test_duplicate_seeds_are_named_with_the_line_that_helps():
+    with pytest.raises(ValueError, match=r"seeds has 3 twice, .*: seeds=\[3, 1\]$"):
+        sweep(one, {"x": [1.0]}, seeds=[3, 1, 3])
+
+
 @pytest.mark.parametrize(
-    ("option", "message"), [({"chunk": 0}, "chunk=0"), ({"chunk": 1.5}, "chunk=1.5"), ({"devices": []}, "devices=")]
+    "seeds", [jnp.arange(3), np.arange(3), xarray.DataArray([0, 1, 2]), [jnp.int32(0), np.uint8(1), 2], jnp.int32(3)]
+)
+def test_seeds_of_any_library(seeds):
+    assert sweep(one, {"x": [1.0]}, seeds=seeds).data["seed"].values.tolist() == [0, 1, 2]
+
+
+class Tensor:
+    """A vector of another library: it has a shape, entries of its own type, and NumPy can read it."""
+
+    def __init__(self, values):
+        self.values = np.asarray(values)
+        self.shape = self.values.shape
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values if dtype is None else self.values.astype(dtype)
+
+    def __iter__(self):
+        return map(Tensor, self.values)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (jnp.array([0.5, 0.25]), [0.5, 0.25]),
+        (xarray.DataArray([0.5, 0.25]), [0.5, 0.25]),
+        (pandas.Series([0.5, 0.25]), [0.5, 0.25]),
+        (Tensor([0.5, 0.25]), [0.5, 0.25]),
+        ([Tensor(0.5), jnp.bfloat16(0.25)], [0.5, 0.25]),
+        ([fractions.Fraction(1, 2), decimal.Decimal("0.25")], [0.5, 0.25]),
+        ([1, 0.5], [1.0, 0.5]),
+        (Tensor([3, 4]), [3, 4]),
+    ],
+)
+def test_axes_of_any_library_are_traced(values, labels, tmp_path):
+    data = sweep(one, {"x": values}, directory=tmp_path).data
+    assert data["x"].values.tolist() == labels
+    np.testing.assert_array_equal(data["y"], np.repeat(np.asarray(labels)[:, None], 3, axis=1))
+    assert sweep(one, {"x": labels}, directory=tmp_path).data.identical(data)
+
+
+@pytest.mark.parametrize("values", [np.array([True, False]), [np.bool_(True), False], jnp.array([True, False])])
+def test_bools_of_any_library_are_static(values):
+    seen = []
+    data = sweep(lambda h, k: seen.append(h["nesterov"]) or {"y": h["x"]}, {"x": [1.0], "nesterov": values}).data
+    assert seen == [True, False]
+    assert data["nesterov"].values.tolist() == ["True", "False"]
+
+
+@pytest.mark.parametrize("values", [{0.1, 0.2}, frozenset({"a", "b"})])
+def test_sets_have_no_order_and_are_refused(values):
+    with pytest.raises(TypeError, match=r"axes\['x'\] is a set, which has no order: axes\['x'\]=sorted"):
+        sweep(one, {"x": values})
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"chunk": 0}, "chunk=0"),
+        ({"chunk": 1.5}, "chunk=1.5"),
+        ({"devices": []}, r"devices=\[\]: pass a list of distinct devices such as jax.devices\(\), or None"),
+        ({"devices": jax.devices()[:1] * 2}, "devices=.* pass a list of distinct devices"),
+        ({"devices": ["cpu"]}, "devices=.* pass a list of distinct devices"),
+        ({"devices": jax.devices()[0]}, r"devices=.*: pass a list, such as jax.devices\(\)\[:1\]"),
+    ],
 )
 def test_bad_options(option, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         sweep(one, {"x": [1.0]}, **option)
 
 

@@ -34,7 +34,9 @@ def basin(rho, width=0.15):
 
 
 def test_best_is_the_best_mean_with_its_error_and_neighbours():
-    found = result([[1, 3], [4, 6], [4.0, 5], [2, np.nan], [9, np.nan]], x=[1.0, 2.0, 3.0, 4.0, 5.0]).best("score")
+    found = result([[1, 3], [4, 6], [4.0, 5], [2, np.nan], [9, np.nan]], x=[1.0, 2.0, 3.0, 4.0, 5.0]).best(
+        "score", "max"
+    )
     assert found.hyperparams == {"x": 2.0}
     assert (found.mean, found.standard_error, found.diverged) == (5, 1, 2)
     assert [(p.hyperparams["x"], p.mean, p.standard_error) for p in found.neighbours] == [(3.0, 4.5, 0.5)]
@@ -67,21 +69,21 @@ def test_nothing_is_best_where_every_point_diverged():
     nothing = result(np.full((13, 12, 2), np.nan))
     for method in (nothing.best, nothing.heatmap):
         with pytest.raises(ValueError, match="every point has a diverged run"):
-            method("score")
-    assert np.isnan(nothing.separability("score")["correlation"])
+            method("score", mode="max")
+    assert np.isnan(nothing.separability("score", "max")["correlation"])
 
 
 def test_a_saved_dataset_with_names_is_a_result_again(tmp_path):
     axes = {"optimizer": ["SGD", "Adam"], "learning_rate": RATES, "weight_decay": DECAYS}
     first = result(np.stack([basin(0.5), basin(0.5) - 1])[..., None] + np.arange(2), **axes)
     first.data.to_netcdf(tmp_path / "sweep.nc", engine="scipy")
-    assert wd.SweepResult(xarray.load_dataset(tmp_path / "sweep.nc")).best("score") == first.best("score")
+    assert wd.SweepResult(xarray.load_dataset(tmp_path / "sweep.nc")).best("score", "max") == first.best("score", "max")
 
 
 def test_a_saved_dataset_is_a_result_again(tmp_path):
     first = result(basin(0.5)[..., None] + np.arange(2))
     first.data.to_netcdf(tmp_path / "sweep.nc", engine="scipy")
-    assert wd.SweepResult(xarray.load_dataset(tmp_path / "sweep.nc")).best("score") == first.best("score")
+    assert wd.SweepResult(xarray.load_dataset(tmp_path / "sweep.nc")).best("score", "max") == first.best("score", "max")
 
 
 def panels(figure):
@@ -93,7 +95,7 @@ def test_heatmap_marks_the_best_and_its_region_on_one_scale(tmp_path):
     values[0, -1, -1, 0] = np.nan
     path = tmp_path / "map.png"
     axes = {"optimizer": ["SGD", "Adam"], "learning_rate": RATES, "weight_decay": DECAYS}
-    figure = result(values, **axes).heatmap("score", path=path)
+    figure = result(values, **axes).heatmap("score", mode="max", path=path)
     assert path.read_bytes().startswith(b"\x89PNG")
     left, right = panels(figure)
     meshes = [panel.collections[0] for panel in (left, right)]
@@ -113,7 +115,7 @@ def test_heatmap_marks_the_best_and_its_region_on_one_scale(tmp_path):
 @pytest.mark.parametrize(("count", "shape"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (6, (2, 3))])
 def test_heatmap_lays_out_its_panels_evenly(count, shape):
     axes = {"optimizer": [str(i) for i in range(count)], "learning_rate": RATES, "weight_decay": DECAYS}
-    shown = panels(result(np.stack([basin(0.0)] * count)[..., None], **axes).heatmap("score"))
+    shown = panels(result(np.stack([basin(0.0)] * count)[..., None], **axes).heatmap("score", mode="max"))
     assert len(shown) == count
     grid = shown[0].get_gridspec()
     assert (grid.nrows, grid.ncols) == shape
@@ -138,23 +140,23 @@ def test_heatmap_and_separability_need_two_axes_of_numbers():
     one = result([[1.0], [2.0]], x=[1.0, 2.0])
     for method in (one.heatmap, one.separability):
         with pytest.raises(ValueError, match="a map needs two axes that hold numbers"):
-            method("score")
+            method("score", mode="max")
     with pytest.raises(ValueError, match="a map needs two axes"):
-        result(basin(0)).heatmap("score", x="optimizer")
+        result(basin(0)).heatmap("score", mode="max", x="optimizer")
 
 
 def test_heatmap_without_matplotlib_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'needs matplotlib: pip install "wd_optax\[sweep\]"'):
-        result(basin(0)).heatmap("score")
+        result(basin(0)).heatmap("score", mode="max")
 
 
 @pytest.mark.parametrize("rho", [-0.95, -0.6, 0.0, 0.3, 0.9])
 def test_separability_of_a_basin_is_its_correlation(rho):
     """The good region holds about 30 cells: its second moments are the ellipse's within a few per cent."""
-    found = result(basin(rho)).separability("score")["correlation"].item()
+    found = result(basin(rho)).separability("score", "max")["correlation"].item()
     assert found == pytest.approx(rho, abs=0.06)
-    transformed = result(np.exp(basin(rho) / 10)).separability("score")["correlation"].item()
+    transformed = result(np.exp(basin(rho) / 10)).separability("score", "max")["correlation"].item()
     assert transformed == result(-basin(rho)).separability("score", "min")["correlation"].item() == found
 
 
@@ -171,21 +173,21 @@ def test_separability_of_a_basin_is_its_correlation(rho):
 )
 def test_separability_of_ridges_strips_and_corners(score, expected):
     low, high = expected
-    assert low <= result(score).separability("score")["correlation"] <= high
+    assert low <= result(score).separability("score", "max")["correlation"] <= high
 
 
 def test_separability_has_an_interval_over_seeds_for_each_static_value():
     noise = np.random.default_rng(0).normal(size=(2, 13, 12, 8))
     values = np.stack([basin(0.0), basin(-0.9)])[..., None] + 4 * noise
     axes = {"optimizer": ["AdamW", "Adam+L2"], "learning_rate": RATES, "weight_decay": DECAYS}
-    found = result(values, **axes).separability("score")
+    found = result(values, **axes).separability("score", "max")
     for name, rho in (("AdamW", 0.0), ("Adam+L2", -0.9)):
         one = found.sel(optimizer=name)
         assert one["low"] <= one["correlation"] <= one["high"]
         assert one["low"] - 0.1 <= rho <= one["high"] + 0.1
         assert 0.01 < one["high"] - one["low"] < 0.6
     assert found["high"][1] < found["low"][0]
-    again = result(values, **axes).separability("score")
+    again = result(values, **axes).separability("score", "max")
     assert again.identical(found)  # the resamples are fixed
 
 
@@ -193,7 +195,7 @@ def test_the_interval_is_as_wide_as_the_estimate_varies():
     """± 1.96 of the standard deviation of 40 sweeps, which know it to a third: cells that come or go make jumps."""
     noises = (np.random.default_rng(i).normal(size=(13, 12, 8)) for i in range(40))
     sweeps = [result(basin(-0.6)[..., None] + noise) for noise in noises]
-    found = [sweep.separability("score", resamples=200) for sweep in sweeps]
+    found = [sweep.separability("score", "max", resamples=200) for sweep in sweeps]
     width = np.mean([x["high"] - x["low"] for x in found])
     estimates = [x["correlation"].item() for x in found]
     assert width == pytest.approx(2 * 1.96 * np.std(estimates, ddof=1), rel=0.34)
@@ -202,20 +204,104 @@ def test_the_interval_is_as_wide_as_the_estimate_varies():
 
 def test_separability_without_noise_or_seeds():
     same = np.repeat(basin(-0.6)[..., None], 3, axis=-1)
-    found = result(same).separability("score")
+    found = result(same).separability("score", "max")
     assert found["low"] == found["correlation"] == found["high"]
-    assert np.isnan(result(basin(-0.6)).separability("score")["low"])
-    assert np.isnan(result(LOG_RATE + LOG_DECAY).separability("score", share=0.001)["correlation"])
+    assert np.isnan(result(basin(-0.6)).separability("score", "max")["low"])
+    assert np.isnan(result(LOG_RATE + LOG_DECAY).separability("score", "max", share=0.001)["correlation"])
 
 
 def test_diverged_points_are_never_good():
     values = basin(0.0).copy()
     values[LOG_RATE + LOG_DECAY > -11.5] = np.nan  # the half of the map with large η·λ
-    found = result(values).separability("score", share=0.1)
+    found = result(values).separability("score", "max", share=0.1)
     assert found["correlation"] < -0.2
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1])
 def test_bad_share(share):
     with pytest.raises(ValueError, match=f"share={share}"):
-        result(basin(0)).separability("score", share=share)
+        result(basin(0)).separability("score", "max", share=share)
+
+
+ZEROED = {"learning_rate": RATES, "weight_decay": np.r_[0.0, DECAYS]}
+
+
+def with_zero(rho, best=-50.0):
+    """The basin and a row of λ = 0."""
+    return np.concatenate([np.full((13, 1), best), basin(rho)], axis=1)
+
+
+@pytest.mark.parametrize("best", [-50.0, 50.0])
+@pytest.mark.parametrize("rho", [-0.95, 0.3])
+def test_a_row_of_zeros_leaves_separability_as_it_is(rho, best):
+    """A logarithmic axis stays one; 0 has no logarithm."""
+    found = result(with_zero(rho, best), **ZEROED).separability("score", "max")
+    assert found["correlation"] == result(basin(rho)).separability("score", "max")["correlation"]
+    assert found["correlation"].item() == pytest.approx(rho, abs=0.06)
+
+
+def test_a_zero_on_an_axis_is_a_cell_of_its_own_on_a_logarithmic_scale():
+    figure = result(with_zero(0.0, best=1.0), **ZEROED).heatmap("score", mode="max")
+    (panel,) = panels(figure)
+    figure.canvas.draw()
+    assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
+    edges = panel.collections[0].get_coordinates()[:, 0, 1]
+    np.testing.assert_allclose(np.diff(np.log(edges)), np.log(DECAYS[1] / DECAYS[0]))  # cells of one size
+    ticks = dict(zip((text.get_text() for text in panel.get_yticklabels()), panel.get_yticks(), strict=True))
+    assert edges[0] < ticks["0"] < edges[1]
+    assert ticks["0.001"] == pytest.approx(1e-3)
+    (star,) = panel.collections[-1].get_offsets()
+    assert star[1] == ticks["0"]
+    (gap,) = panel.lines
+    np.testing.assert_allclose(gap.get_ydata(), edges[1])
+
+
+def test_heatmap_labels_what_is_above_a_missing_panel_and_no_inner_one():
+    axes = {"optimizer": [str(i) for i in range(5)], "learning_rate": RATES, "weight_decay": DECAYS}
+    shown = panels(result(np.stack([basin(0.0)] * 5)[..., None], **axes).heatmap("score", mode="max"))
+    assert [bool(panel.get_xlabel()) for panel in shown] == [False, False, True, True, True]
+    assert [panel.xaxis.get_tick_params()["labelbottom"] for panel in shown] == [False, False, True, True, True]
+    assert [bool(panel.get_ylabel()) for panel in shown] == [True, False, False, True, False]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_dollars_in_names_are_dollars_and_long_titles_are_wrapped(suffix, tmp_path):
+    """An odd one made matplotlib raise, two set the text between them in italics."""
+    name = "an optimizer with $a name and$ much to say about $x"
+    axes = {"opti$mizer": [name], "$η$": RATES, "λ_$w": DECAYS}
+    data = result(basin(0.0)[None, ..., None], **axes).data.rename(score="$s$core$")
+    figure = wd.SweepResult(data).heatmap("$s$core$", mode="max", path=tmp_path / f"map.{suffix}")
+    (panel,) = panels(figure)
+    assert panel.get_title().replace("\n", " ") == f"opti$mizer = {name}"
+    assert max(map(len, panel.get_title().splitlines())) <= 36
+    texts = [panel.title, panel.xaxis.label, panel.yaxis.label, figure.axes[-1].yaxis.label]
+    assert not any(text.get_parse_math() for text in texts)
+    width, _ = figure.get_size_inches() * figure.dpi
+    figure.canvas.draw()
+    box = panel.title.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= width
+
+
+def test_an_axis_of_one_value_has_its_tick():
+    (panel,) = panels(result([[[1.0], [2.0]]], x=[0.05], y=[0.03, 0.3]).heatmap("score", mode="max"))
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["0.05"]
+    np.testing.assert_allclose(panel.get_xticks(), [0.05])
+
+
+@pytest.mark.parametrize("method", ["best", "heatmap", "separability"])
+def test_mode_is_required(method):
+    """Its default was "max", which is the worst λ for a loss."""
+    with pytest.raises(TypeError, match=r"missing 1 required .*argument: 'mode'"):
+        getattr(result(basin(0)), method)("score")
+
+
+def test_a_notebook_shows_the_points_as_a_table():
+    names = {"optimizer": ["<SGD>", "Adam"], "learning_rate": RATES}
+    html = result(np.array([[[1.0, 2.0]] * 13, [[3.0, np.nan]] * 13]), **names)._repr_html_()
+    assert html.startswith("<table><tr><th>optimizer</th><th>learning_rate</th><th>score</th></tr>")
+    assert "<td>&lt;SGD&gt;</td><td>0.0001</td><td>1.5</td>" in html
+    assert "<td>Adam</td><td>1</td><td>nan</td>" in html
+    assert "26 points; means over 2 seeds; 13 runs diverged" in html
+    many = result(basin(0.0))._repr_html_()
+    assert many.count("<tr>") == 31
+    assert "156 points, the first 30 of them here; means over 1 seeds" in many

@@ -51,14 +51,16 @@ def launches(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize(("kill", "kept"), [(["fsync", 4], 2), (["replace", 5], 3), (["launch", 7], 6)])
+@pytest.mark.parametrize(
+    ("kill", "kept"), [(["fsync", 7], 2), (["fsync", 8], 3), (["replace", 5], 3), (["launch", 7], 6)]
+)
 def test_killed_sweep_resumes_to_the_same_bits(kill, kept, tmp_path, whole, launches):
-    """The manifest is the first file that is written; a chunk is half written at "fsync" and at "replace"."""
+    """The manifest is the first file that is written; each is synced, renamed, and its folder synced."""
     log, folder = tmp_path / "log", tmp_path / "new" / "folder"
     worker = start(log, directory=str(folder), chunk=CHUNK, kill=kill)
     assert worker.wait(120) == -signal.SIGKILL, log.read_text()
     assert len(list(folder.glob("*.nc"))) == kept
-    assert len(list(folder.glob("*.part"))) == (kill[0] != "launch")
+    assert len(list(folder.glob("*.part"))) == (kill in (["fsync", 7], ["replace", 5]))
     (folder / "runs-99999999.nc.part").write_text("half")
     resumed = sweep_worker.sweep(chunk=CHUNK, directory=folder)
     assert bits(resumed) == bits(whole)
@@ -93,7 +95,7 @@ def interrupt_after(count, real):
 
 
 def test_second_process_is_refused_and_a_dead_one_is_not(tmp_path, whole):
-    other = store.Store(tmp_path, {}, None)
+    other = store.Store(tmp_path, {"metrics": {}})
     with pytest.raises(RuntimeError, match="in use by another process"):
         sweep_worker.sweep(chunk=CHUNK, directory=tmp_path)
     other.lock.close()  # as the kernel does
@@ -169,7 +171,7 @@ def out_of_space(*args):
 @pytest.mark.parametrize("function", ["fsync", "write"])
 def test_full_disk_loses_no_finished_chunk(function, tmp_path, whole, monkeypatch):
     """A disk that is full at the end of a write, and a real limit on a file's size."""
-    real, calls = os.fsync, iter(range(4))
+    real, calls = os.fsync, iter(range(8))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fsync(file):
@@ -178,7 +180,7 @@ def test_full_disk_loses_no_finished_chunk(function, tmp_path, whole, monkeypatc
         return real(file)
 
     if function == "fsync":
-        monkeypatch.setattr(os, "fsync", fsync)  # the manifest, three chunks, then no more
+        monkeypatch.setattr(os, "fsync", fsync)  # twice each: the manifest, three chunks, then no more
         kept, what = 3, "No space left on device"
     else:
         monkeypatch.setattr(store.Store, "save", limit_after(3, store.Store.save, hard))
@@ -220,16 +222,21 @@ def test_folder_that_cannot_be_written(when, tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*.nc"))) == (0 if when == "at the start" else 2)
 
 
-def test_folder_without_permission(tmp_path):
+def test_folder_without_permission(tmp_path, monkeypatch):
+    """Root may write anywhere, so it opens the folder as nobody; only there, where nothing has to be imported."""
     tmp_path.chmod(0o500)
-    me = os.geteuid()
-    if me == 0:
-        os.seteuid(65534)  # nobody, for root may write anywhere
-    try:
-        with pytest.raises(PermissionError, match="make it writable"):
-            wd.sweep(line, {"x": [1.0]}, directory=tmp_path / "new")
-    finally:
-        os.seteuid(me)
+    me, real = os.geteuid(), store.Store._open
+
+    def as_nobody(self):
+        os.seteuid(65534 if me == 0 else me)
+        try:
+            real(self)
+        finally:
+            os.seteuid(me)
+
+    monkeypatch.setattr(store.Store, "_open", as_nobody)
+    with pytest.raises(PermissionError, match="make it writable"):
+        wd.sweep(line, {"x": [1.0]}, directory=tmp_path / "new")
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint32", "int32", "float16", "bfloat16", "float32"])

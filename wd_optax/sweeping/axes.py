@@ -1,6 +1,8 @@
-"""Reading a sweep's dataset: its axes, the two of a map, a scalar metric."""
+"""Reading a sweep's dataset: its axes, the two of a map, their scales, a scalar metric."""
 
 from typing import Any
+
+import numpy as np
 
 
 def axes_of(data: Any, *pair: str | None) -> list[str]:
@@ -29,8 +31,22 @@ def axes_of(data: Any, *pair: str | None) -> list[str]:
     return chosen
 
 
+def logarithmic(numbers: Any) -> bool:
+    """Whether an axis has a logarithmic scale: its values are positive, or 0 beside two positive ones.
+
+    Example:
+      >>> from wd_optax.sweeping.axes import logarithmic
+      >>> logarithmic([0.0, 0.01, 0.1]), logarithmic([0.0, 1.0]), logarithmic([-1.0, 1.0])
+      (True, False, False)
+
+    """
+    numbers = np.asarray(numbers, float)
+    positive = int((numbers > 0).sum())
+    return positive == numbers.size or (positive >= 2 and not (numbers < 0).any())
+
+
 def scalar(data: Any, metric: str, mode: str) -> Any:
-    """The metric over axes and seeds.
+    """The metric over axes and seeds, as floats.
 
     Raises:
       KeyError: for a metric that isn't there.
@@ -44,4 +60,4 @@ def scalar(data: Any, metric: str, mode: str) -> Any:
         raise ValueError(f"mode={mode!r}: pass 'max' or 'min'")
     if curve := [dim for dim in data[metric].dims if dim not in data["diverged"].dims]:
         raise ValueError(f"{metric!r} is a curve over {curve}: have train return a scalar too, such as its last entry")
-    return data[metric]
+    return data[metric] if data[metric].dtype.kind == "f" else data[metric].astype(float)

@@ -1,13 +1,13 @@
-"""One compiled program over a mesh of devices, each of which trains a block of runs side by side."""
+"""One compiled program over a mesh of devices, each of which trains a block of runs in parallel."""
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from wd_optax.sweeping.fingerprint import is_key
 from wd_optax.sweeping.grid import Program
 from wd_optax.sweeping.traced import Traced
 
@@ -20,8 +20,9 @@ class Executor:
     def __init__(self, traced: Traced, program: Program, devices: list[Any]):
         self.program, self.traced, self.devices = program, traced, devices
         mesh = Mesh(np.array(devices), (AXIS,))
+        self.compiled: dict[int, Any] = {}
         self.split, self.same = (NamedSharding(mesh, PartitionSpec(*name)) for name in ([AXIS], []))
-        self.keys = {i: c for i, c in enumerate(traced.consts) if _is_key(c)}  # these stay constants of the program
+        self.keys = {i: c for i, c in enumerate(traced.consts) if is_key(c)}  # these stay constants of the program
         self.consts = [_put(np.asarray(c), self.same) for i, c in enumerate(traced.consts) if i not in self.keys]
 
         def block(consts: list[jax.Array], hparams: dict[str, jax.Array], seeds: jax.Array) -> dict[str, jax.Array]:
@@ -39,6 +40,12 @@ class Executor:
         """The program for blocks of this width."""
         return self.function.lower(*self._arguments(self.positions([0], width))).compile()
 
+    def at(self, width: int) -> Any:
+        """The program for this width, compiled once."""
+        if width not in self.compiled:
+            self.compiled = {width: self.compile(width)}  # one that didn't fit memory is dropped
+        return self.compiled[width]
+
     def positions(self, blocks: list[int], width: int) -> np.ndarray:
         """Which of the program's runs a launch trains, shape=(devices × width,): blocks of fixed runs.
 
@@ -48,12 +55,19 @@ class Executor:
         filled = np.array(blocks + blocks[-1:] * (self.split.mesh.size - len(blocks)))
         return np.minimum(filled[:, None] * width + np.arange(width), len(self.program.runs) - 1).reshape(-1)
 
-    def launch(self, compiled: Any, blocks: list[int], width: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Positions in the grid, shape=(runs,), and metrics, shape=(runs, ...), of at most a block per device."""
+    def launch(self, blocks: list[int], width: int) -> dict[str, jax.Array]:
+        """Metrics, shape=(devices × width, ...), of a block per device, when they are there."""
+        out: dict[str, jax.Array] = jax.block_until_ready(
+            self.at(width)(*self._arguments(self.positions(blocks, width)))
+        )
+        return out
+
+    def collect(self, out: dict[str, jax.Array], blocks: list[int], width: int, done: np.ndarray) -> Any:
+        """Positions in the grid of the runs that weren't done, shape=(runs,), and their metrics, shape=(runs, ...)."""
         where = self.positions(blocks, width)
-        out = {name: gather(x) for name, x in compiled(*self._arguments(where)).items()}
         _, first = np.unique(where, return_index=True)
-        return self.program.runs[where[first]], {name: x[first] for name, x in out.items()}
+        new = first[~done[self.program.runs[where[first]]]]
+        return self.program.runs[where[new]], {name: gather(x)[new] for name, x in out.items()}
 
     def _arguments(self, where: np.ndarray) -> Any:
         hparams = {name: _put(values[where], self.split) for name, values in self.program.traced.items()}
@@ -67,7 +81,3 @@ def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def gather(array: jax.Array) -> np.ndarray:
     """The whole array on every process."""
     return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
-
-
-def _is_key(const: Any) -> bool:
-    return isinstance(const, jax.Array) and jnp.issubdtype(const.dtype, jax.dtypes.prng_key)

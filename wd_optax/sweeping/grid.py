@@ -1,15 +1,15 @@
 """The grid: traced axes (numbers), static axes (anything else), seeds, and which runs share one program."""
 
-import collections
 import itertools
 import math
 import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from wd_optax.sweeping import values
 
 RESERVED = ("seed", "diverged")  # what the dataset calls its own
 
@@ -92,69 +92,74 @@ def make(axes: Any, seeds: Any) -> Grid:
     """
     if not isinstance(axes, Mapping) or not axes:
         raise TypeError(f"axes={axes!r}: pass a dict such as {{'weight_decay': [1e-3, 1e-2]}}")
-    return Grid(tuple(_axis(name, values) for name, values in axes.items()), _seeds(seeds))
+    return Grid(tuple(_axis(name, given) for name, given in axes.items()), _seeds(seeds))
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
     whole = lambda x: isinstance(x, numbers.Integral) and not isinstance(x, bool)
-    several = isinstance(seeds, Sequence) or np.ndim(seeds) == 1
-    found = tuple(range(int(seeds))) if whole(seeds) else tuple(seeds) if several else ()
+    several = (isinstance(seeds, Sequence) and not isinstance(seeds, str)) or values.rank(seeds) == 1
+    alone = values.plain(seeds)
+    found = tuple(range(int(alone))) if whole(alone) else tuple(map(values.plain, seeds)) if several else ()
     if not found or not all(whole(seed) and 0 <= seed < 2**32 for seed in found):
         raise ValueError(f"seeds={seeds!r}: pass how many, at least 1, or a list of whole numbers in [0, 2³²)")
-    _refuse_duplicates("seeds", found)
+    if twice := values.twice(found):
+        once = list(dict.fromkeys(map(int, found)))
+        raise ValueError(f"seeds has {twice[0]} twice, which would train the same run again: seeds={once}")
     return tuple(map(int, found))
 
 
-def _axis(name: Any, values: Any) -> Axis:
+def _axis(name: Any, given: Any) -> Axis:
     """The axis; static if a value isn't a number, or if the values have names: {name: value}."""
     if not isinstance(name, str) or not name or name in RESERVED:
         raise ValueError(f"axes: {name!r} can't be an axis' name: pass a text other than {', '.join(RESERVED)}")
-    named = isinstance(values, Mapping)
-    if isinstance(values, str) or np.ndim(values if hasattr(values, "ndim") else [0]) != 1:
-        raise TypeError(f"axes[{name!r}]={values!r}: pass a list of values, or a dict of named values")
+    if isinstance(given, (set, frozenset)):
+        raise TypeError(f"axes[{name!r}] is a set, which has no order: axes[{name!r}]=sorted(...), or a list")
+    named = isinstance(given, Mapping)
+    if isinstance(given, (str, bytes)) or values.rank(given) not in (None, 1):
+        raise TypeError(f"axes[{name!r}]={given!r}: pass a list of values, or a dict of named values")
     try:
-        found = list(values.values() if named else values)
+        found = list(given.values() if named else given)
     except TypeError:
-        raise TypeError(f"axes[{name!r}]={values!r}: pass a list of values") from None
+        raise TypeError(f"axes[{name!r}]={given!r}: pass a list of values") from None
     if not found:
         raise ValueError(f"axes[{name!r}] is empty: give it a value, or leave it out")
-    if named or not all(map(_is_number, found)):
-        labels = list(map(str, values)) if named else [_label(name, value) for value in found]
-        _refuse_duplicates(f"axes[{name!r}]", labels)
-        return Axis(name, found, labels, static=True)
-    return _numbers(name, [np.asarray(value).item() for value in found])
+    if named:
+        return Axis(name, found, _distinct(name, list(map(str, given))), static=True)
+    found = list(map(values.plain, found))
+    if all(map(values.is_number, found)):
+        return _numbers(name, found)
+    return Axis(name, found, _distinct(name, [_label(name, value) for value in found]), static=True)
 
 
 def _numbers(name: str, found: list[Any]) -> Axis:
     """A traced axis."""
-    dtype = jnp.result_type(int if all(isinstance(value, int) for value in found) else float)
-    limits = jnp.iinfo(dtype) if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype)
+    whole = all(isinstance(value, numbers.Integral) for value in found)
+    dtype = jnp.result_type(int if whole else float)
+    try:
+        found = list(map(int if whole else float, found))
+    except OverflowError:
+        raise ValueError(f"axes[{name!r}]={found}: pass finite numbers that {dtype} can hold") from None
+    limits = jnp.iinfo(dtype) if whole else jnp.finfo(dtype)
     for value in found:
         if not limits.min <= value <= limits.max or (value and not dtype.type(value)):
             raise ValueError(f"axes[{name!r}] has {value}: pass finite numbers that {dtype} can hold")
-    values = np.asarray(found, dtype)
-    _refuse_duplicates(f"axes[{name!r}] in {dtype}", values.tolist())
-    return Axis(name, values, found, static=False)
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, jax.Array):
-        kinds = (jnp.integer, jnp.floating)
-        return value.ndim == 0 and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
-    return isinstance(value, (numbers.Real, np.integer, np.floating)) and not isinstance(value, (bool, np.bool_))
+    traced = np.asarray(found, dtype)
+    if twice := values.twice(traced.tolist()):
+        raise ValueError(f"axes[{name!r}] in {dtype} has {twice[0]!r} twice: leave one out")
+    return Axis(name, traced, found, static=False)
 
 
 def _label(name: str, value: Any) -> str:
     """A static value's name."""
     if isinstance(value, (str, bool, type(None))):
         return str(value)
-    label = f"{value:g}" if _is_number(value) else getattr(value, "__name__", "<lambda>")
+    label = f"{value:g}" if values.is_number(value) else getattr(value, "__name__", "<lambda>")
     if label == "<lambda>":
         raise TypeError(f"axes[{name!r}]: {value!r} has no name; pass a dict of named values: {{'name': value}}")
     return label
 
 
-def _refuse_duplicates(where: str, values: Sequence[Any]) -> None:
-    twice = [value for value, count in collections.Counter(values).items() if count > 1]
-    if twice:
-        raise ValueError(f"{where} has {twice[0]!r} twice: leave one out, or name them: {{'name': value}}")
+def _distinct(name: str, labels: list[str]) -> list[str]:
+    if twice := values.twice(labels):
+        raise ValueError(f"axes[{name!r}] has {twice[0]!r} twice: leave one out, or name them: {{'name': value}}")
+    return labels

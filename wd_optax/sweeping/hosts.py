@@ -1,4 +1,4 @@
-"""What the processes of a multi-host job must agree on: process 0 decides, and its errors are everyone's."""
+"""Agreement between the processes of a multi-host job: errors of one are everyone's, and all make the same call."""
 
 import json
 from collections.abc import Callable
@@ -14,6 +14,54 @@ def leads() -> bool:
     return jax.process_index() == 0
 
 
+def texts(mine: str) -> list[str]:
+    """The text of every process, on every process.
+
+    Example:
+      >>> from wd_optax.sweeping import hosts
+      >>> hosts.texts("one process")
+      ['one process']
+
+    """
+    if jax.process_count() == 1:
+        return [mine]
+    content = np.frombuffer(mine.encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(content)))).tolist()
+    if not any(sizes):
+        return [""] * len(sizes)
+    padded = np.pad(content, (0, max(sizes) - len(content)))
+    rows = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def together(step: Callable[[], Any]) -> Any:
+    """Runs `step` on every process and returns each process' own result; if it raises on one, it raises on all.
+
+    Without this, the others would wait in their next collective until JAX's heartbeat gives up, minutes later.
+
+    Raises:
+      RuntimeError: where another process raised, with its number and its error; there, what it raised.
+
+    Example:
+      >>> from wd_optax.sweeping import hosts
+      >>> hosts.together(lambda: 3)
+      3
+
+    """
+    error = None
+    try:
+        value = step()
+    except Exception as raised:
+        error = raised
+    problems = texts(f"{type(error).__name__}: {error}" if error else "")
+    if error:
+        raise error
+    for process, text in enumerate(problems):
+        if text:
+            raise RuntimeError(f"process {process} of the sweep stopped: {text}")
+    return value
+
+
 def from_leader(make: Callable[[], Any]) -> Any:
     """What `make` returns on process 0, something that JSON can hold, on every process.
 
@@ -26,23 +74,8 @@ def from_leader(make: Callable[[], Any]) -> Any:
       [1, 2]
 
     """
-    if jax.process_count() == 1:
-        return make()
-    value, error = None, None
-    if leads():
-        try:
-            value = make()
-        except Exception as raised:
-            error = raised
-    text = json.dumps([value, error and f"{type(error).__name__}: {error}"]).encode()
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    mine = np.frombuffer(text, np.uint8) if leads() else np.zeros(size, np.uint8)
-    value, told = json.loads(broadcast(mine).tobytes())
-    if error:
-        raise error
-    if told:
-        raise RuntimeError(f"process 0 of the sweep stopped: {told}")
-    return value
+    value = together(lambda: make() if leads() else None)
+    return json.loads(texts(json.dumps(value))[0]) if jax.process_count() > 1 else value
 
 
 def broadcast(array: np.ndarray) -> np.ndarray:
@@ -55,4 +88,4 @@ def broadcast(array: np.ndarray) -> np.ndarray:
 
 def least(value: int) -> int:
     """The least over all processes."""
-    return int(np.min(multihost_utils.process_allgather(np.int32(value)))) if jax.process_count() > 1 else value
+    return min(map(int, texts(str(value))))

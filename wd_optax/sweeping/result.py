@@ -1,6 +1,7 @@
 """What a sweep found: a dataset, its best point, a map, and a number for the shape of the good region."""
 
 import dataclasses
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from wd_optax import tables
 from wd_optax.sweeping import heatmap, separability
 from wd_optax.sweeping.axes import axes_of, scalar
+
+ROWS = 30  # of the table in a notebook
 
 
 class Point(NamedTuple):
@@ -19,7 +22,7 @@ class Point(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The best point, and those that can't be told from it."""
+    """The best point, and those that can't be distinguished from it."""
 
     hyperparams: dict[str, Any]
     mean: float
@@ -30,8 +33,7 @@ class Best(NamedTuple):
     def __str__(self) -> str:
         """A table of the best point and its neighbours."""
         points = [Point(self.hyperparams, self.mean, self.standard_error), *self.neighbours]
-        show = lambda x: f"{x:.4g}" if isinstance(x, (int, float)) else str(x)
-        lines = [[*map(show, p.hyperparams.values()), f"{p.mean:.4g} ± {p.standard_error:.2g}"] for p in points]
+        lines = [[*map(_show, p.hyperparams.values()), f"{p.mean:.4g} ± {p.standard_error:.2g}"] for p in points]
         return tables.align([[*self.hyperparams, "mean ± standard error"], *lines])
 
 
@@ -41,9 +43,11 @@ class SweepResult:
 
     Attributes:
       data: an `xarray.Dataset` with a variable for each metric over the axes, in the order given, and "seed"; a curve
-        has more dimensions, "loss_0" for the metric "loss". "diverged" is True for runs with a value that isn't
-        finite: their scalars are NaN, and so are such entries of their curves. Integers come as float64, for they may
-        be NaN too. Its attrs say how it was run.
+        has more dimensions, "loss_0" for the metric "loss". "diverged" is True for runs with a scalar that isn't
+        finite, or a curve with an infinite entry or without a finite one: their scalars are NaN, and so are such
+        entries of their curves. A curve may be padded with NaN, so return its last entry as a scalar too if NaN there
+        means divergence. Integers come as float64, because they may be NaN too, unless it can't hold one of them.
+        Its attrs say how it was run.
 
     Example: λ was best at 0.1 for either seed.
       >>> import wd_optax as wd
@@ -58,7 +62,21 @@ class SweepResult:
 
     data: Any
 
-    def best(self, metric: str, mode: str = "max") -> Best:
+    def _repr_html_(self) -> str:
+        """Its points with the mean of each scalar metric over seeds, for a notebook."""
+        names = [name for name, x in self.data.data_vars.items() if x.dims == self.data["diverged"].dims]
+        metrics, axes = [str(name) for name in names if name != "diverged"], axes_of(self.data)
+        seeds, size = self.data.sizes["seed"], int(np.prod([self.data.sizes[name] for name in axes]))
+        means = [scalar(self.data, name, "min").mean("seed", skipna=False).transpose(*axes).values for name in metrics]
+        lines = [[*axes, *metrics]]
+        for index in itertools.islice(np.ndindex(*(self.data.sizes[name] for name in axes)), ROWS):
+            point = [self.data[name].values.tolist()[i] for name, i in zip(axes, index, strict=True)]
+            lines.append([*map(_show, point), *(f"{mean[index]:.4g}" for mean in means)])
+        more = f", the first {ROWS} of them here" if size > ROWS else ""
+        text = f"{size} points{more}; means over {seeds} seeds; {int(self.data['diverged'].sum())} runs diverged"
+        return f"{tables.to_html(lines)}<p>{text}</p>"
+
+    def best(self, metric: str, mode: str) -> Best:
         """The point whose mean over seeds is best; a point with a diverged run never is.
 
         The best of many means is an optimistic estimate of itself: run the winner again with other seeds.
@@ -75,7 +93,7 @@ class SweepResult:
           >>> import jax.numpy as jnp
           >>> from wd_optax.sweeping.sweep import sweep
           >>> train = lambda hparams, key: {"accuracy": jnp.log(hparams["weight_decay"])}
-          >>> sweep(train, {"weight_decay": [-1.0, 1.0, 2.0]}, seeds=1).best("accuracy").hyperparams
+          >>> sweep(train, {"weight_decay": [-1.0, 1.0, 2.0]}, seeds=1).best("accuracy", "max").hyperparams
           {'weight_decay': 2.0}
 
         """
@@ -101,8 +119,8 @@ class SweepResult:
         self,
         metric: str,
         *,
+        mode: str,
         path: Any = None,
-        mode: str = "max",
         x: str | None = None,
         y: str | None = None,
         vmin: float | None = None,
@@ -110,16 +128,17 @@ class SweepResult:
     ) -> Any:
         """A map of the mean over seeds, a panel for each value of the other axes, all on one colour scale.
 
-        Axes are logarithmic where all values are positive. In each panel the star is the best point, the dots are those
-        within its standard error; hatched grey is where a run diverged.
+        Axes are logarithmic where all values are positive; 0 beside them is a cell of its own, after a gap. In each
+        panel the star is the best point, the dots are those within its standard error; hatched grey is where a run
+        diverged.
 
         Args:
           metric: a scalar one.
-          path: where to write it as well, in the format of its suffix.
           mode: "max" or "min": which is best, and bright.
-          x: the horizontal axis; the first that holds numbers, unless told.
+          path: where to write it as well, in the format of its suffix.
+          x: the horizontal axis; the first that holds numbers, unless given.
           y: the vertical axis; the second.
-          vmin: the scale's lower end; the least mean, unless told.
+          vmin: the scale's lower end; the least mean, unless given.
           vmax: its upper end.
 
         Returns:
@@ -143,7 +162,7 @@ class SweepResult:
     def separability(
         self,
         metric: str,
-        mode: str = "max",
+        mode: str,
         *,
         x: str | None = None,
         y: str | None = None,
@@ -164,7 +183,8 @@ class SweepResult:
         Args:
           metric: a scalar one.
           mode: "max" or "min".
-          x: the first axis; the first that holds numbers, unless told. Logarithms where all values are positive.
+          x: the first axis; the first that holds numbers, unless given. Logarithms where all values are positive;
+            0 beside them has none, and its points are left out.
           y: the second.
           share: of the map that is called good, in (0, 1); points as good as the last of them belong to it. A point
             with a diverged run is never good, but counts for the size of the map.
@@ -193,3 +213,7 @@ class SweepResult:
         """
         values = scalar(self.data, metric, mode)
         return separability.measure(values, mode, axes_of(self.data, x, y), share, resamples)
+
+
+def _show(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from wd_optax.sweeping.axes import logarithmic
 from wd_optax.sweeping.extras import need
 
 INTERVAL = (2.5, 97.5)  # per cent
@@ -13,6 +14,8 @@ def measure(values: Any, mode: str, pair: list[str], share: float, resamples: in
     """See `SweepResult.separability`; `values` is a metric over axes and seeds."""
     if not 0 < share < 1:
         raise ValueError(f"share={share!r}: pass a number in (0, 1)")
+    for name in pair:  # 0 has no logarithm
+        values = values.isel({name: values[name].values > 0}) if logarithmic(values[name].values) else values
     others = [dim for dim in values.dims if dim not in (*pair, "seed")]
     coordinates = np.meshgrid(*(_coordinate(values[name].values) for name in pair), indexing="ij")
     seeds = values.sizes["seed"]
@@ -61,4 +64,4 @@ def correlation(scores: Any, coordinates: Any, share: float) -> float:
 
 
 def _coordinate(values: Any) -> Any:
-    return np.log(values) if (values > 0).all() else values
+    return np.log(values) if logarithmic(values) else values

@@ -1,15 +1,12 @@
 """The user's function, traced once for each static value: its jaxpr, its metrics, its fingerprint."""
 
-import hashlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from wd_optax.sweeping import grid
+from wd_optax.sweeping import fingerprint, grid
 
 
 class Traced(NamedTuple):
@@ -19,6 +16,7 @@ class Traced(NamedTuple):
     consts: list[Any]  # arrays that `train` closes over
     metrics: dict[str, jax.ShapeDtypeStruct]  # sorted by name
     fingerprint: str
+    host_calls: list[str]  # what the fingerprint doesn't cover
 
     def call(self, consts: list[Any], hparams: dict[str, jax.Array], seed: jax.Array) -> dict[str, jax.Array]:
         """One run."""
@@ -60,7 +58,13 @@ def trace(train: Callable[..., Any], program: grid.Program) -> Traced:
             f"train uses {' and '.join(map(repr, culprits))} where JAX needs a fixed value ({type(error).__name__}); "
             f"name its values, one compilation each: axes[{culprits[0]!r}]={ {f'{v:g}': v for v in values} }"
         ) from error
-    return Traced(closed.jaxpr, closed.consts, metrics, _fingerprint(closed, metrics))
+    return Traced(
+        closed.jaxpr,
+        closed.consts,
+        metrics,
+        fingerprint.fingerprint(closed, metrics),
+        fingerprint.host_calls(closed.jaxpr),
+    )
 
 
 def _metrics(out: Any, taken: set[str]) -> dict[str, jax.Array]:
@@ -93,7 +97,7 @@ def dims_of(name: str, array: Any) -> list[str]:
 
 
 def _culprits(run: Callable[..., Any], program: grid.Program, key: Any) -> list[str]:
-    """The hyperparameters without which, held fixed, the function would trace; none if it fails anyhow."""
+    """Hyperparameters that must be static: tracing fails unless they are fixed. Empty if it fails anyhow."""
     first = {name: values[0] for name, values in program.traced.items()}
 
     def works(*free: str) -> bool:
@@ -110,25 +114,3 @@ def _culprits(run: Callable[..., Any], program: grid.Program, key: Any) -> list[
 def key_of(seed: Any) -> jax.Array:
     """A seed's key, of the kind that is the same alone and under `vmap`, whatever JAX's default is."""
     return jax.random.key(seed, impl="threefry2x32")
-
-
-def _inner_consts(jaxpr: Any) -> Iterator[Any]:
-    """What functions that `train` calls (jitted ones, bodies of scans) close over."""
-    from jax.extend import core
-
-    is_jaxpr = lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
-    for equation in jaxpr.eqns:
-        for inner in filter(is_jaxpr, jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr)):
-            yield from getattr(inner, "consts", ())
-            yield from _inner_consts(getattr(inner, "jaxpr", inner))
-
-
-def _fingerprint(closed: Any, metrics: dict[str, Any]) -> str:
-    """A hash of the jaxpr's text, without addresses in memory, and of every constant in it and in its functions."""
-    text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr)) + str(metrics)
-    digest = hashlib.sha256(text.encode())
-    for const in [*closed.consts, *_inner_consts(closed.jaxpr)]:
-        keys = isinstance(const, jax.Array) and jnp.issubdtype(const.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(const) if keys else const)
-        digest.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()[:16]
