@@ -27,11 +27,27 @@ def devices(topology: str) -> Any:
     """The chips of a TPU slice, to compile for and not to run on."""
     jax.config.update("jax_platforms", "cpu")  # libtpu is there to compile, and must not look for chips
     os.environ.update(TPU_SKIP_MDS_QUERY="1", TPU_WORKER_HOSTNAMES="localhost")  # nor for a TPU's host
+    # A v4 chip is one device, as it is where one runs; libtpu's description has its two cores apart by default.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
     except RuntimeError as error:
         mend = "write chip:shape, such as v5e:2x4 or v5p:8x8x8" if "INVALID" in str(error) else "pip install libtpu"
         raise ValueError(f"--topology={topology}: {str(error).splitlines()[0]}: {mend}") from None
+
+
+def text_of(lowered: Any, compiled: Any) -> tuple[str, str]:
+    """The optimized program, and "" or what was changed to print it.
+
+    Collectives on a TPU7x's SparseCores come as operations that jaxlib can't read (0.10.2: "async-update instruction
+    should have 1 operands"): the program is then compiled once more with its collectives on the TensorCores.
+    """
+    try:
+        return compiled.as_text(), ""
+    except jax.errors.JaxRuntimeError:
+        kinds = ("all_gather", "all_reduce", "reduce_scatter")
+        options = {f"xla_tpu_enable_sparse_core_collective_offload_{kind}": "false" for kind in kinds}
+        return lowered.compile(compiler_options=options).as_text(), "counted with collectives off the SparseCores"
 
 
 def bytes_of(shapes: str) -> list[int]:
@@ -78,8 +94,8 @@ def _trips(line: str, bodies: dict[str, str]) -> int:
     return int(re.findall(r"constant\((\d+)\)", bodies[re.findall(r"condition=%([\w.-]+)", line)[0]])[0])
 
 
-def report(memory: Any, step: dict[tuple[str, str], Sum], alone: dict[tuple[str, str], Sum]) -> str:
-    """Memory, then the collectives of a step, then whether the optimizer has any."""
+def report(memory: Any, step: dict[tuple[str, str], Sum], alone: dict[tuple[str, str], Sum], how: str = "") -> str:
+    """Memory, then the collectives of a step and how they were counted, then whether the optimizer has any."""
     arguments, temporary, program = (
         getattr(memory, f"{name}_size_in_bytes") / MIB for name in ("argument", "temp", "generated_code")
     )
@@ -88,6 +104,7 @@ def report(memory: Any, step: dict[tuple[str, str], Sum], alone: dict[tuple[str,
         f"{memory.alias_size_in_bytes / MIB:.1f} MiB of the state are updated in place",
         f"{'part':11}{'collective':20}{'per step':>9}{'MiB of results per chip':>25}",
     ]
+    lines += [f"({how}, because jaxlib can't print the program that has them there)"] if how else []
     for (part, kind), (count, size) in step.items():
         lines.append(f"{part:11}{kind:20}{count:>9,}{size / MIB:>25,.3f}")
     has = lambda sums: ", ".join(kind for _, kind in sums) or "no collectives"

@@ -2,7 +2,8 @@
 
 Parameters and optimizer state are sharded over `data` (FSDP) and `model`; AdamW's rules decay the matrices alone. The
 text is the source of some modules of Python's standard library; the defaults take ~60 s on a laptop CPU. Start the same
-command again after a crash, and it goes on from the newest whole checkpoint in --out, on any mesh.
+command again after a crash, and it goes on from the newest whole checkpoint in --out, on any mesh. Flags of the
+schedule, λ, clipping, logging and saving may change on the way; those of model, batches and precision don't.
 
     python examples/tpu_run.py                                     # every device of this machine on the data axis
     python examples/tpu_run.py --mesh=4x2 --precision=stochastic   # bfloat16 without a float32 copy
@@ -17,25 +18,27 @@ in another order, and it ends as near to that as rounding lets it.
 import collections
 import concurrent.futures
 import functools
+import hashlib
 import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import plots
 import tensorboardX
 import tpu_compile
+import tpu_folder
 import tpu_model
 from absl import app, flags, logging
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from tpu_folder import State
 from tpu_model import Size
 
 import wd_optax as wd
@@ -67,15 +70,9 @@ RULES = [("embedding", 0), (".*", "weights")]  # rows of rare characters would d
 # two devices), NVIDIA's data sheets.
 PEAK = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU7x": 2307e12 / 2}
 PEAK |= {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+SETTINGS = ("precision", "seed", "steps", "learning_rate", "weight_decay", "clip", "log_every", "save_every", "keep")
 PARTS = ("clip", "monitor", "optimizer", "adamw")  # scopes, see `optimizer`
 LABELS = {"loss": "cross-entropy (nats)", "decay_share": "decay's share of the step", "angle": "turned per step (rad)"}
-
-
-class State(NamedTuple):
-    """What a checkpoint holds, under its step's number."""
-
-    params: Any
-    opt_state: Any
 
 
 def optimizer(
@@ -129,11 +126,11 @@ def train_step(tx: Any, state: State, batch: Any) -> tuple[State, dict[str, jax.
     return state, seen
 
 
-def compiled(step: Callable[..., Any], state: State, rest: Any) -> Any:
-    """The program for these shapes and shardings: the state comes out as it went in, and in its place."""
+def lower(step: Callable[..., Any], state: State, rest: Any) -> Any:
+    """The program for these shapes and shardings, to compile: the state comes out as it went in, and in its place."""
     shardings = jax.tree.map(lambda s: s.sharding, state)
     with jax.set_mesh(state.params["norm"]["scale"].sharding.mesh):
-        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, rest).compile()
+        return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, rest)
 
 
 def batch_at(step: int, text: Any, ids: Any, seed: int) -> Any:
@@ -182,61 +179,52 @@ def record(writer: Any, step: int, f: dict[str, float]) -> None:
     writer.flush()
 
 
-def manager(folder: str | pathlib.Path, keep: int) -> ocp.CheckpointManager:
-    """Writes checkpoints while training goes on, each under another name until it is whole; keeps the newest."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    path = pathlib.Path(folder).resolve() / "checkpoints"
-    return ocp.CheckpointManager(path, options=options, item_handlers=ocp.StandardCheckpointHandler())
+def run(size: Size, params: Any, tx: Any, settings: dict[str, Any], out: str) -> dict[str, Any]:
+    """Trains from the newest whole checkpoint in `out`; returns the last state, and by step what was logged.
 
-
-def begin(checkpoints: ocp.CheckpointManager, like: State, tx: Any, seed: int) -> tuple[int, State]:
-    """The newest whole checkpoint and its step, cut for the mesh at hand, or step 0."""
-    if step := checkpoints.latest_step():
-        kept, wanted = (sorted(x.shape for x in jax.tree.leaves(t)) for t in (checkpoints.item_metadata(step), like))
-        if kept != wanted:
-            mend = "give the flags it began with, or another --out"
-            raise ValueError(f"{checkpoints.directory} holds another model or --precision: {mend}")
-        return step, checkpoints.restore(step, args=ocp.args.StandardRestore(like))
-    start = lambda: State(params := tpu_model.initial(like.params, seed), tx.init(params))
-    return 0, jax.jit(start, out_shardings=jax.tree.map(lambda s: s.sharding, like))()
-
-
-def run(
-    size: Size, params: Any, tx: Any, *, steps: int, seed: int, log_every: int, save_every: int, keep: int, out: str
-) -> dict[str, Any]:
-    """Trains from the newest checkpoint in `out` to `steps`; returns the last state, and by step what was logged."""
+    `settings` has steps, seed, log_every, save_every, keep and weight_decay, and what else should be compared with the
+    settings of the last start in `out`.
+    """
     figures: dict[int, dict[str, float]] = {}
-    like, (ids, _) = shapes(params, size, tx)
-    step_fn = compiled(functools.partial(train_step, tx), like, (ids, ids))
+    steps, folder, chief = settings["steps"], pathlib.Path(out).resolve(), jax.process_index() == 0
     x, _, y, _ = zip(*(data.text(name, length=size.context) for name in MODULES), strict=True)
-    make = functools.partial(batch_at, text=(np.concatenate(x), np.concatenate(y)), ids=ids, seed=seed)
+    text = np.concatenate(x), np.concatenate(y)
+    settings = settings | size._asdict() | {"text": hashlib.sha256(text[0].tobytes()).hexdigest()[:12]}
     with (
-        manager(out, keep) as checkpoints,
-        tensorboardX.SummaryWriter(out, write_to_disk=jax.process_index() == 0) as writer,
+        tpu_folder.locked(folder),
+        tpu_folder.manager(folder, settings["keep"]) as checkpoints,
+        tensorboardX.SummaryWriter(out, write_to_disk=chief) as writer,
     ):
-        start, state = begin(checkpoints, like, tx, seed)
+        tpu_folder.say(tpu_folder.settled(folder, settings | {"jax": jax.__version__}))
+        like, (ids, _) = shapes(params, size, tx)
+        step_fn = lower(functools.partial(train_step, tx), like, (ids, ids)).compile()
+        start, state = tpu_folder.begin(checkpoints, like, tx, settings["seed"])
+        state = tpu_folder.with_weight_decay(state, settings["weight_decay"])
+        make = functools.partial(batch_at, text=text, ids=ids, seed=settings["seed"])
         last, since = start, time.perf_counter()
         for step, batch in enumerate(prefetch(make, start, steps), start + 1):
             state, seen = step_fn(state, batch)
-            if step % log_every == 0 or step == steps:
+            if step % settings["log_every"] == 0 or step == steps:
                 seen = {name: float(x) for name, x in jax.device_get(seen).items()}  # waits for the step
                 rate, last, since = (step - last) / (time.perf_counter() - since), step, time.perf_counter()
                 figures[step] = seen | speed(size, params, rate)
                 record(writer, step, figures[step])
-            if step % save_every == 0 or step == steps:
-                checkpoints.save(step, args=ocp.args.StandardSave(state))  # copies, then writes while training goes on
+            if step % settings["save_every"] == 0 or step == steps:
+                tpu_folder.save(checkpoints, step, state)
         checkpoints.wait_until_finished()
         return {"start": start, "state": state, "figures": figures, "kept": checkpoints.all_steps()}
 
 
 def compile_only(size: Size, params: Any, tx: Any, bare: Any) -> dict[str, Any]:
     """What a step takes on each chip, and which collectives: of all of it, and of the bare optimizer compiled alone."""
-    step = compiled(functools.partial(train_step, tx), *shapes(params, size, tx))
+    lowered = lower(functools.partial(train_step, tx), *shapes(params, size, tx))
+    step = lowered.compile()
+    text, how = tpu_compile.text_of(lowered, step)
     state, _ = shapes(params, size, bare)
     grads = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), params)
-    alone = compiled(functools.partial(update, bare), state, grads)
-    found = {name: tpu_compile.collectives(c.as_text(), PARTS) for name, c in (("step", step), ("alone", alone))}
-    return {"memory": step.memory_analysis(), **found}
+    alone = lower(functools.partial(update, bare), state, grads).compile().as_text()
+    found = {name: tpu_compile.collectives(program, PARTS) for name, program in (("step", text), ("alone", alone))}
+    return {"memory": step.memory_analysis(), "how": how, **found}
 
 
 def report(results: dict[str, Any], out: str) -> str:
@@ -282,8 +270,8 @@ def main(argv: list[str]) -> None:
     if _COMPILE_ONLY.value:
         print(tpu_compile.report(**compile_only(size, params, make(), make(bare=True))))
         return
-    every = {"log_every": _LOG_EVERY.value, "save_every": _SAVE_EVERY.value, "keep": _KEEP.value}
-    results = run(size, params, make(), steps=steps, seed=seed, out=_OUT.value, **every)
+    settings = {name: flags.FLAGS.get_flag_value(name, None) for name in SETTINGS}
+    results = run(size, params, make(), settings | {"mesh": "x".join(map(str, mesh.devices.shape))}, _OUT.value)
     if chief:
         print(report(results, _OUT.value))
     if chief and results["figures"]:

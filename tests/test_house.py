@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 # Each module imports only from those before it.
 FLOORS = [
     {"casts", "dtypes", "hyperparams", "random_bits", "roles", "tables"},
-    {"anchors", "mask_forms", "precision", "rates", "schedules"},
+    {"anchors", "mask_forms", "precision", "rates", "schedules", "step_sums"},
     {"low_precision_state", "masks", "master_weights"},
     {"penalties", "pull"},
     {"decay", "wrap"},

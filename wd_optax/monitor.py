@@ -1,14 +1,14 @@
 """Watch decay during training: norms, turning and the share of decay, kept in any optimizer's state."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
-from wd_optax import dtypes, roles
+from wd_optax import roles, step_sums
 
 ROLES = ("weight", "embedding", "bias", "norm", "other")  # the order of the arrays in the state
 
@@ -16,14 +16,16 @@ ROLES = ("weight", "embedding", "bias", "norm", "other")  # the order of the arr
 class Info(NamedTuple):
     """One step in numbers. In the state each is an array over the roles, shape=(5,); as read, one role's, shape=().
 
-    All are float32, measured in float32 or wider, and 0 for a role that the model doesn't have.
+    All are float32, and 0 for a role that the model doesn't have. On a CPU the sums are float64: norms are right to
+    float32's last digit and the angle to 1e-4·‖u‖/‖p‖, for any shape up to 10⁸ entries. On GPUs and TPUs they are
+    `jnp.sum`'s in float32 (float64 of float64 parameters), and the angle is right to about 1e-3·‖u‖/‖p‖.
     """
 
     size: jax.Array  # entries of this role
     weight_norm: jax.Array  # ‖p‖, before the step
     update_norm: jax.Array  # ‖u‖, as the optimizer returns it: before `apply_updates` rounds it to the parameters' type
-    decay_share: jax.Array  # ‖d‖/(‖d‖ + ‖u − d‖): 0 no decay, 1 nothing but decay; see `monitor` for d
-    angle: jax.Array  # ∠(p, p + u) in radians, the role as one vector; 0 where p is 0; to about 3e-4·‖u‖/‖p‖
+    decay_share: jax.Array  # ‖d‖/(‖d‖ + ‖u − d‖): 0 no decay, 1 nothing but decay, NaN not proportional; see `monitor`
+    angle: jax.Array  # ∠(p, p + u) in radians, the role as one vector; 0 where p is 0; see above
 
 
 class MonitorState(NamedTuple):
@@ -34,31 +36,41 @@ class MonitorState(NamedTuple):
 
 
 def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer, that also keeps ‖p‖, ‖u‖, the share of decay and the angle turned per step, by role.
+    """Wraps `optimizer` and records, per role, ‖p‖, ‖u‖, the share of decay and the angle turned in the last step.
 
     Updates are the optimizer's own: bit for bit outside jit, and compiled up to how XLA contracts products and sums in
-    another program (an ulp). Each step is also measured: five sums over the parameters, and the decay d, the part of
-    the step that is proportional to the weights: d = ∂u(s·p)/∂s at s = 1, gradients and state held. It sees decay
-    wherever it stands: in ours, in `optax.adamw`, in any chain. The sums are one more pass over what the step reads,
-    before the step and without copies: 16 bytes per float32 parameter beside AdamW's 28. A CPU, which doesn't vectorise
-    sums, needs 3 to 6 times a plain step's time (`benchmarks/step.py`): little beside a gradient, much beside a step;
-    `state.inner` is the plain optimizer's state, for a step without the monitor.
+    another program (an ulp). Each step is also measured: sums over the parameters, and the decay d, the part of the
+    step that is proportional to the weights: d = ∂u(s·p)/∂s at s = 1, gradients and state held. It sees decay wherever
+    it is placed: in ours, in `optax.adamw`, in any chain. The sums are one more pass over what the step reads, before
+    the step and without copies: 16 bytes per float32 parameter beside AdamW's 28. On a CPU, which doesn't vectorise
+    sums, a monitored step takes 4 to 9 times a plain one (`benchmarks/step.py`): usually little beside the backward
+    pass; `state.inner` is the plain optimizer's state, to step without the monitor.
 
-    It is exactly the decay −c·m·p for every decoupled decay to zero, cautious and proximal L2 included. It is not:
-      - decay to an anchor a: d is −c·m·p and not −c·m·(p − a); and L1: not proportional, not counted.
+    d is exactly the decay −c·m·p for every decoupled decay to zero, cautious and proximal L2 included. The share of a
+    role is NaN where d is no decay: where more than 1 % of ‖d‖² is on entries that it grows, sets anew (c ≥ 1), or
+    moves the same way when the weights are −p. So it is not a number for
+      - a step whose size follows the weights: LAMB, LARS, DoWG, Adafactor's `multiply_by_parameter_scale`,
+        `adaptive_grad_clip` where it clips.
+      - steps onto a constraint where it is active: `keep_params_nonnegative`, L1 where `proximal` sets weights to 0.
+      - a `with_master_weights` inside, which sets the weights from its copy: `wd.with_master_weights(wd.monitor(...))`.
+      - L2 in the gradient where Adam cancels it, as in its first step.
+    And it is a number, but not −c·m·(p − a) or all of λ·p, for
+      - decay to an anchor a: d is −c·m·p; and L1 where no weight reaches 0: a constant, not counted.
       - L2 in the gradient: what this step's λ·p does to this step; what momentum holds of earlier ones isn't counted.
-      - a step whose size follows the weights (LAMB, LARS, Adafactor's `multiply_by_parameter_scale`): all of it counts.
-      - wrappers that rebuild the parameters or evaluate the loss in `update` (schedule-free, SAM, line searches): put
-        the monitor inside, as `optax.contrib.schedule_free(wd.monitor(...), lr)`.
+      - wrappers that evaluate the loss in `update` (line searches): put the monitor inside.
 
-    Around a rounding ‖u‖ and the angle are those of the rounded step. `with_master_weights` computes decay from a copy
-    in its state: put the monitor inside, as `wd.with_master_weights(wd.monitor(...))`.
+    Around a rounding ‖u‖ and the angle are those of the rounded step, and the decay is that before it.
 
     Args:
-      optimizer: any Optax optimizer, finished: in a chain the monitor stands around it. Extra arguments reach it.
+      optimizer: any Optax optimizer, finished: the monitor goes around a chain. Extra arguments reach it.
 
     Returns:
       A transformation with a `MonitorState`; read it with `read_monitor`. `update` needs the parameters.
+
+    Raises:
+      ValueError: `update` without the parameters; around `optax.lookahead`, `optax.contrib.schedule_free` and whatever
+        changes the tree, with the right order.
+      TypeError: around a `jax.custom_vjp` function, which has no derivative along the parameters.
 
     Example:
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -76,139 +88,112 @@ def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: Any) -> MonitorState:
-        return MonitorState(inner.init(params), _info({}, _sizes(params)))
+        state = inner.init(params)
+        _check_order(state)
+        nothing = (jnp.zeros((len(ROLES),), jnp.float32) for _ in step_sums.Row._fields)
+        return MonitorState(state, Info(_sizes(params), *nothing))
 
     def update(updates: Any, state: MonitorState, params: Any = None, **extra: Any) -> tuple[Any, MonitorState]:
         if params is None:
             raise ValueError("monitor measures the parameters, so update needs them: tx.update(grads, state, params)")
-        sums = _sums_of(lambda p: inner.update(updates, state.inner, p, **extra)[0], params)
-        step, inner_state = inner.update(_behind(updates, sums), state.inner, params, **extra)
-        return step, MonitorState(inner_state, _by_role(params, sums))
+        leaves = step_sums.leaves(lambda p: inner.update(updates, state.inner, p, **extra)[0], params)
+        groups = [ROLES.index(about.role) for about in roles.parameters(params)]
+        squares, rows = step_sums.measure(leaves, groups, len(ROLES))
+        waiting = _after(updates, squares, jax.tree.structure(params))
+        step, inner_state = inner.update(waiting, state.inner, params, **extra)
+        return step, MonitorState(inner_state, Info(_sizes(params), *map(jnp.stack, zip(*rows, strict=True))))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def read_monitor(opt_state: Any) -> dict[str, Info]:
+@overload
+def read_monitor(opt_state: Any, *, flat: Literal[False] = False) -> dict[str, Info]: ...
+@overload
+def read_monitor(opt_state: Any, *, flat: Literal[True]) -> dict[str, float]: ...
+def read_monitor(opt_state: Any, *, flat: bool = False) -> dict[str, Info] | dict[str, float]:
     """What `monitor` saw in the last step, by role: found by its type, anywhere in a state.
 
     Args:
       opt_state: the state of an optimizer that has a `monitor` somewhere in it, or any tree that holds it (a
         `TrainState`; `nnx.Optimizer.opt_state`); traced or not.
+      flat: return {"weight/size": ..., "weight/weight_norm": ..., ...}, for a logger: Python floats, of the roles that
+        the model has. Under `jit` they are traced scalars of all roles: return them, and take `float` of each outside.
 
     Returns:
       {"weight": Info, "embedding": ..., "bias": ..., "norm": ..., "other": ...}, each of scalars (with a leading axis
       where the state is batched by `vmap`). A role that the model doesn't have is all zeros.
 
     Raises:
-      ValueError: where no monitor is found, or more than one.
+      ValueError: where no monitor is found, or more than one; with `flat`, where the state is batched.
 
     Example: a line for any logger.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
       >>> tx = optax.chain(optax.clip_by_global_norm(1.0), wd.monitor(wd.sgdw(1.0, weight_decay=0.1)))
       >>> params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
       >>> _, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
-      >>> {role: round(float(info.decay_share), 3) for role, info in wd.read_monitor(state).items() if info.size}
-      {'weight': 1.0, 'bias': 0.0}
+      >>> {key: round(x, 3) for key, x in wd.read_monitor(state, flat=True).items() if "share" in key}
+      {'weight/decay_share': 1.0, 'bias/decay_share': 0.0}
 
     """
     is_monitor = lambda x: isinstance(x, MonitorState)
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_monitor) if is_monitor(x)]
     if len(found) != 1:
-        mend = "wrap the optimizer as wd_optax.monitor(optimizer)" if not found else "pass the part that holds one"
-        raise ValueError(f"opt_state has {len(found)} monitors, and read_monitor reads one: {mend}")
+        fix = "wrap the optimizer as wd_optax.monitor(optimizer)" if not found else "pass the part that holds one"
+        raise ValueError(f"opt_state has {len(found)} monitors, and read_monitor reads one: {fix}")
     arrays = [roles.unwrap(x) for x in found[0].info]
-    return {role: Info(*(x[..., i] for x in arrays)) for i, role in enumerate(ROLES)}
+    read = {role: Info(*(x[..., i] for x in arrays)) for i, role in enumerate(ROLES)}
+    return _flat(read) if flat else read
 
 
-class _Sums(NamedTuple):
-    """Sums over entries, added up over the leaves of a role."""
-
-    pp: Any = 0.0  # |p|²
-    uu: Any = 0.0
-    pu: Any = 0.0  # Re p̄·u
-    dd: Any = 0.0
-    rr: Any = 0.0  # |u − d|²
-
-
-def _sums_of(step: Callable[[Any], Any], params: Any) -> Any:
-    """Per leaf the sums over p, u = step(p) and the decay d = ∂step(s·p)/∂s at s = 1."""
-    leaves, treedef = jax.tree.flatten(params)
-    is_float = [jnp.issubdtype(jnp.result_type(p), jnp.inexact) for p in leaves]
-
-    def of(floats: list[Any]) -> Any:
-        rest = iter(floats)
-        mixed = [next(rest) if f else p for p, f in zip(leaves, is_float, strict=True)]
-        return step(jax.tree.unflatten(treedef, mixed))
-
-    floats = [jnp.asarray(p) for p, f in zip(leaves, is_float, strict=True) if f]
-    updates, decay = jax.jvp(of, (floats,), (floats,))
-    return jax.tree.map(_sums, params, updates, decay)
+def _flat(read: dict[str, Info]) -> dict[str, float]:
+    size = next(iter(read.values())).size
+    if size.ndim:
+        raise ValueError(
+            f"flat=True: opt_state is batched, shape {size.shape}, and a logger takes one number: pass the state of "
+            "one run, read_monitor(jax.tree.map(lambda x: x[0], opt_state), flat=True)"
+        )
+    items = lambda infos: {f"{role}/{name}": x for role, info in infos.items() for name, x in info._asdict().items()}
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(read)):
+        return items(read)
+    return {key: float(x) for key, x in items({role: info for role, info in read.items() if info.size > 0}).items()}
 
 
-def _sums(p: Any, u: Any, d: Any) -> _Sums:
-    if not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
-        return _Sums()
-    p = jnp.asarray(p)
-    dtype = dtypes.arithmetic(p.dtype, *(() if u is None else (u.dtype,)))
-    p, u, d = (jnp.zeros(p.shape, dtype) if x is None else x.astype(dtype) for x in (p, u, d))
-    dot = lambda a, b: jnp.real(jnp.conj(a) * b)
-    terms = jax.lax.stop_gradient((dot(p, p), dot(u, u), dot(p, u), dot(d, d), dot(u - d, u - d)))
-    return _Sums(*jax.lax.platform_dependent(*terms, cpu=_in_one_loop, default=_each))
+REBUILDS = {  # wrappers whose step is made of weights in their state: the type of that state, and the right order
+    optax.LookaheadState: "optax.lookahead(wd_optax.monitor(optimizer), sync_period, slow_step_size)",
+    optax.contrib.ScheduleFreeState: "optax.contrib.schedule_free(wd_optax.monitor(optimizer), learning_rate)",
+}
 
 
-def _each(*terms: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(map(jnp.sum, terms))
+def _check_order(state: Any) -> None:
+    """Refuses the wrappers in which no step can be read as decay, wherever they are in the optimizer."""
+    rebuilds = lambda x: type(x) in REBUILDS
+    for found in filter(rebuilds, jax.tree.leaves(state, is_leaf=rebuilds)):
+        order = REBUILDS[type(found)]
+        raise ValueError(
+            f"monitor is around {order.split('(')[0]}, which makes the weights from others that it keeps: "
+            f"put the monitor inside, as {order}"
+        )
 
 
-def _in_one_loop(*terms: jax.Array) -> tuple[jax.Array, ...]:
-    """Row by row, for a CPU, which would write u and d out for each sum; over many chips the rows would be gathered."""
-    zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
-    add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
-    rows = jax.lax.reduce(terms, zeros, add, (terms[0].ndim - 1,)) if terms[0].ndim else terms
-    return _each(*rows)
+def _after(updates: Any, squares: list[jax.Array], treedef: Any) -> Any:
+    """The same updates, dependent on the sums: XLA would otherwise copy p, which the step overwrites in place.
 
+    A sum of squares is never below −1, so −0.0 is added, which changes nothing; XLA can't prove it and keeps the
+    dependency, where `lax.optimization_barrier` is dropped on a CPU.
+    """
 
-def _behind(updates: Any, sums: Any) -> Any:
-    """The same updates, available only when the sums are: else the step, which overwrites p in place, needs a copy."""
-
-    def wait(u: Any, s: _Sums) -> Any:
+    def wait(square: jax.Array, u: Any) -> Any:
         if u is None or not jnp.issubdtype(u.dtype, jnp.inexact):
             return u
-        nothing = jnp.where(s.pp < -1, 1, -0.0)  # always −0.0, and u + (−0.0) is u; XLA knows neither
+        nothing = jnp.where(square < -1, 1, -0.0)
         complex_ = jnp.issubdtype(u.dtype, jnp.complexfloating)
-        return u + (jax.lax.complex(nothing, nothing) if complex_ else nothing).astype(u.dtype)
+        return u + (lax.complex(nothing, nothing) if complex_ else nothing).astype(u.dtype)
 
-    return jax.tree.map(wait, updates, sums, is_leaf=lambda x: x is None)
+    return jax.tree.map(wait, treedef.unflatten(squares), updates)
 
 
-def _sizes(params: Any) -> dict[str, int]:
+def _sizes(params: Any) -> jax.Array:
     sizes = dict.fromkeys(ROLES, 0)
     for p in roles.parameters(params):
         sizes[p.role] += math.prod(p.shape)
-    return sizes
-
-
-def _by_role(params: Any, sums: Any) -> Info:
-    total = dict.fromkeys(ROLES, _Sums())
-    each = jax.tree.leaves(sums, is_leaf=lambda x: isinstance(x, _Sums))
-    for about, leaf in zip(roles.parameters(params), each, strict=True):
-        total[about.role] = _Sums(*map(jnp.add, total[about.role], leaf))
-    return _info(total, _sizes(params))
-
-
-def _info(sums: dict[str, _Sums], sizes: dict[str, int]) -> Info:
-    """One row per role, stacked."""
-    rows = [Info(jnp.float32(sizes[role]), *_row(sums.get(role, _Sums()))) for role in ROLES]
-    return Info(
-        *(jnp.stack([jnp.asarray(x).astype(jnp.float32) for x in column]) for column in zip(*rows, strict=True))
-    )
-
-
-def _row(sums: _Sums) -> tuple[Any, ...]:
-    """(‖p‖, ‖u‖, share, angle); the turn is ‖u⊥‖ against ‖p‖ + u∥, for arccos can't resolve small angles."""
-    p, u, d, r = (jnp.sqrt(x) for x in (sums.pp, sums.uu, sums.dd, sums.rr))
-    some = lambda x: jnp.where(x > 0, x, jnp.ones_like(x))
-    along = sums.pu / some(p)
-    across = jnp.sqrt(jnp.maximum(sums.uu - along**2, 0))
-    angle = jnp.where(p > 0, jnp.arctan2(across, p + along), 0)
-    return p, u, d / some(d + r), angle
+    return jnp.stack([jnp.float32(size) for size in sizes.values()])

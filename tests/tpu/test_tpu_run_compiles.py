@@ -12,6 +12,8 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "examples" / "tpu_run.py"
 # 1024 columns: narrower shards than 128 are padded to tiles, and memory isn't what it should be.
 MODEL = ["--layers=8", "--width=1024", "--heads=8", "--context=1024", "--accumulate=2", "--steps=10000"]
 
+SMALL = ["--layers=2", "--width=128", "--heads=4", "--context=128"]  # later flags win
+
 
 def compiled(*argv: str) -> tuple[dict[str, float], dict[tuple[str, str], tuple[int, float]], str]:
     """MiB per chip by name; {(part, collective): (times, MiB)}; the last line. In a process of its own, on the CPU."""
@@ -37,6 +39,8 @@ def compiled(*argv: str) -> tuple[dict[str, float], dict[tuple[str, str], tuple[
         ("v5e:2x4", "4x2", 16, "master", 2 + 4 + 4 + 4),
         ("v5e:2x4", "8x1", 16, "stochastic", 2 + 4 + 4),
         ("v5p:8x8x8", "64x8", 256, "master", 2 + 4 + 4 + 4),
+        ("v4:2x2x2", "4x2", 16, "master", 2 + 4 + 4 + 4),
+        ("tpu7x:2x2x1", "8x1", 16, "master", 2 + 4 + 4 + 4),
     ],
 )
 def test_the_optimizer_needs_no_collective(
@@ -60,3 +64,12 @@ def test_the_optimizer_needs_no_collective(
     assert moved > 2 * 2 * 2 * blocks / columns * (1 - 1 / rows) / 2**20
     # Norms are sums: what clip and monitor send is small beside it.
     assert sum(size for (part, _), (_, size) in sums.items() if part != "model") < 0.05 * moved
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "tpu7x:2x2x1", "v6e:2x4"])
+def test_every_chip_compiles_on_its_default_mesh(topology: str) -> None:
+    memory, sums, last = compiled(f"--topology={topology}", *SMALL)
+    assert memory["state"] > 0
+    assert {"model", "clip", "monitor"} <= {part for part, _ in sums}
+    assert last.endswith("no collectives in the step; compiled alone: no collectives")
