@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo map examples faults test test-lowest test-tpu format clean
+.PHONY: demo map examples faults test test-interop test-lowest test-tpu format clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "wd_optax needs Python 3.11 or newer, this is " + sys.version'
@@ -51,6 +51,12 @@ test-tpu:
 faults: $(VENV)/.installed
 	$(BIN)/python -m tests.faults --docs docs/reliability.md
 
+# Roles on the trees of Haiku, Haliax, Keras and Penzai, in an environment of its own.
+test-interop:
+	$(PYTHON) -m venv $(VENV)-interop
+	$(VENV)-interop/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[test,interop]"
+	KERAS_BACKEND=jax $(VENV)-interop/bin/python -m pytest -n 0 -m interop tests/interop
+
 test-lowest:
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[test]"
@@ -61,4 +67,4 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-tpu out
+	rm -rf $(VENV) $(VENV)-interop $(VENV)-lowest $(VENV)-tpu out

@@ -152,3 +152,15 @@ def test_startup_measures_both_and_reports_ratios(flagged: Any, monkeypatch: pyt
         np.testing.assert_allclose(trace + compiled, both)
         assert (both[:, 0] > 0).all()
     assert lines[1].split() == ["import", "500.00", "400.00", "1.25", "0.50"]
+
+
+def test_masks_of_all_forms_are_measured_on_the_tree_they_fit(flagged: Any) -> None:
+    with flagged("masks") as masks:
+        params = masks.tree(30)
+        assert len(jax.tree.leaves(params)) == 30
+        meant = {name: masks.wd.multipliers(mask, params) for name, mask in masks.forms(params).items()}
+        assert meant["rules"] == meant["tree"] == meant["function"] == meant["weights"] != meant["None"]
+        assert set(masks.measure(30, 1)) == set(meant)
+        lines = masks.report({30: {"weights": 0.002, "tree": 0.003}}).splitlines()
+    assert lines[0].split() == ["leaves", "weights", "tree"]
+    assert lines[1].split() == ["30", "2", "(1.0)", "3", "(1.5)"]

@@ -111,11 +111,11 @@ def test_f01_mask_function_inside_inject_hyperparams():
 def test_f03_rule_with_a_typo():
     with pytest.raises(
         ValueError,
-        match=r"mask rule 'kernal' matches no parameter: mend the regex .* nearest are\n.*\ndense/kernel",
+        match=r"mask rule 'kernal' matches no parameter: correct the regex .* nearest are\n.*\ndense/kernel",
     ):
         adamw(mask=[("kernal", 1.0)]).init(PARAMS)
     with pytest.raises(
-        ValueError, match=r"mask rule 'dense/bias' decides nothing, for earlier rules .*put it before them"
+        ValueError, match=r"mask rule 'dense/bias' decides nothing, because earlier rules .*put it before them"
     ):
         adamw(mask=[("dense", 1.0), ("dense/bias", 0.0)]).init(PARAMS)
     renamed = {"dense": KERNEL_ONLY["dense"], "output": {"kernel": True}}

@@ -16,8 +16,10 @@ import wd_optax as wd
 ROOT = Path(__file__).parents[1]
 # Each module imports only from those before it.
 FLOORS = [
-    {"casts", "dtypes", "hyperparams", "random_bits", "roles", "tables"},
-    {"anchors", "mask_forms", "precision", "rates", "schedules", "step_sums"},
+    {"casts", "dtypes", "hyperparams", "paths", "random_bits", "tables", "words"},
+    {"roles"},
+    {"anchors", "mask_errors", "precision", "rates", "schedules", "step_sums"},
+    {"mask_forms"},
     {"low_precision_state", "masks", "master_weights"},
     {"penalties", "pull"},
     {"decay", "wrap"},
@@ -32,6 +34,7 @@ FLOORS = [
     {"auditing.fixes"},
     {"auditing.findings"},
     {"auditing.audit"},
+    {"explaining"},
     {"sweeping.axes", "sweeping.extras", "sweeping.hosts", "sweeping.memory", "sweeping.values"},
     {"sweeping.chunk", "sweeping.fingerprint", "sweeping.grid", "sweeping.plan"},
     {"sweeping.heatmap", "sweeping.identity", "sweeping.separability", "sweeping.traced"},

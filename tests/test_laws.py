@@ -340,6 +340,7 @@ trees = st.recursive(
 
 
 @pytest.mark.optax_promotes
+@pytest.mark.filterwarnings("ignore:mask=.weights. goes by names")
 @settings(max_examples=60, deadline=None)
 @given(tree=trees, mask=st.sampled_from([None, "weights", [(".*", 0.5)]]), name=st.sampled_from(NAMES))
 def test_any_tree(tree, mask, name):

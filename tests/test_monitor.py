@@ -184,14 +184,14 @@ def test_strict_promotion():
 
 
 def test_half_precision_norms_do_not_overflow():
-    p = {"kernel": jnp.full((300, 300), 1000.0, jnp.float16), "rotation": jnp.array([[3 + 4j]], jnp.complex64)}
+    p = {"kernel": jnp.full((300, 300), 1000.0, jnp.float16), "turn_kernel": jnp.array([[3 + 4j]], jnp.complex64)}
     tx = monitor(wd.sgdw(0.1, weight_decay=0.1))
     info = read_monitor(tx.update(optax.tree.zeros_like(p), tx.init(p), p)[1])["weight"]
     assert float(info.weight_norm) == pytest.approx(np.sqrt(300**2 * 1e6 + 25), rel=1e-5)
     assert float(info.decay_share) == pytest.approx(1.0, abs=1e-6)
-    p = {"rotation": jnp.array([[3 + 4j]], jnp.complex64)}
+    p = {"turn_kernel": jnp.array([[3 + 4j]], jnp.complex64)}
     tx = monitor(optax.sgd(1.0))  # turned by a small angle in the complex plane
-    info = read_monitor(tx.update({"rotation": 1e-3j * p["rotation"]}, tx.init(p), p)[1])["weight"]
+    info = read_monitor(tx.update({"turn_kernel": 1e-3j * p["turn_kernel"]}, tx.init(p), p)[1])["weight"]
     assert float(info.weight_norm) == pytest.approx(5.0)
     assert float(info.angle) == pytest.approx(1e-3, rel=1e-4)
 

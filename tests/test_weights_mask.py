@@ -7,6 +7,7 @@ F2, F9 and F10 are footguns of the same number: NNX's `.value`, two-dimensional 
 biases, stacked norm scales.
 """
 
+import ast
 import dataclasses
 import functools
 import re
@@ -137,7 +138,7 @@ class Layer:
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass
 class Keyless:
-    """A pytree that tells JAX no names."""
+    """A pytree that gives JAX no names; they are its attributes'."""
 
     first: Any
     second: Any
@@ -168,7 +169,7 @@ BLOCK = {
 NNX_BLOCK = {
     "weight": r"(attn/(query|key|value|out)|mlp/layers/1|wn/layer_instance|lora_proj)/kernel|lora_proj/lora/lora_[ab]",
     "bias": r"(attn/(query|key|value|out)|mlp/layers/[01]|wn/layer_instance|lora_proj|norm)/bias",
-    "norm": r"(attn/(query|key)_ln|mlp/layers/0|norm)/scale",
+    "norm": r"(attn/(query|key)_ln|mlp/layers/0|norm)/scale|wn/scales/kernel",  # a Param since flax 0.12.12
     "other": r"act/negative_slope",
 }
 EQX_BLOCK = {
@@ -177,6 +178,12 @@ EQX_BLOCK = {
     "norm": r"(norm|mlp/layers/[12])/weight|wn/g",
     "other": r"mlp/layers/3/negative_slope",
 }
+
+
+def nnx_scales() -> dict[str, str]:
+    """The scales of NNX's WeightNorm are trained since flax 0.12.12."""
+    flat = nnx.to_flat_state(state(lambda r: nnx.WeightNorm(nnx.Linear(4, 3, rngs=r), rngs=r)))
+    return {"norm": r"scales/kernel"} if any(path[0] == "scales" for path, _ in flat) else {}
 
 
 def stacked(module: type[nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
@@ -322,7 +329,7 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
     "nnx InstanceNorm": (lambda: state(lambda r: nnx.InstanceNorm(4, rngs=r)), SCALE_BIAS),
     "nnx WeightNorm": (
         lambda: state(lambda r: nnx.WeightNorm(nnx.Linear(4, 3, rngs=r), rngs=r)),
-        {"weight": r"layer_instance/kernel", "bias": r"layer_instance/bias"},
+        {"weight": r"layer_instance/kernel", "bias": r"layer_instance/bias", **nnx_scales()},
     ),
     "nnx SpectralNorm": (
         lambda: state(lambda r: nnx.SpectralNorm(nnx.Linear(4, 3, rngs=r), rngs=r)),
@@ -360,7 +367,7 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
     ),
     "nnx WeightNorm, everything in the state": (
         lambda: nnx.state(nnx.WeightNorm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))),
-        {"weight": r"layer_instance/kernel", "bias": r"layer_instance/bias", "other": r"scales/.*kernel.*"},
+        {"weight": r"layer_instance/kernel", "bias": r"layer_instance/bias", "norm": r"scales/.*kernel.*"},
     ),
     # Equinox
     "eqx MLP": (
@@ -429,7 +436,7 @@ LAYERS: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
     ),
     "pytree without names": (
         lambda: {"dense": Keyless(shape(4, 3), shape(3))},
-        {"weight": r"dense/0", "other": r"dense/1"},
+        {"weight": r"dense/first", "other": r"dense/second"},
     ),
     "named lists": (
         lambda: {"w": [shape(4, 3), shape(3, 2)], "b": [shape(3), shape(2, 2)]},
@@ -485,12 +492,12 @@ NAMES = {
         shared/embedding                                                         8,4  embedding
         encoder/block/0/layer/0/SelfAttention/q/kernel                           4,4  weight
         encoder/block/0/layer/0/SelfAttention/o/kernel                           4,4  weight
-        encoder/block/0/layer/0/SelfAttention/relative_attention_bias/embedding  6,2  embedding
+        encoder/block/0/layer/0/SelfAttention/relative_attention_bias/embedding  6,2  bias
         encoder/block/0/layer/0/layer_norm/weight                                4    norm
         encoder/block/0/layer/1/DenseReluDense/wi_0/kernel                       4,8  weight
         encoder/final_layer_norm/weight                                          4    norm
-        encoder/relpos_bias/rel_embedding                                        2,6  embedding
-        decoder/block/0/layer/0/SelfAttention/relative_attention_bias/weight     6,2  weight
+        encoder/relpos_bias/rel_embedding                                        2,6  bias
+        decoder/block/0/layer/0/SelfAttention/relative_attention_bias/weight     6,2  bias
     """,
     "llama": """
         model/embed_tokens/weight                        8,4  embedding
@@ -642,6 +649,56 @@ NAMES = {
         q_proj/lora/a           4,2      weight
         q_proj/lora/b           2,4      weight
     """,
+    "pairs": """
+        attn/gating_w            8,2,4  weight
+        attn/gating_b            2,4    bias
+        attn/output_w            2,4,8  weight
+        attn/output_b            8      bias
+        mla/q_a                  8,4    weight
+        mla/q_b                  4,2,6  weight
+        mla/kv_b                 4,2,6  weight
+        cell/Wq                  4,8    weight
+        cell/bq                  8      bias
+        cell/W_head              4,8    weight
+        cell/b_head              8      bias
+        film/scale_w             4,8    weight
+        film/scale_b             8      bias
+    """,
+    "named by themselves": """
+        block/ln1                8      norm
+        block/q_norm             4      norm
+        block/attention_norm     8      norm
+        block/subln/weight       8      norm
+        block/lambda_1           8      norm
+        block/sinks              4      other
+        block/token_type         8      other
+        block/cls_pooler_query   1,1,8  other
+        block/global_token_0     1,8    other
+        prelu/alpha              8      other
+        wn/scales/kernel         8      norm
+        vision/class_embedding   8      other
+        vision/mask_embedding    1,8    other
+        token_embedding          32,8   embedding
+        head/probe               1,1,8  other
+        rpb/rel_pos_bias/weight  32,2   bias
+    """,
+    "state spaces": """
+        s5/B                     16,8,2  other
+        s5/C                     8,16,2  weight
+        s5/D                     8       other
+        s5/Lambda_re             16      other
+        s5/log_step              16,1    other
+        s4/A_re                  16      other
+        s4/log_dt                8       other
+        s4/B                     16,8    other
+        mamba/A_log              16,4    other
+        mamba/D                  16      other
+        mamba/dt_bias            4       other
+        control/B                4,8     weight
+        control/A                4,4     weight
+        rwkv/time_decay          8       other
+        rwkv/time_mix_k          1,1,8   other
+    """,
     # A word for a norm, a bias or a token that names something else.
     "false friends": """
         normal_head/weight      4,3  weight
@@ -656,7 +713,8 @@ NAMES = {
         film/shift/weight       4,4  weight
         film/shift/bias         4    bias
         bias_net/kernel         4,4  weight
-        ffn_norm/kernel         4,4  weight
+        ffn_norm/kernel         4,4  norm
+        ffn_norm_proj/kernel    4,4  weight
         b/kernel                4,4  weight
         g/weight                4,3  weight
         g/bias                  3    bias
@@ -797,3 +855,22 @@ def test_f9_f10_rank_alone_would_decay_these() -> None:
     attention = rows(LAYERS["linen attention (F9)"][0]())
     assert attention["query/bias"].shape == (2, 2)
     assert attention["query/bias"].multiplier == 0.0
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 8), (8, 1, 1), (1, 8), (8, 1), (1, 1)])
+def test_axes_of_one_are_no_axes_where_no_name_tells(sizes: tuple[int, ...]) -> None:
+    """A vector that broadcasts is a vector; what is called a weight is a matrix with one row or column."""
+    found = rows({"mystery": shape(*sizes), "head": {"kernel": shape(*sizes)}})
+    assert found["mystery"].role == "other"
+    assert found["head/kernel"].role == "weight"
+
+
+def test_position_tables_decay_and_the_rule_of_the_docs_spares_them() -> None:
+    params = {"pos_embed": shape(1, 6, 4), "wpe": shape(6, 4), "wte": shape(9, 4), "bias": shape(4)}
+    assert {path: row.multiplier for path, row in rows(params).items()} == {
+        "pos_embed": 1.0, "wpe": 1.0, "wte": 1.0, "bias": 0.0,
+    }  # fmt: skip
+    rule = '[("pos_?emb|wpe", 0), (".*", "weights")]'
+    assert rule in str(wd.multipliers.__globals__["__doc__"])
+    mask = ast.literal_eval(rule)
+    assert wd.multipliers(mask, params) == {"pos_embed": 0.0, "wpe": 0.0, "wte": 1.0, "bias": 0.0}

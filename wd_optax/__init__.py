@@ -6,8 +6,9 @@ from wd_optax.auditing.audit import audit
 from wd_optax.auditing.report import Finding, Report
 from wd_optax.decay import add_decayed_weights, add_l2_to_loss, proximal, shrink
 from wd_optax.equilibrium import Equilibrium, equilibrium
+from wd_optax.explaining import explain
 from wd_optax.low_precision_state import low_precision_state
-from wd_optax.masks import explain, multipliers, optax_mask
+from wd_optax.masks import multipliers, optax_mask
 from wd_optax.master_weights import with_master_weights
 from wd_optax.migrate import migrate_state
 from wd_optax.monitor import Info, MonitorState, monitor, read_monitor

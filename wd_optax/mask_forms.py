@@ -1,19 +1,26 @@
 """The forms of a mask, each turned into one (multiplier, reason) per parameter."""
 
-import difflib
 import math
 import re
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 
-from wd_optax import roles, tables
+from wd_optax import paths, roles
+from wd_optax.mask_errors import nearest, refuse, refuse_to_guess
 
-Mask = Any  # None | "weights" | list[tuple[str, float | str]] | tree | Callable[[params], Mask]
-Decision = tuple[Any, str]  # (multiplier, reason)
+Mask = Any  # None | "weights" | list[str | tuple[str, float | str]] | tree | Callable[[params], Mask]
 
 _FORMS = 'None, "weights", a list of (regex, multiplier), a tree of bool or float, or a function of the parameters'
+
+
+class Decision(NamedTuple):
+    """What a mask says of one leaf."""
+
+    multiplier: Any  # float, or a traced scalar
+    reason: str
+    by_role: bool = False
 
 
 def is_zero(multiplier: Any) -> bool:
@@ -21,16 +28,20 @@ def is_zero(multiplier: Any) -> bool:
     return isinstance(multiplier, float) and multiplier == 0.0
 
 
-def decide(mask: Mask, params: Any, found: list[roles.Parameter]) -> list[Decision]:
-    """One decision per parameter in `found`, the leaves of `params`."""
-    hidden = roles.flatten(params)[1]
+def decide(mask: Mask, params: Any) -> list[tuple[roles.Parameter, Decision]]:
+    """Every parameter with the mask's decision, in JAX's order."""
+    found, hidden = roles.read(params)
+    return list(zip(found, _decide(mask, params, found, hidden), strict=True))
+
+
+def _decide(mask: Mask, params: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
     # An Equinox module is callable and a tree, and is meant as a tree; a function is a leaf.
     if not (callable(mask) and _is_leaf(mask)):
-        return _by_data(mask, found, hidden)
-    bare = roles.unwrap(params)
-    decided = _by_data(mask(bare), found, hidden)
+        return _by_data(mask, params, found, hidden)
+    bare = paths.unwrap(params)
+    decided = _by_data(mask(bare), bare, found, hidden)
     _refuse_what_only_variables_get(mask, params, bare, found, decided)
-    return [(multiplier, f"mask function: {reason}") for multiplier, reason in decided]
+    return [decision._replace(reason=f"mask function: {decision.reason}") for decision in decided]
 
 
 def _refuse_what_only_variables_get(
@@ -40,40 +51,48 @@ def _refuse_what_only_variables_get(
     if jax.tree.structure(bare) == jax.tree.structure(params):  # type: ignore[operator]  # jaxlib's stub lacks ==
         return
     try:
-        wrapped = _by_data(mask(params), found, [])
+        wrapped = _by_data(mask(params), params, found, [])
     except Exception:  # made for bare arrays, as it should be
         return
-    lost = [p for p, (m, _), (w, _) in zip(found, decided, wrapped, strict=True) if is_zero(m) and not is_zero(w)]
+    pairs = zip(found, decided, wrapped, strict=True)
+    lost = [p for p, bare, whole in pairs if is_zero(bare.multiplier) and not is_zero(whole.multiplier)]
     if lost:
-        _refuse(
+        refuse(
             f"mask: the function picks {lost[0].path!r} only while it is wrapped in an NNX variable, as at init; "
             'update passes bare arrays, and it would not decay: use mask="weights" or rules, [(regex, m), ...]',
             lost,
         )
 
 
-def _by_data(mask: Mask, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
+def _by_data(mask: Mask, params: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
     if mask is None:
-        return [(1.0, "mask=None: everything") for _ in found]
+        return [Decision(1.0, "mask=None: everything") for _ in found]
     if isinstance(mask, str):
         if mask != "weights":
-            _refuse(f"mask={mask!r} is not a mask: use {_FORMS}", found, TypeError)
+            refuse(f"mask={mask!r} is not a mask: use {_FORMS}; as a rule it is [({mask!r}, 1.0)]", found, TypeError)
+        refuse_to_guess(found)
         return [_by_role(p) for p in found]
-    if _is_rules(mask):
-        return _by_rules(mask, found, hidden)
+    if rules := _as_rules(mask):
+        return _by_rules(rules, found, hidden)
     if _is_leaf(mask):
-        _refuse(
+        refuse(
             f"mask={mask!r} is one value for the whole tree. If it came through optax.inject_hyperparams, that "
             'evaluated your mask function as a schedule: pass mask="weights" or rules, which are data, or '
             f"static_args='mask'; a mask is {_FORMS}",
             found,
             TypeError,
         )
+    if jax.tree.structure(mask) == jax.tree.structure(params):  # type: ignore[operator]
+        return [_by_leaf(leaf, p) for leaf, p in zip(jax.tree.leaves(mask), found, strict=True)]
     return _by_tree(mask, found, hidden)
 
 
 def _by_role(p: roles.Parameter) -> Decision:
-    return float(p.role in roles.DECAYING_ROLES), p.reason
+    return Decision(float(p.role in roles.DECAYING_ROLES), p.reason, True)
+
+
+def _by_leaf(value: Any, p: roles.Parameter) -> Decision:
+    return Decision(_multiplier(value, f"mask leaf {p.path!r}", [p]), f"mask entry {p.path!r}")
 
 
 def _by_rules(rules: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
@@ -86,13 +105,14 @@ def _by_rules(rules: Any, found: list[roles.Parameter], hidden: list[str]) -> li
     for p in found:
         i = next((i for i, (pattern, _) in enumerate(compiled) if pattern.search(p.path)), None)
         if i is None:
-            decided.append((0.0, "no rule matches"))
+            decided.append(Decision(0.0, "no rule matches"))
             continue
         used.add(i)
         pattern, multiplier = compiled[i]
-        by_role = isinstance(multiplier, str)
-        multiplier, reason = _by_role(p) if by_role else (multiplier, "")
-        decided.append((multiplier, f"rule {pattern.pattern!r}" + (f": {reason}" if by_role else "")))
+        decision = _by_role(p) if isinstance(multiplier, str) else Decision(multiplier, "")
+        because = decision.reason and f": {decision.reason}"
+        decided.append(decision._replace(reason=f"rule {pattern.pattern!r}{because}"))
+    refuse_to_guess([p for p, decision in zip(found, decided, strict=True) if decision.by_role])
     if found and not hidden:  # in a tree cut by masked() or partition() a rule may be for the other part
         for i, (pattern, _) in enumerate(compiled):
             if i not in used:
@@ -103,37 +123,47 @@ def _by_rules(rules: Any, found: list[roles.Parameter], hidden: list[str]) -> li
 def _refuse_unused(pattern: re.Pattern[str], found: list[roles.Parameter]) -> NoReturn:
     taken = [p for p in found if pattern.search(p.path)]
     if taken:
-        _refuse(
-            f"mask rule {pattern.pattern!r} decides nothing, for earlier rules take all it matches: "
+        refuse(
+            f"mask rule {pattern.pattern!r} decides nothing, because earlier rules take all it matches: "
             "the first match wins, so put it before them",
             taken,
         )
-    _refuse(
-        f"mask rule {pattern.pattern!r} matches no parameter: mend the regex or drop the rule; the nearest are",
-        _nearest(pattern.pattern, found),
+    refuse(
+        f"mask rule {pattern.pattern!r} matches no parameter: correct the regex or drop the rule; the nearest are",
+        nearest(pattern.pattern, found),
     )
 
 
 def _by_tree(mask: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
+    """By paths, for a mask in another container, of prefixes, or of a tree that is partly hidden."""
+    given = dict(paths.flatten(mask)[0])
+    prefixes = {p.path: paths.prefixes(p.path) for p in found}
+    below: dict[str, list[roles.Parameter]] = {path: [] for path in given}
+    for p in found:
+        for prefix in prefixes[p.path]:
+            if prefix in below:
+                below[prefix].append(p)
+    hidden_or_above = {prefix for path in hidden for prefix in paths.prefixes(path)}
     entries = {}
-    for path, leaf in roles.flatten(mask)[0]:
-        below = [p for p in found if path in _prefixes(p.path)]
-        if found and not below and not any(path in _prefixes(h) or h in _prefixes(path) for h in hidden):
-            _refuse(
-                f"mask entry {path!r} belongs to no parameter: drop it or mend its path; the nearest are",
-                _nearest(path, found),
+    for path, leaf in given.items():
+        is_hidden = path in hidden_or_above or not set(hidden).isdisjoint(paths.prefixes(path))
+        if found and not below[path] and not is_hidden:
+            refuse(
+                f"mask entry {path!r} belongs to no parameter: drop it or correct its path; the nearest are",
+                nearest(path, found),
             )
-        entries[path] = _multiplier(leaf, f"mask leaf {path!r}", below)
+        entries[path] = _multiplier(leaf, f"mask leaf {path!r}", below[path])
     decided = []
     for p in found:
-        at = next((prefix for prefix in _prefixes(p.path) if prefix in entries), None)
+        at = next((prefix for prefix in prefixes[p.path] if prefix in entries), None)
         if at is None:
-            _refuse(
-                f"mask has no entry for parameter {p.path!r}, only for {', '.join(map(repr, entries))}: add one, "
+            few = [*map(repr, entries)][:5] + ["..."] * (len(entries) > 5)
+            refuse(
+                f"mask has no entry for parameter {p.path!r}, only for {', '.join(few)}: add one, "
                 "or use rules, [(regex, multiplier), ...]",
                 [p],
             )
-        decided.append((entries[at], f"mask entry {at!r}"))
+        decided.append(Decision(entries[at], f"mask entry {at!r}"))
     return decided
 
 
@@ -142,15 +172,15 @@ def _multiplier(value: Any, where: str, about: list[roles.Parameter], *words: st
     if isinstance(value, str) and value in words:
         return value
     if not isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array):
-        _refuse(
+        refuse(
             f"mask: {where} is {value!r}: a multiplier is a bool or a number ≥ 0, such as True or 0.1", about, TypeError
         )
     if np.shape(value) != ():
-        _refuse(f"mask: {where} has shape {np.shape(value)}: a multiplier is one number per leaf", about)
+        refuse(f"mask: {where} has shape {np.shape(value)}: a multiplier is one number per leaf", about)
     if isinstance(value, jax.core.Tracer):
         return value
     if not 0 <= float(value) < math.inf:
-        _refuse(f"mask: {where} is {value!r}: a multiplier scales the decay; it must be finite and ≥ 0", about)
+        refuse(f"mask: {where} is {value!r}: a multiplier scales the decay; it must be finite and ≥ 0", about)
     return float(value)
 
 
@@ -161,28 +191,33 @@ def _compile(regex: Any) -> re.Pattern[str]:
         raise ValueError(f"mask rule {regex!r} is not a regular expression: {error}") from None
 
 
-def _refuse(message: str, about: list[roles.Parameter], error: type[Exception] = ValueError, most: int = 5) -> NoReturn:
-    """Raises with the lines of `explain` that the message is about."""
-    lines = [("path", "shape", "role"), *((p.path, tables.show_shape(p.shape), p.role) for p in about[:most])]
-    rest = f"\n... and {len(about) - most} more" if len(about) > most else ""
-    raise error(message + ("\n" + tables.align(lines) + rest if about else ""))
+def _as_rules(mask: Any) -> list[tuple[Any, Any]]:
+    """A list of (regex, multiplier), where a plain regex decays; empty for what isn't one."""
+    if not is_rules(mask):
+        return []
+    one = len(mask) == 2 and _is_rule(mask) and (mask[1] == "weights" or not _is_rule(mask[1]))
+    if one or not all(map(_is_rule, mask)) or any(rule == "weights" for rule in mask):
+        refuse(
+            f"mask={mask!r} is no list of rules, [(regex, multiplier), ...]: "
+            + (f"write [{tuple(mask)!r}]" if one else 'a plain regex decays, and "weights" alone is mask="weights"'),
+            [],
+            TypeError,
+        )
+    return [(rule[0], rule[1]) if isinstance(rule, list | tuple) else (rule, 1.0) for rule in mask]
 
 
-def _nearest(text: str, found: list[roles.Parameter]) -> list[roles.Parameter]:
-    words = re.sub(r"[^\w/]+", " ", text).strip()
-    return sorted(found, key=lambda p: -difflib.SequenceMatcher(None, words, p.path).ratio())[:3]
+def is_rules(mask: Any) -> bool:
+    """Whether a mask is a list with rules in it."""
+    return isinstance(mask, list | tuple) and any(isinstance(_regex(rule), str | re.Pattern) for rule in mask)
 
 
-def _is_rules(mask: Any) -> bool:
-    is_rule = lambda r: isinstance(r, list | tuple) and len(r) == 2 and isinstance(r[0], str | re.Pattern)
-    return isinstance(mask, list | tuple) and len(mask) > 0 and all(map(is_rule, mask))
+def _is_rule(rule: Any) -> bool:
+    return isinstance(_regex(rule), str | re.Pattern) and (not isinstance(rule, list | tuple) or len(rule) == 2)
+
+
+def _regex(rule: Any) -> Any:
+    return rule[0] if isinstance(rule, list | tuple) and rule else rule
 
 
 def _is_leaf(tree: Any) -> bool:
     return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))
-
-
-def _prefixes(path: str) -> list[str]:
-    """`a/b` → a/b, a and the root."""
-    parts = path.split("/")
-    return ["/".join(parts[:n]) for n in range(len(parts), -1, -1)]

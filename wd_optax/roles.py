@@ -1,130 +1,58 @@
 """What a parameter is, read off its path: weight, embedding, bias, norm or other.
 
-Paths are written as `attn/query/kernel`, whatever container holds the leaf: dict, FrozenDict,
-`nnx.State`, an Equinox module, a dataclass, a list. The name decides first and the rank second,
-because ranks lie: attention biases are `(heads, head_dim)`, and layers stacked by `scan` or
-`vmap` have two-dimensional norm scales.
+The name decides first and the rank second, because ranks lie: attention biases are `(heads, head_dim)`, and layers
+stacked by `scan` or `vmap` have two-dimensional norm scales. Names are read word by word (`words`).
 """
 
-import collections
-import re
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import optax
+
+from wd_optax import paths, words
+from wd_optax.paths import flatten as flatten
+from wd_optax.paths import unwrap as unwrap
 
 Role = str  # "weight" | "embedding" | "bias" | "norm" | "other"
 DECAYING_ROLES = ("weight", "embedding")
+
+# Why a role may be wrong: `Parameter.doubt`.
+BY_RANK = "rank"  # no name says anything
+UNNAMED = "unnamed"  # there is no name: lists and tuples only
+KEYLESS = "keyless"  # there is no name: a class registered without keys
+HIDDEN = "hidden"  # only the shape of the bias tells a stacked norm from a matrix, and the bias is masked out
+
+Shape = tuple[int, ...]
 
 
 class Parameter(NamedTuple):
     """One leaf of a parameter tree."""
 
     path: str  # normalised, components joined by "/"
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: Any
     role: Role
     reason: str  # what decided the role
-
-
-def _component(entry: Any) -> str:
-    """The bare name in a key-path entry: dict key, sequence index, attribute or flat index."""
-    for attribute in ("key", "idx", "name"):
-        if hasattr(entry, attribute):
-            return str(getattr(entry, attribute))
-    return str(entry)
-
-
-def flatten(tree: Any) -> tuple[list[tuple[str, Any]], list[str]]:
-    """The leaves of `tree` as `(path, leaf)`, in JAX's order, and the paths that are masked out.
-
-    The `.value` that wraps each array of an `nnx.State` is dropped, so that a state, its pure
-    form and a dict of arrays have the same paths. Masked out is what `optax.masked` and
-    `optax.partition` hide behind `optax.MaskedNode`.
-    """
-    is_masked = lambda x: isinstance(x, optax.MaskedNode)
-    entries = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_masked)[0]
-    children = collections.Counter(path[:-1] for path, _ in entries)
-    leaves, masked = [], []
-    for path, leaf in entries:
-        wrapper = jax.tree_util.GetAttrKey("value")  # of an nnx.Variable: an only child
-        if len(path) > 1 and path[-1] == wrapper and children[path[:-1]] == 1:
-            path = path[:-1]
-        name = "/".join(map(_component, path))
-        if is_masked(leaf):
-            masked.append(name)
-        else:
-            leaves.append((name, leaf))
-    return leaves, masked
-
-
-# A leading (?<![a-z]) and a trailing (?![a-z]) keep words apart: "norm" is not found in "normal_dense".
-_BIAS = re.compile(r"(?<![a-z])(?:bias|biases|beta|offset|shift)(?![a-z])")
-_SHORT_BIAS = re.compile(r"^b(?:\d+|_[A-Za-z0-9]+)?$")  # b, b1, b_Q; "B" is a state-space matrix
-_SCALE = re.compile(r"(?<![a-z])(?:scales?|gamma(?:_?\d+)?|gain|weight_g|g)$|^ls\d+$")
-_NORM = re.compile(
-    r"norm(?:s|alization|alisation)?\d*[a-z]?(?![a-z])|(?<![a-z])(?:ln|bn|gn|rms)f?(?![a-z])|layer_?scale|^ls\d+$"
-)
-_EMBEDDING = re.compile(r"embed|(?<![a-z])(?:wte|wpe|emb|codebook)(?![a-z])")
-_TOKEN = re.compile(
-    r"(?<![a-z])(?:cls|tokens?|temperature|temp|tau)$|^(?:a_log|log_a|d_skip)$"
-)  # the last: state spaces
-_KERNEL = re.compile(r"^w\d*$|^w_")
-_WEIGHT = re.compile(r"weights?(?![a-z])")
+    doubt: str = ""  # one of the four words above, or "" where a name decided
 
 
 class _Leaf(NamedTuple):
-    name: str  # as written, "" for the elements of a list
-    parent: str  # the nearest component with a name, lower case
-    shape: tuple[int, ...]
-    bias_shape: tuple[int, ...] | None  # of the leaf `bias` beside it
+    name: str  # as written; an element of a list has the list's name
+    parent: str  # the nearest component above with a name
+    shape: Shape
+    beside: dict[str, Shape | None]  # the leaves of the same layer; None for the shape of a hidden one
+    in_list: bool
+    may_be_stacked: bool  # no list of layers above it, or matrices with its first axis in the tree
+
+    @property
+    def axes(self) -> int:
+        """How many axes are longer than 1: `cls` of shape (1, 1, d) is a vector."""
+        return sum(n > 1 for n in self.shape)
 
 
-def _decide(leaf: _Leaf) -> tuple[Role, str]:
-    """Role and reason: by the leaf's own name, else by the layer that holds it, else by its rank."""
-    return _by_name(leaf) or _by_layer(leaf) or _by_rank(leaf)
-
-
-def _by_name(leaf: _Leaf) -> tuple[Role, str] | None:
-    name, rank = leaf.name.lower(), len(leaf.shape)
-    reason = f"named {leaf.name!r}"
-    if rank >= 2 and ("lora" in name or ("lora" in leaf.parent and name in ("a", "b"))):
-        return "weight", f"{reason}: LoRA"
-    if _EMBEDDING.search(name):
-        return ("embedding", reason) if rank >= 2 else ("other", f"{reason}: rank {rank} is no table")
-    if _BIAS.search(name) or _SHORT_BIAS.search(leaf.name):
-        return "bias", reason
-    if _TOKEN.search(name):
-        return "other", reason
-    if _SCALE.search(name):
-        return ("norm", reason) if rank else ("other", f"{reason}: a scalar")
-    if name.endswith("kernel") or (_KERNEL.search(name) and not _NORM.search(leaf.parent)):
-        return "weight", reason
-    return None
-
-
-def _by_layer(leaf: _Leaf) -> tuple[Role, str] | None:
-    reason = f"in {leaf.parent!r}"
-    if not leaf.name and (_BIAS.search(leaf.parent) or _SHORT_BIAS.search(leaf.parent)):
-        return "bias", reason
-    # A norm's scale has the shape of its bias; a `weight` whose bias is smaller is a matrix, whatever holds it.
-    matrix = _WEIGHT.search(leaf.name.lower()) and leaf.bias_shape not in (None, leaf.shape)
-    if _NORM.search(leaf.parent) and not matrix:
-        return "norm", reason
-    if _EMBEDDING.search(leaf.parent) and len(leaf.shape) >= 2:
-        return "embedding", reason
-    return None
-
-
-def _by_rank(leaf: _Leaf) -> tuple[Role, str]:
-    rank = len(leaf.shape)
-    if not _WEIGHT.search(leaf.name.lower()):
-        return ("weight", f"rank {rank}") if rank >= 2 else ("other", f"rank {rank}, no telling name")
-    if rank and leaf.shape == leaf.bias_shape:
-        return "norm", "same shape as the bias beside it"
-    return ("weight", f"named {leaf.name!r}") if rank >= 2 else ("norm", f"{leaf.name!r} of rank {rank}")
+_Decision = tuple[Role, str]
 
 
 def parameters(params: Any) -> list[Parameter]:
@@ -135,38 +63,146 @@ def parameters(params: Any) -> list[Parameter]:
 
     Returns:
       One `Parameter` per leaf. Leaves that are not floating point or complex are "other".
+
+    Raises:
+      TypeError: where a leaf is no array.
+      ValueError: where two leaves have one path.
     """
     return list(iterate(params))
 
 
+def read(params: Any) -> tuple[list[Parameter], list[str]]:
+    """`parameters`, and the paths that `optax.masked` or `optax.partition` hide."""
+    leaves, hidden = paths.leaves(params)
+    return list(_read(leaves, hidden)), hidden
+
+
 def iterate(params: Any) -> Iterator[Parameter]:
-    """`parameters`, one by one, for who needs only the first."""
-    leaves = flatten(params)[0]
-    shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in leaves}
-    for path, leaf in leaves:
-        dtype = jnp.result_type(leaf)
-        *layers, name = path.split("/")
-        named = [layer for layer in layers if not layer.isdigit()]
-        bias_shape = shapes.get("/".join([*layers, "bias"]))
-        about = _Leaf("" if name.isdigit() else name, named[-1].lower() if named else "", shapes[path], bias_shape)
-        if not jnp.issubdtype(dtype, jnp.inexact):
-            role, reason = "other", f"{dtype} is not trained"
-        else:
-            role, reason = _decide(about) if path else ("weight", "the only parameter")
-        yield Parameter(path, shapes[path], dtype, role, reason)
+    """Lazy version of `parameters`."""
+    return _read(*paths.leaves(params))
 
 
-def unwrap(params: Any) -> Any:
-    """`params` with every node that only wraps one array in `.value` (an `nnx.Variable`) replaced by it."""
+def _read(leaves: list[paths.Leaf], hidden: list[str]) -> Iterator[Parameter]:
+    shapes = [_shape(leaf) for leaf in leaves]
+    layers: dict[str, dict[str, Shape | None]] = defaultdict(dict)
+    for path, shape in [*((h, None) for h in hidden), *((p.path, s) for p, s in zip(leaves, shapes, strict=True))]:
+        layer, _, name = path.rpartition("/")
+        layers[layer][name] = shape
+    stacks = {shape[:1] for shape in shapes if len(shape) == 3}
+    for i, leaf in enumerate(leaves):
+        layer, _, name = leaf.path.rpartition("/")
+        parts = leaf.path.split("/")
+        named = ["", "", *(part for part in parts if not part.isdigit())]
+        may_be_stacked = len(named) == len(parts) + 2 or shapes[i][:1] in stacks
+        about = _Leaf(named[-1], named[-2], shapes[i], layers[layer], name.isdigit(), may_be_stacked)
+        after = shapes[i + 1] if i + 1 < len(leaves) else None
+        yield _parameter(leaf, about, after)
 
-    def child(node: Any) -> tuple[Any, ...]:
-        try:
-            return tuple(jax.tree_util.default_registry.flatten_one_level_with_keys(node)[0])
-        except (ValueError, TypeError):
-            return ()
 
-    def wraps(node: Any) -> bool:
-        children = child(node)
-        return len(children) == 1 and children[0][0] == jax.tree_util.GetAttrKey("value")
+def _parameter(leaf: paths.Leaf, about: _Leaf, after: Shape | None) -> Parameter:
+    dtype = getattr(leaf.value, "dtype", None) or jnp.result_type(leaf.value)
+    dtype = jnp.dtype(dtype) if isinstance(dtype, str) else dtype  # a Keras variable's
+    known = lambda role, reason, doubt="": Parameter(leaf.path, about.shape, dtype, role, reason, doubt)
+    if not jnp.issubdtype(dtype, jnp.inexact):
+        return known("other", f"{dtype} is not trained")
+    if not leaf.path:
+        return known("weight", "the only parameter")
+    if named := _by_name(about) or _by_layer(about):
+        return known(*named)
+    if about.in_list and len(about.shape) >= 2 and after == about.shape[-1:] and (about.axes >= 2 or after == (1,)):
+        return known("weight", f"rank {len(about.shape)}, and its bias follows", KEYLESS if leaf.keyless else BY_RANK)
+    role, reason = _by_rank(about)
+    return known(role, reason, _doubt(about, role, leaf.keyless))
 
-    return jax.tree.map(lambda x: child(x)[0][1] if wraps(x) else x, params, is_leaf=wraps)
+
+def _doubt(leaf: _Leaf, role: Role, keyless: bool) -> str:
+    """Why a role that the rank decided may be wrong; one that doesn't decay is a harmless guess."""
+    if role == "weight" and leaf.in_list:
+        return KEYLESS if keyless else UNNAMED
+    if role == "weight" and None in [leaf.beside.get(b, ()) for b in words.biases_of(leaf.name)]:
+        sure = len(leaf.shape) != 2 or not leaf.may_be_stacked or words.is_matrix_layer(leaf.parent)
+        return "" if sure else HIDDEN
+    return "" if words.says_weight(leaf.name) and (leaf.parent or "bias" in leaf.beside) else BY_RANK
+
+
+def _by_name(leaf: _Leaf) -> _Decision | None:
+    """By the last word of the leaf's name that says something."""
+    reason = f"in {leaf.name!r}" if leaf.in_list else f"named {leaf.name!r}"
+    kind, rank = words.of_leaf(leaf.name), len(leaf.shape)
+    layer = words.of_layer(leaf.parent)
+    if rank >= 2 and words.is_lora(leaf.parent, leaf.name):
+        return "weight", f"{reason}: LoRA"
+    if words.is_state_space(leaf.name, leaf.beside):
+        return "other", f"{reason}: state space"
+    if kind == "bias" or _is_bias(leaf):
+        return "bias", reason
+    if kind == "embedding" and layer == "bias":
+        return "bias", f"{reason}, in {leaf.parent!r}"
+    if kind == "embedding":
+        return _embedding(leaf, reason)
+    if kind == "token":
+        return "other", reason
+    if kind == "matrix" and leaf.parent == "scales" and not _is_matrix(leaf):
+        return "norm", f"{reason} of {leaf.parent!r}"  # NNX's WeightNorm
+    if kind in ("scale", "norm") and not _is_matrix(leaf):
+        return ("norm", reason) if rank else ("other", f"{reason}: a scalar")
+    if kind == "matrix" and (layer != "norm" or _is_matrix(leaf)):
+        any_rank = words.is_kernel(leaf.name) and not leaf.in_list
+        return ("weight", reason) if any_rank or leaf.axes >= 2 else None
+    return None
+
+
+def _by_layer(leaf: _Leaf) -> _Decision | None:
+    """By the layer that holds it."""
+    reason, kind = f"in {leaf.parent!r}", words.of_layer(leaf.parent)
+    if kind == "embedding" and len(leaf.shape) >= 2:
+        return _embedding(leaf, reason)
+    if _is_matrix(leaf):
+        return None
+    if kind == "norm":
+        return "norm", reason
+    roles = {"bias": "bias", "scale": "norm", "token": "other"}
+    return (roles[kind], reason) if kind in roles and words.is_plain(leaf.name) else None
+
+
+def _embedding(leaf: _Leaf, reason: str) -> _Decision:
+    """A table of vectors; that of one thing is a vector, as a token is."""
+    one = words.is_one_vector(leaf.name) or math.prod(leaf.shape[:-1]) == 1
+    return ("other", f"{reason}: one vector is no table") if one else ("embedding", reason)
+
+
+def _by_rank(leaf: _Leaf) -> _Decision:
+    if not words.says_weight(leaf.name):
+        return ("weight", f"rank {leaf.axes}") if leaf.axes >= 2 else ("other", f"rank {leaf.axes}, no telling name")
+    if leaf.shape and leaf.shape == leaf.beside.get("bias"):
+        return "norm", "same shape as the bias beside it"
+    rank = len(leaf.shape)
+    return ("weight", f"named {leaf.name!r}") if rank >= 2 else ("norm", f"{leaf.name!r} of rank {rank}")
+
+
+def _is_matrix(leaf: _Leaf) -> bool:
+    """Whether the bias beside it has another shape: a norm's scale has that of its bias."""
+    return any(leaf.beside.get(bias) not in (None, leaf.shape) for bias in words.biases_of(leaf.name))
+
+
+def _is_bias(leaf: _Leaf) -> bool:
+    """Whether the weight beside it fits: `gating_b` is one beside `gating_w`; `q_b` without `q_w` is a matrix."""
+    partners = [leaf.beside[name] for name in words.weights_of(leaf.name) if name in leaf.beside]
+    return any(shape is None or _fits(leaf.shape, shape) for shape in partners)
+
+
+def _fits(bias: Shape, weight: Shape) -> bool:
+    """Whether the bias's axes are the weight's first ones (of a stack) and last ones (outputs)."""
+    cut = len(weight) - len(bias)
+    return cut > 0 and any(bias == weight[:n] + weight[n + cut :] for n in range(len(bias) + 1))
+
+
+def _shape(leaf: paths.Leaf) -> Shape:
+    if not hasattr(leaf.value, "shape") and not isinstance(leaf.value, bool | int | float | complex):
+        what = f"params: {leaf.path!r}" if leaf.path else "params"
+        short = f" {leaf.value!r}" if len(repr(leaf.value)) < 40 else ""
+        raise TypeError(
+            f"{what} is a {type(leaf.value).__name__}{short}, not an array: pass arrays only, such as "
+            "model.init(key, inputs)['params'] of a Linen module, eqx.filter(model, eqx.is_inexact_array) of Equinox'"
+        )
+    return tuple(leaf.value.shape) if hasattr(leaf.value, "shape") else ()
