@@ -28,6 +28,7 @@ examples: $(VENV)/.installed
 	$(BIN)/python examples/transformer.py --epochs=2 --seeds=2 --weight_decay=3
 	$(BIN)/python examples/gan.py --steps=300 --seeds=2 --weight_decay=1
 	$(BIN)/python examples/reinforce.py --updates=10 --seeds=2
+	$(BIN)/python examples/muon.py --epochs=3
 	$(BIN)/python examples/learning_rate_schedules.py --steps=400
 	$(BIN)/python examples/ema_momentum_rmsprop_adam.py
 	$(BIN)/python examples/finetune_anchor.py --steps=100 --epochs=10 --seeds=2

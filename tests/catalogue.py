@@ -12,7 +12,12 @@ import wd_optax as wd
 from wd_optax import decay, optimizers, wrap
 
 LEARNING_RATE, WEIGHT_DECAY, RATE = 0.5, 0.2, 0.1  # 10 % per step by any route
-REQUIRED = {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "rate": RATE}
+REQUIRED = {
+    "direction": optax.identity(),
+    "learning_rate": LEARNING_RATE,
+    "weight_decay": WEIGHT_DECAY,
+    "rate": RATE,
+}
 
 
 FACTORIES: dict[str, Callable[..., Any]] = {
@@ -27,8 +32,8 @@ takes = lambda name, argument: argument in inspect.signature(FACTORIES[name]).pa
 def build(name: str, **options: Any) -> optax.GradientTransformationExtraArgs:
     """`name` with the options it takes, and a required argument's default above where none is given."""
     arguments = {k: v for k, v in (REQUIRED | options).items() if takes(name, k)}
-    if takes(name, "optimizer"):
-        arguments.setdefault("optimizer", optax.sgd(arguments["learning_rate"]))
+    if takes(name, "optimizer") and "optimizer" not in arguments:
+        arguments["optimizer"] = optax.sgd(arguments["learning_rate"])
     return FACTORIES[name](**arguments)
 
 

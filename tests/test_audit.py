@@ -76,7 +76,7 @@ OPTAX = {
     ),
     "decay and adamw": (optax.chain(L2, optax.adamw(LR)), all_are("decays twice")),
     "schedule_free and one decay": (
-        optax.chain(optax.contrib.schedule_free(optax.sgd(LR), LR), wd.shrink(WD)),
+        optax.chain(optax.contrib.schedule_free(optax.sgd(LR), LR), wd.shrink(WD, None)),
         all_are("not scaled by lr"),
     ),
     "two in a row": (optax.chain(L2, L2, optax.sgd(LR)), all_are("decays twice")),
@@ -103,7 +103,7 @@ OPTAX = {
         all_are("unknown"),
     ),
     "noise": (
-        optax.chain(optax.add_noise(0.01, 0.5, key=3), optax.sgd(LR), wd.shrink(WD)),
+        optax.chain(optax.add_noise(0.01, 0.5, key=3), optax.sgd(LR), wd.shrink(WD, None)),
         all_are("not scaled by lr"),
     ),
     "line search": (optax.chain(optax.sgd(LR), optax.scale_by_backtracking_linesearch(3)), all_are("spared")),
@@ -113,15 +113,14 @@ OPTAX = {
     "constant coupling": (wd.adamw(LR, weight_decay=WD, coupling="constant"), weights("not scaled by lr")),
     "corrected coupling": (wd.adamw(LR, weight_decay=WD, coupling="corrected"), weights("decays")),
     "momentum and L2": (wd.sgd_l2(LR, weight_decay=WD, momentum=0.9), weights("in momentum")),
-    "L1": (optax.chain(optax.adam(LR), wd.proximal(LR, penalty="l1")), all_are("not proportional")),
+    "L1": (optax.chain(optax.adam(LR), wd.proximal(LR, None, penalty="l1")), all_are("not proportional")),
 }
 OPTAX["too much"] = (optax.chain(optax.add_decayed_weights(2.0), optax.sgd(1.0)), all_are("too much"))
 OURS = {
     "adam_l2": weights("coupled: λ cancels"),
     "add_decayed_weights": all_are("decays"),
-    "add_l2_to_loss": all_are("decays"),
-    "shrink": all_are("not scaled by lr"),
-    "proximal": all_are("not scaled by lr"),
+    "shrink": weights("not scaled by lr"),
+    "proximal": weights("not scaled by lr"),
 }
 CASES = OPTAX | {f"wd.{name}": (optimizer(name), OURS.get(name, weights("decays"))) for name in NAMES}
 

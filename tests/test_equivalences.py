@@ -83,12 +83,14 @@ def test_s01_both_l2_conventions_and_the_transform_that_equals_them(problem, mas
 
 def test_s01_values_and_gradients_of_the_penalties():
     params = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([3.0])}
-    assert float(wd.l2_penalty(params, 0.1)) == pytest.approx(0.1 / 2 * 14, rel=1e-15)
-    assert float(wd.l2_penalty(params, 0.1, half=False)) == pytest.approx(0.1 * 14, rel=1e-15)
-    assert float(wd.l2_penalty(params, 0.1, "weights")) == pytest.approx(0.1 / 2 * 5, rel=1e-15)
+    assert float(wd.l2_penalty(params, 0.1, None)) == pytest.approx(0.1 / 2 * 14, rel=1e-15)
+    assert float(wd.l2_penalty(params, 0.1, None, half=False)) == pytest.approx(0.1 * 14, rel=1e-15)
+    assert float(wd.l2_penalty(params, 0.1)) == pytest.approx(0.1 / 2 * 5, rel=1e-15)  # weights by default
+    assert float(wd.l1_penalty(params, 0.1)) == pytest.approx(0.1 * 3, rel=1e-15)
     assert float(wd.l1_penalty(params, 0.1, [("kernel", 0.5)])) == pytest.approx(0.1 * 0.5 * 3, rel=1e-15)
-    chex.assert_trees_all_close(jax.grad(wd.l2_penalty)(params, 0.1), jax.tree.map(lambda p: 0.1 * p, params), **SAME)
-    doubled = jax.grad(lambda p: wd.l2_penalty(p, 0.1, half=False))(params)
+    by_grad = jax.grad(lambda p: wd.l2_penalty(p, 0.1, None))(params)
+    chex.assert_trees_all_close(by_grad, jax.tree.map(lambda p: 0.1 * p, params), **SAME)
+    doubled = jax.grad(lambda p: wd.l2_penalty(p, 0.1, None, half=False))(params)
     chex.assert_trees_all_close(doubled, jax.tree.map(lambda p: 0.2 * p, params), **SAME)
     signs = jax.grad(wd.l1_penalty)({"kernel": jnp.array([2.0, -3.0, 0.0])}, 0.1)["kernel"]
     chex.assert_trees_all_close(signs, jnp.array([0.1, -0.1, 0.0]), **SAME)
@@ -124,6 +126,49 @@ def test_s03_l2_and_decay_are_one_trajectory_under_sgd(problem, lr, weight_decay
         shrunk = optax.chain(optax.sgd(lr), wd.shrink(wd.decay_rate(weight_decay, learning_rate=lr), mask))
         chex.assert_trees_all_close(l2, train(shrunk, params, loss), **SAME)
     assert distance(l2, train(optax.sgd(lr), params, loss)) > 1e-3  # and the decay is there
+
+
+@pytest.mark.parametrize("lr", [LR, FALLING], ids=["constant lr", "scheduled lr"])
+def test_s03_one_trajectory_at_the_defaults(lr):
+    """The README's sentence, with no mask given: in the loss, in the gradient, after the learning rate, and by name."""
+    params, loss = tiny()
+    rate = wd.decay_rate(WD, learning_rate=lr)
+    ways = {
+        "sgd_l2": (wd.sgd_l2(lr, weight_decay=WD), loss),
+        "sgdw": (wd.sgdw(lr, weight_decay=WD), loss),
+        "with_decay": (wd.with_decay(optax.sgd(lr), learning_rate=lr, weight_decay=WD), loss),
+        "decoupled": (wd.decoupled(optax.identity(), lr, weight_decay=WD), loss),
+        "coupled": (wd.coupled(optax.identity(), lr, weight_decay=WD), loss),
+        "add_l2_to_loss": (optax.chain(wd.add_l2_to_loss(WD), optax.sgd(lr)), loss),
+        "shrink": (optax.chain(optax.sgd(lr), wd.shrink(rate)), loss),
+        "l2_penalty": (optax.sgd(lr), lambda p: loss(p) + wd.l2_penalty(p, WD)),
+    }
+    paths = {name: train(tx, params, objective) for name, (tx, objective) in ways.items()}
+    for name, path in paths.items():
+        chex.assert_trees_all_close(path, paths["sgdw"], **SAME, custom_message=name)
+    everything = optax.chain(
+        wd.add_decayed_weights(WD), optax.scale_by_learning_rate(lr)
+    )  # Optax's default: biases too
+    assert distance(train(everything, params, loss), paths["sgdw"]) > 1e-4
+    assert distance(train(optax.sgd(lr), params, loss), paths["sgdw"]) > 1e-4
+    # and the proximal form, up to O(η²)
+    proximal = train(optax.chain(optax.sgd(lr), wd.proximal(rate)), params, loss)
+    assert distance(proximal, paths["sgdw"]) < LR**2
+
+
+def test_the_defaults_spare_biases_everywhere_but_in_optaxs_transform():
+    params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "norm": {"scale": jnp.ones(2)}}
+    zeros = optax.tree.zeros_like(params)
+    for name in ("add_l2_to_loss", "shrink", "proximal", "add_decayed_weights"):
+        tx = getattr(wd, name)(0.1)
+        updates, _ = tx.update(zeros, tx.init(params), params)
+        assert (updates["dense"]["kernel"] != 0).all()
+        spared = [bool((u == 0).all()) for u in (updates["dense"]["bias"], updates["norm"]["scale"])]
+        assert spared == [name != "add_decayed_weights"] * 2
+    for penalty in (wd.l2_penalty, wd.l1_penalty):
+        slope = jax.grad(penalty)(params, 0.1)
+        assert (slope["dense"]["kernel"] == 0.1).all()
+        assert (slope["dense"]["bias"] == 0).all()
 
 
 def test_s03_with_momentum_they_differ_by_what_momentum_remembers_of_the_decay():
@@ -233,7 +278,7 @@ def test_s15_l2_and_decay_diverge_under_adam(problem):
     params, loss = PROBLEMS[problem]()
     l2, decay = (train(f(LR, weight_decay=WD, mask=None), params, loss) for f in (wd.adam_l2, wd.adamw))
     assert distance(l2, decay) > 1e-2
-    penalised = lambda p: loss(p) + wd.l2_penalty(p, WD)
+    penalised = lambda p: loss(p) + wd.l2_penalty(p, WD, None)
     chex.assert_trees_all_close(l2, train(optax.adam(LR), params, penalised), **SAME)
     assert distance(train(optax.adam(LR), params, penalised), decay) > 1e-2
 
@@ -315,7 +360,7 @@ def test_adamprox_is_adamw_up_to_the_square_of_the_learning_rate():
 
     def gap(lr):
         prox = optax.chain(optax.adam(lr), wd.proximal(wd.decay_rate(WD, learning_rate=lr)))
-        one = [train(tx, params, loss, 1) for tx in (prox, wd.adamw(lr, weight_decay=WD, mask=None))]
+        one = [train(tx, params, loss, 1) for tx in (prox, wd.adamw(lr, weight_decay=WD))]
         return distance(*one)
 
     assert gap(0.01) > 1e-8
@@ -363,6 +408,38 @@ def test_cautious_decay_acts_only_where_it_agrees_with_the_update(place):
     chex.assert_trees_all_close(got, bare - jnp.where(agrees, LR * WD * p["kernel"], 0.0), **SAME)
 
 
+CAUTIOUS = {
+    "decoupled": lambda lr, **options: wd.decoupled(optax.identity(), lr, **options),
+    "sgdw": wd.sgdw,
+    "sgdw, rounded": lambda lr, **options: wd.sgdw(lr, rounding="nearest", **options),
+}
+
+
+@pytest.mark.parametrize("place", CAUTIOUS)
+@pytest.mark.parametrize(("lr", "dtype"), [(0.0, jnp.float32), (lambda t: 0.0 * t, jnp.float64), (1e-6, jnp.float16)])
+def test_cautious_decay_gates_on_the_direction_where_the_step_is_zero(place, lr, dtype):
+    """In a warm-up's first step, and where η·u underflows: 1e-6·1e-3 is 0 in float16."""
+    p = {"kernel": jnp.array([[2.0, 2.0, -2.0, -2.0, 2.0]], dtype)}
+    g = {"kernel": jnp.array([[1e-3, -1e-3, 1e-3, -1e-3, 0.0]], dtype)}
+    options = {"weight_decay": 0.25, "coupling": "constant", "mask": None}
+    tx = CAUTIOUS[place](lr, cautious=True, **options)
+    updates, _ = tx.update(g, tx.init(p), p)
+    agrees = [[True, False, False, True, True]]
+    np.testing.assert_array_equal(np.asarray(updates["kernel"], float), np.where(agrees, -0.25 * p["kernel"], 0))
+
+
+def test_cautious_decay_of_a_finished_optimizer_waits_for_the_first_step():
+    """Its direction can't be seen in a step of 0: where η is 0, nothing decays."""
+    p, g = {"kernel": jnp.array([[2.0, 2.0]])}, {"kernel": jnp.array([[1.0, -1.0]])}
+    warm_up = lambda t: 0.1 * t
+    options = {"weight_decay": 0.25, "coupling": "constant", "cautious": True}
+    tx = wd.with_decay(optax.sgd(warm_up), learning_rate=warm_up, **options)
+    first, state = tx.update(g, tx.init(p), p)
+    second, _ = tx.update(g, state, p)
+    np.testing.assert_array_equal(first["kernel"], [[0, 0]])
+    np.testing.assert_allclose(second["kernel"], [[-0.1 - 0.5, 0.1]], rtol=1e-12)
+
+
 @pytest.mark.parametrize("anchor", ["init", "tree"])
 def test_decay_goes_toward_the_anchor(anchor):
     params = {"kernel": jnp.array([[2.0, -1.0]])}
@@ -401,6 +478,21 @@ def test_s19_l2_never_reaches_zero_and_the_l1_proximal_step_does():
     assert [int(np.argmax(l1[:, i] == 0)) + 1 for i in range(3)] == pytest.approx([100, 50, 1], abs=1)
     penalised = lambda p: wd.l1_penalty(p, 0.1)  # the same λ as a subgradient: small, never zero
     assert np.all(train(optax.sgd(0.1), {"w": jnp.array([1.0, -0.503, 0.0017])}, penalised, 200)["w"][-1] != 0)
+
+
+@pytest.mark.parametrize(("dtype", "steps"), [(jnp.float32, 1), (jnp.bfloat16, 3)])
+def test_s19_exact_zeros_need_an_update_of_the_parameters_type(dtype, steps):
+    """A float32 weight and a bfloat16 update: 8 bits of the weight per step. `in_float32` gives a float32 update."""
+    weights = {"w": jax.random.uniform(jax.random.key(0), (1000,), jnp.float32, -1e-2, 1e-2)}
+    zero = {"w": jnp.zeros(1000, dtype)}
+    tx = optax.chain(optax.sgd(0.1), wd.proximal(0.01, None, penalty="l1"))
+    for wrapped, needed in ((tx, steps), (wd.in_float32(tx), 1)):
+        p, state = weights, wrapped.init(weights)
+        for step in range(needed):
+            assert step == 0 or (p["w"] != 0).any()
+            updates, state = wrapped.update(zero, state, p)
+            p = optax.apply_updates(p, updates)
+        np.testing.assert_array_equal(p["w"], np.zeros(1000, np.float32))
 
 
 @pytest.mark.parametrize("c", [0.01, 0.05])

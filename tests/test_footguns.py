@@ -25,7 +25,13 @@ PARAMS = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2,))}}
 KERNEL_ONLY = {"dense": {"kernel": True, "bias": False}}
 ZEROS, ONES = optax.tree.zeros_like(PARAMS), optax.tree.ones_like(PARAMS)
 BFLOAT16 = optax.tree.cast(PARAMS, jnp.bfloat16)
-GIVEN = {"optimizer": optax.sgd(0.1), "learning_rate": 0.1, "weight_decay": 0.1, "rate": 0.1}
+GIVEN = {
+    "optimizer": optax.sgd(0.1),
+    "direction": optax.identity(),
+    "learning_rate": 0.1,
+    "weight_decay": 0.1,
+    "rate": 0.1,
+}
 
 
 def parameters(name):
@@ -188,9 +194,9 @@ def test_f10_stacked_norm_scales_have_rank_two(lift):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_f12_second_positional_argument(name):
-    first = next(iter(parameters(name)))
-    with pytest.raises(TypeError, match=rf"{name}\(\) takes 1 positional argument but 2 were given"):
-        getattr(wd, name)(GIVEN[first], 0.1)
+    taken = ["direction", "learning_rate"] if "direction" in parameters(name) else [next(iter(parameters(name)))]
+    with pytest.raises(TypeError, match=rf"{name}\(\) takes {len(taken)} positional arguments? but"):
+        getattr(wd, name)(*(GIVEN[argument] for argument in taken), 0.1)
 
 
 def test_f13_decay_after_the_learning_rate():
@@ -245,6 +251,28 @@ def test_f17_an_equilibrium_needs_numbers_that_can_be_meant(argument):
     for bad in ("0.1", None):
         with pytest.raises(TypeError, match=f"{argument} must be a number"):
             call(bad)
+
+
+@pytest.mark.parametrize("argument", ["size", "gradient_rms"])
+def test_f17_an_equilibrium_of_nothing(argument):
+    call = lambda value: wd.equilibrium(
+        0.1, weight_decay=0.1, optimizer="sgdw", **{"size": 10, "gradient_rms": 1.0} | {argument: value}
+    )
+    assert call(5).norm > 0
+    for bad in (-5, 0, float("nan"), jnp.float32(-1), jnp.array([1.0, -5.0])):
+        with pytest.raises(ValueError, match=rf"{argument}=.* must be "):
+            call(bad)
+    with pytest.raises(TypeError, match=f"{argument} must be a number"):
+        call("5")
+
+
+def test_f17_an_equilibrium_of_arrays_is_checked_in_every_entry():
+    for bad in ([0.1, -0.1], [0.1, float("nan")]):
+        with pytest.raises(ValueError, match=r"learning_rate=.* must be finite and not negative"):
+            wd.equilibrium(jnp.array(bad), weight_decay=0.1)
+    with pytest.raises(ValueError, match="removes 2 of each weight per step"):
+        wd.equilibrium(jnp.array([0.1, 2.0]), weight_decay=1.0)
+    chex.assert_shape(wd.equilibrium(jnp.array([0.1, 0.2]), weight_decay=0.1, size=4).norm, (2,))
 
 
 @pytest.mark.parametrize(
@@ -361,7 +389,7 @@ def schedule(step):
 
 VARIANTS = {
     "constant": adamw(),
-    "array": wd.adamw(jnp.float32(0.1), weight_decay=np.float64(0.1)),
+    "NumPy": wd.adamw(np.float32(0.1), weight_decay=np.float64(0.1)),
     "schedules": wd.adamw(schedule, weight_decay=schedule),
     "no mask": adamw(mask=None),
     "rules": adamw(mask=[("kernel", 0.5), (".*", 0)]),
@@ -398,7 +426,7 @@ def test_f24_restore_into_another_variant(after, through, tmp_path):
     (resumed, end), (kept, _) = (run(tx, params, s, range(3, 5)) for s in (restored, state))
     chex.assert_trees_all_equal(resumed, kept)
     chex.assert_trees_all_equal_shapes_and_dtypes(end, state)
-    assert int(end.count) == int(end.inner.count) == 5
+    assert int(end.step) == int(end.inner.count) == 5
 
 
 def as_made(state, path):
@@ -475,8 +503,9 @@ def test_f24_migrate_parameters_named_like_fields(layer, momentum):
         old, new = optax.sgd(schedule, momentum=0.9), wd.sgdw(0.1, weight_decay=0.1, momentum=0.9)
     params, old_state = run(old, params, old.init(params), range(2))
     state = wd.migrate_state(old_state, new, params)
-    chex.assert_trees_all_equal(state.inner, old_state[0])
-    assert int(state.count) == 2
+    for field in old_state[0]._fields:
+        chex.assert_trees_all_equal(getattr(state.inner, field), getattr(old_state[0], field))
+    assert int(state.step) == int(state.inner.count) == 2
 
 
 def test_f24_migrate_what_does_not_fit():
@@ -527,7 +556,7 @@ def test_f28_no_decay_in_a_skipped_step():
         updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
         assert_left(params, left)
-        assert int(state.inner_state.count) == count
+        assert int(state.inner_state.step) == count
 
 
 @all_transforms

@@ -290,7 +290,7 @@ def trained(framework: str, optimizer: str, mask: str, anchor: str | None) -> Tr
     loop = build(framework, optimizer, mask=MASKS[mask], anchor=anchor)
     before = layout(loop)
     losses = [loop.step() for _ in range(STEPS)]
-    return Trained((before, layout(loop)), int(jnp.asarray(loop.opt_state.count)), losses, loop.weights)
+    return Trained((before, layout(loop)), int(jnp.asarray(loop.opt_state.step)), losses, loop.weights)
 
 
 @every_framework

@@ -42,7 +42,7 @@ SCHEDULE, CORRECTED, CONSTANT = (
 def after(λ, **coupling):
     """Decay after the step, (1 − c)·(p + u), as a proximal step: (p + u)/(1 + c/(1 − c)) is the same number."""
     c = wd.decay_rate(λ, learning_rate=lr, **coupling)
-    return wd.proximal(lambda step: c(step) / (1 - c(step)))
+    return wd.proximal(lambda step: c(step) / (1 - c(step)), None)
 
 
 def root_bc2(step, b2=0.999):
@@ -84,22 +84,24 @@ TWINS = {
     ),
     # g += λp before the moments
     "torch/adam": lambda λ: wd.adam_l2(lr, weight_decay=λ, mask=None),
-    "torch/adam_amsgrad": lambda λ: optax.chain(wd.add_l2_to_loss(λ), amsgrad(1e-8), by_lr),
+    "torch/adam_amsgrad": lambda λ: optax.chain(wd.add_l2_to_loss(λ, None), amsgrad(1e-8), by_lr),
     "torch/rmsprop": lambda λ: optax.chain(
-        wd.add_l2_to_loss(λ), optax.scale_by_rms(0.99, 1e-8, eps_in_sqrt=False), by_lr
+        wd.add_l2_to_loss(λ, None), optax.scale_by_rms(0.99, 1e-8, eps_in_sqrt=False), by_lr
     ),
     "torch/rmsprop_momentum": lambda λ: optax.chain(
-        wd.add_l2_to_loss(λ), optax.scale_by_rms(0.99, 1e-8, eps_in_sqrt=False), optax.trace(0.9), by_lr
+        wd.add_l2_to_loss(λ, None), optax.scale_by_rms(0.99, 1e-8, eps_in_sqrt=False), optax.trace(0.9), by_lr
     ),
     "torch/rmsprop_centered": lambda λ: optax.chain(
-        wd.add_l2_to_loss(λ), optax.scale_by_stddev(0.99, 1e-8, eps_in_sqrt=False), optax.trace(0.9), by_lr
+        wd.add_l2_to_loss(λ, None), optax.scale_by_stddev(0.99, 1e-8, eps_in_sqrt=False), optax.trace(0.9), by_lr
     ),
-    "torch/radam": lambda λ: optax.chain(wd.add_l2_to_loss(λ), eps_not_corrected(optax.scale_by_radam, 1e-8), by_lr),
-    "torch/adagrad_eps0": lambda λ: optax.chain(wd.add_l2_to_loss(λ), optax.scale_by_rss(0.0, 0.0), by_lr),
-    "torch/adadelta": lambda λ: optax.chain(wd.add_l2_to_loss(λ), optax.scale_by_adadelta(0.9, 1e-6), by_lr),
-    "torch/adamax": lambda λ: optax.chain(wd.add_l2_to_loss(λ), optax.scale_by_adamax(), by_lr),
+    "torch/radam": lambda λ: optax.chain(
+        wd.add_l2_to_loss(λ, None), eps_not_corrected(optax.scale_by_radam, 1e-8), by_lr
+    ),
+    "torch/adagrad_eps0": lambda λ: optax.chain(wd.add_l2_to_loss(λ, None), optax.scale_by_rss(0.0, 0.0), by_lr),
+    "torch/adadelta": lambda λ: optax.chain(wd.add_l2_to_loss(λ, None), optax.scale_by_adadelta(0.9, 1e-6), by_lr),
+    "torch/adamax": lambda λ: optax.chain(wd.add_l2_to_loss(λ, None), optax.scale_by_adamax(), by_lr),
     "torch/asgd": lambda λ: optax.chain(
-        wd.add_l2_to_loss(λ), optax.sgd(asgd_eta), wd.shrink(lambda step: 1e-4 * asgd_eta(step))
+        wd.add_l2_to_loss(λ, None), optax.sgd(asgd_eta), wd.shrink(lambda step: 1e-4 * asgd_eta(step), None)
     ),
     # p *= 1 − ηλ, then the step
     "torch/adamw": lambda λ: wd.adamw(lr, weight_decay=λ, mask=None),
@@ -115,7 +117,7 @@ TWINS = {
     "timm/adamw_amsgrad": lambda λ: wd.with_decay(optax.chain(amsgrad(1e-8), by_lr), weight_decay=λ, **ETA),
     "timm/lion": lambda λ: wd.with_decay(optax.chain(optax.scale_by_lion(0.9, 0.99), by_lr), weight_decay=λ, **ETA),
     "timm/rmsproptf": lambda λ: optax.chain(
-        wd.add_l2_to_loss(λ), optax.rmsprop(lr, 0.9, 1e-10, initial_scale=1.0, momentum=0.9)
+        wd.add_l2_to_loss(λ, None), optax.rmsprop(lr, 0.9, 1e-10, initial_scale=1.0, momentum=0.9)
     ),
     "timm/rmsproptf_decoupled": lambda λ: wd.with_decay(
         optax.rmsprop(lr, 0.9, 1e-10, initial_scale=1.0, momentum=0.9), weight_decay=λ, **ETA
@@ -153,7 +155,7 @@ TWINS = {
     # optimī: L2, decouple_wd, and decouple_lr: p *= 1 − (η_t/η_max)·λ
     "optimi/sgd": lambda λ: wd.sgd_l2(lr, weight_decay=λ, mask=None),
     "optimi/sgd_momentum": lambda λ: wd.sgd_l2(lr, weight_decay=λ, momentum=0.9, mask=None),
-    "optimi/sgd_dampening": lambda λ: optax.chain(wd.add_l2_to_loss(λ), optax.ema(0.9, debias=False), by_lr),
+    "optimi/sgd_dampening": lambda λ: optax.chain(wd.add_l2_to_loss(λ, None), optax.ema(0.9, debias=False), by_lr),
     "optimi/sgd_decouple_wd": lambda λ: wd.sgdw(lr, weight_decay=λ, momentum=0.9, mask=None),
     "optimi/sgd_decouple_lr": lambda λ: wd.sgdw(
         lr, weight_decay=λ, momentum=0.9, coupling="schedule", peak_learning_rate=PEAK, mask=None
@@ -255,9 +257,9 @@ MUON = "Newton-Schulz runs in bfloat16 whatever the parameters' dtype; the decay
 
 # golden: (why no call here gives its direction, λ -> the reference direction under our decay)
 NO_TWIN = {
-    "torch/nadam": (NADAM, lambda λ: optax.chain(wd.add_l2_to_loss(λ), by_hand(nadam))),
+    "torch/nadam": (NADAM, lambda λ: optax.chain(wd.add_l2_to_loss(λ, None), by_hand(nadam))),
     "torch/nadam_decoupled": (NADAM, lambda λ: wd.with_decay(by_hand(nadam), weight_decay=λ, **ETA)),
-    "torch/adagrad": (ADAGRAD, lambda λ: optax.chain(wd.add_l2_to_loss(λ), by_hand(adagrad))),
+    "torch/adagrad": (ADAGRAD, lambda λ: optax.chain(wd.add_l2_to_loss(λ, None), by_hand(adagrad))),
     "torch/muon": (MUON, lambda λ: wd.with_decay(recorded("torch/undecayed/muon"), weight_decay=λ, **ETA)),
     "torch/muon_match_rms": (
         MUON,
@@ -266,7 +268,7 @@ NO_TWIN = {
     "timm/nadamw": (NADAMW, lambda λ: wd.with_decay(by_hand(nadamw), weight_decay=λ, **ETA)),
     "timm/nadamw_corrected": (NADAMW, lambda λ: wd.with_decay(by_hand(nadamw), weight_decay=λ, **CORRECTED)),
     # (p − ηu)/(1 + ηλ)
-    "timm/adan": (ADAN, lambda λ: optax.chain(by_hand(adan), wd.proximal(wd.decay_rate(λ, learning_rate=lr)))),
+    "timm/adan": (ADAN, lambda λ: optax.chain(by_hand(adan), wd.proximal(wd.decay_rate(λ, learning_rate=lr), None))),
     "timm/adan_no_prox": (ADAN, lambda λ: wd.with_decay(by_hand(adan), weight_decay=λ, **ETA)),
     "timm/muon": (MUON, lambda λ: wd.with_decay(recorded("timm/undecayed/muon"), weight_decay=λ, **ETA)),
 }
@@ -309,5 +311,5 @@ def test_golden_notices_a_different_decay(key):
 def test_optax_adafactor_decays_at_any_learning_rate():
     """Optax's own row of the table: p −= λp after the learning rate, so shrink(λ) behind the undecayed optimizer."""
     theirs = trajectory(optax.adafactor(lr, weight_decay_rate=float(WD)))
-    ours = trajectory(optax.chain(optax.adafactor(lr), wd.shrink(float(WD))))
+    ours = trajectory(optax.chain(optax.adafactor(lr), wd.shrink(float(WD), None)))
     np.testing.assert_allclose(ours, theirs, rtol=RTOL)

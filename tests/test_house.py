@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"casts", "dtypes", "hyperparams", "paths", "random_bits", "tables", "words"},
     {"roles"},
-    {"anchors", "mask_errors", "precision", "rates", "schedules", "step_sums"},
+    {"anchors", "mask_errors", "partition", "precision", "rates", "schedules", "state_fields", "step_sums"},
     {"mask_forms"},
     {"low_precision_state", "masks", "master_weights"},
     {"penalties", "pull"},

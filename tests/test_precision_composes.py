@@ -1,6 +1,7 @@
 """Rounding inside everything that Optax, JAX, Flax and Orbax put around an optimizer."""
 
 import functools
+from typing import NamedTuple
 
 import chex
 import flax.serialization
@@ -336,3 +337,101 @@ def test_bytes_per_parameter(rounding, moments, per_parameter):
     if rounding != "compensated":  # there XLA on CPUs keeps copies of what it donates
         assert memory.temp_size_in_bytes < 4 * n + 4096  # the update, between two loops
     assert "u32[256,256]" not in compiled.as_text().split("ENTRY")[1]
+
+
+# --- keys, and the wrappers whose branches must agree
+
+
+KEYS = {
+    "int": 3,
+    "NumPy": np.uint32(3),
+    "key": jax.random.key(3),
+    "legacy": jax.random.PRNGKey(3),
+    "legacy, NumPy": np.asarray(jax.random.PRNGKey(3)),
+    "rbg": jax.random.key(3, impl="rbg"),
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_updates_have_the_parameters_shapes_for_every_kind_of_key(key):
+    p = narrow() | {"scalar": jnp.bfloat16(1), "two": normal(3, (2,)), "empty": normal(4, (0, 3)), "number": 1.0}
+    g = jax.tree.map(lambda x: jnp.ones_like(x, jnp.bfloat16), p)
+    for tx in (adamw(key=KEYS[key], nu_dtype=jnp.bfloat16), wd.round_updates("stochastic", key=KEYS[key])):
+        state = jax.eval_shape(tx.init, p)
+        updates, new = jax.eval_shape(tx.update, g, state, p)
+        chex.assert_trees_all_equal_shapes(updates, jax.tree.map(jnp.asarray, p))
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+        assert all(x.shape == () for x in optax.tree.get_all_with_path(state, "seed")[0][1:])
+
+
+def test_a_key_that_is_none():
+    for bad in (jax.random.split(jax.random.key(0), 2), 0.5, -1):
+        with pytest.raises(ValueError, match=r"key is .*: pass an int in"):
+            adamw(key=bad).init(narrow())
+
+
+@pytest.mark.parametrize(("rounding", "dtype"), [("stochastic", jnp.bfloat16), ("compensated", jnp.float16)])
+def test_apply_if_finite_goes_inside_or_gets_float32_gradients(rounding, dtype):
+    """The two orders of the docstring: a skipped step leaves every bit of parameters and moments as it was."""
+    p = optax.tree.cast(narrow(), dtype)
+    g, bad = optax.tree.cast(like(narrow()), dtype), jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), p)
+    inside = optax.chain(wd.in_float32(optax.apply_if_finite(adamw(None), 5)), wd.round_updates(rounding))
+    outside = optax.apply_if_finite(adamw(rounding), 5)
+    for tx, cast in ((inside, lambda g: g), (outside, lambda g: optax.tree.cast(g, jnp.float32))):
+        plain, _ = trained(adamw(rounding), p, g, steps=2)
+        once, state = trained(tx, p, cast(g), steps=1)
+        skipped, after = trained(tx, once, cast(bad), steps=1, state=state)
+        same_bits(skipped, once)
+        same_bits(optax.tree.get(after, "mu"), optax.tree.get(state, "mu"))
+        twice, _ = trained(tx, skipped, cast(g), steps=1, state=after)
+        if tx is outside or rounding != "stochastic":  # inside, the rounding counts the skipped step
+            same_bits(twice, plain)
+        else:
+            chex.assert_trees_all_close(
+                jax.tree.map(lambda x: x.astype(float), twice),
+                jax.tree.map(lambda x: x.astype(float), plain),
+                rtol=2**-7,
+            )
+
+
+# --- fields of the state by their name
+
+
+class Variational(NamedTuple):
+    """A layer whose parameters are called as Adam's moments."""
+
+    mu: jax.Array
+    nu: jax.Array
+
+
+@pytest.mark.parametrize(
+    "params", [Variational(jnp.ones(4), jnp.ones(4)), {"a": Variational(jnp.ones(4), jnp.ones(4))}]
+)
+@pytest.mark.parametrize("field", ["mu", "nu"])
+def test_parameters_named_like_moments_keep_their_type(params, field):
+    tx = wd.low_precision_state(optax.scale_by_adam(), **{field: jnp.bfloat16})
+    state = tx.init(params)
+    _, new = tx.update(params, state, params)
+    for s in (state.inner, new.inner):
+        for name in ("mu", "nu"):
+            expected = {jnp.dtype(jnp.bfloat16 if name == field else jnp.float32)}
+            assert {x.dtype for x in jax.tree.leaves(getattr(s, name))} == expected
+    assert {x.dtype for x in jax.tree.leaves(adamw(None, nu_dtype=jnp.bfloat16).init(params).inner.inner.nu)} == {
+        jnp.dtype(jnp.bfloat16)
+    }
+
+
+@pytest.mark.parametrize(
+    ("rounding", "nu_dtype"), [("stochastic", jnp.bfloat16), (None, jnp.bfloat16), ("nearest", jnp.float32)]
+)
+@pytest.mark.usefixtures("x64")
+def test_the_second_moment_of_float64_parameters_has_the_type_that_was_asked_for(nu_dtype, rounding):
+    p = {"kernel": jnp.ones((4, 4), jnp.float64)}
+    g = {"kernel": jnp.full((4, 4), 0.3, jnp.float64)}
+    tx = adamw(rounding, nu_dtype=nu_dtype)
+    end, state = trained(tx, p, g)
+    nu, mu = (optax.tree.get(state, name)["kernel"] for name in ("nu", "mu"))
+    assert (nu.dtype, mu.dtype, end["kernel"].dtype) == (jnp.dtype(nu_dtype), jnp.float64, jnp.float64)
+    exact = 0.09 * (1 - 0.999**3)
+    np.testing.assert_allclose(np.asarray(nu, float), exact, rtol=float(3 * jnp.finfo(nu_dtype).eps))
+    assert optax.tree.get(trained(adamw(rounding), p, g)[1], "nu")["kernel"].dtype == jnp.float64

@@ -3,6 +3,8 @@
 Seeds are fixed, so the tests can't flicker; "false alarm" is the chance that ideal bits would have failed.
 """
 
+import zlib
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -13,8 +15,8 @@ from scipy import stats
 from wd_optax import random_bits
 
 N = 2**16
-WORDS = np.random.default_rng(0).integers(0, 2**32, (64, 3), dtype=np.uint32)
-FIELDS = ("position", "seed", "stream", "step")
+WORDS = np.random.default_rng(0).integers(0, 2**32, (64, 4), dtype=np.uint32)
+FIELDS = ("position", "seed", "low", "high", "step")  # low, high: the words that name a leaf
 
 
 def pcg3d(x, y, z):
@@ -31,9 +33,10 @@ def pcg3d(x, y, z):
     return v
 
 
-def reference(position, seed, stream, step):
+def reference(position, seed, low, high, step):
     """`random_bits.bits` of a flat leaf, from the reference above: every argument an array of words."""
-    return triple32(position, pcg3d(seed, stream, step))
+    x, y, z = pcg3d(seed, low, step)
+    return triple32(position, pcg3d(x, y ^ np.uint64(high), z))
 
 
 def triple32(x, keys):
@@ -47,13 +50,13 @@ def triple32(x, keys):
 
 
 @jax.jit
-def at(position, seed, stream, step):
+def at(position, seed, low, high, step):
     """The library's bits at any position: an entry of a leaf of rank one, through the offsets of a shard."""
-    draw = lambda p, a, b, c: random_bits.bits((1,), seed=a, stream=b, step=c, offsets=((1,), (p,)))[0]
-    return jax.vmap(draw)(position, seed, stream, step)
+    draw = lambda p, a, b, c, d: random_bits.bits((1,), seed=a, stream=(b, c), step=d, offsets=((1,), (p,)))[0]
+    return jax.vmap(draw)(position, seed, low, high, step)
 
 
-def leaf(seed=0, stream=0x5EED1EAF, step=0, shape=(N,)):
+def leaf(seed=0, stream=(0x5EED1EAF, 0), step=0, shape=(N,)):
     return np.asarray(random_bits.bits(shape, seed=jnp.uint32(seed), stream=stream, step=jnp.int32(step)))
 
 
@@ -68,17 +71,19 @@ def score(a, b):
 
 
 def test_the_hash_is_the_published_one():
-    words = np.concatenate([WORDS, [[0, 0, 0], [2**32 - 1] * 3, [0, 2**32 - 1, 1], [1, 0, 2**31]]]).astype(np.uint32)
+    words = np.concatenate([WORDS[:, :3], [[0, 0, 0], [2**32 - 1] * 3, [0, 2**32 - 1, 1], [1, 0, 2**31]]]).astype(
+        np.uint32
+    )
     ours = random_bits.pcg3d(*map(jnp.asarray, words.T))
     chex.assert_trees_all_equal([np.uint64(x) for x in ours], pcg3d(*words.T))
 
 
 def test_bits_are_a_function_of_seed_stream_step_and_position():
     position = np.arange(4 * len(WORDS), dtype=np.uint32) * np.uint32(16769023)  # far into leaves of 2³² entries
-    seed, stream, step = np.tile(WORDS, (4, 1)).T
+    seed, low, high, step = np.tile(WORDS, (4, 1)).T
     step = step >> np.uint32(1)  # an int32
-    ours = at(*map(jnp.asarray, (position, seed, stream, step.astype(np.int32))))
-    np.testing.assert_array_equal(np.uint64(ours), reference(position, seed, stream, step))
+    ours = at(*map(jnp.asarray, (position, seed, low, high, step.astype(np.int32))))
+    np.testing.assert_array_equal(np.uint64(ours), reference(position, seed, low, high, step))
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (6,), (2, 3), (2, 3, 4), (3, 1, 2, 2), (0, 3)])
@@ -95,10 +100,10 @@ def test_a_shard_has_the_bits_of_its_place_in_the_whole_leaf(whole, axis, parts)
     for part in range(parts):
         starts = tuple(part * shard[axis] if i == axis else 0 for i in range(len(whole)))
         draw = lambda starts: random_bits.bits(
-            shard, seed=jnp.uint32(3), stream=7, step=jnp.int32(5), offsets=(whole, starts)
+            shard, seed=jnp.uint32(3), stream=(7, 8), step=jnp.int32(5), offsets=(whole, starts)
         )
         found.append(draw(starts))
-    np.testing.assert_array_equal(np.concatenate(found, axis), leaf(3, 7, 5, whole))
+    np.testing.assert_array_equal(np.concatenate(found, axis), leaf(3, (7, 8), 5, whole))
 
 
 def test_bits_are_equidistributed():
@@ -117,7 +122,8 @@ def test_bits_are_equidistributed():
 LAGS = {
     "position": lambda k: lambda i: (leaf(step=i)[: -(2**k)], leaf(step=i)[2**k :]),
     "seed": lambda k: lambda i: (leaf(i), leaf(i ^ 2**k)),
-    "stream": lambda k: lambda i: (leaf(1, 10**8 * i), leaf(1, (10**8 * i) ^ 2**k)),
+    "low": lambda k: lambda i: (leaf(1, (10**8 * i, 5)), leaf(1, ((10**8 * i) ^ 2**k, 5))),
+    "high": lambda k: lambda i: (leaf(1, (5, 10**8 * i)), leaf(1, (5, (10**8 * i) ^ 2**k))),
     "step": lambda k: lambda i: (leaf(step=i), leaf(step=i + 2**k)),
 }
 
@@ -125,11 +131,11 @@ LAGS = {
 @pytest.mark.parametrize(
     ("field", "k"),
     [("position", k) for k in (0, 1, 2, 4, 8, 12, 15)]
-    + [(field, k) for field in ("seed", "stream") for k in (0, 1, 8, 16, 24, 28, 30, 31)]
+    + [(field, k) for field in ("seed", "low", "high") for k in (0, 1, 8, 16, 24, 28, 30, 31)]
     + [("step", k) for k in (0, 1, 8, 16, 24, 28, 30)],
 )
 def test_neighbours_are_uncorrelated(field, k):
-    """Entries, keys, leaves and steps 2ᵏ apart; 30 × 8 normal scores, |z| < 6: false alarm 5·10⁻⁷."""
+    """Entries, keys, leaves and steps 2ᵏ apart; 38 × 8 normal scores, |z| < 6: false alarm 6·10⁻⁷."""
     assert max(abs(score(*LAGS[field](k)(i))) for i in range(8)) < 6
 
 
@@ -137,7 +143,7 @@ def test_neighbours_are_uncorrelated(field, k):
 def test_far_entries_of_a_huge_leaf_are_uncorrelated(k):
     """Entries 2ᵏ apart, 15 × 8 scores, |z| < 6: false alarm 2·10⁻⁷."""
     for i in range(8):
-        words = [jnp.full(N, w) for w in (jnp.uint32(i), jnp.uint32(WORDS[i, 0]), jnp.int32(i))]
+        words = [jnp.full(N, w) for w in (jnp.uint32(i), *map(jnp.uint32, WORDS[i, :2]), jnp.int32(i))]
         position = jnp.arange(N, dtype=jnp.uint32)
         assert abs(score(*(np.asarray(at(p, *words)) for p in (position, position + jnp.uint32(2**k))))) < 6
 
@@ -145,7 +151,7 @@ def test_far_entries_of_a_huge_leaf_are_uncorrelated(k):
 def test_one_entry_over_the_steps_is_white():
     """Mean and correlation at lags 1, 2, 4 over 4096 steps, for 4096 entries: 16384 scores, |z| < 6.5: 1.3·10⁻⁶."""
     steps = jnp.arange(4096, dtype=jnp.int32)
-    draw = lambda step: random_bits.bits((4096,), seed=jnp.uint32(0), stream=99, step=step)
+    draw = lambda step: random_bits.bits((4096,), seed=jnp.uint32(0), stream=(99, 0), step=step)
     series = uniform(np.asarray(jax.jit(jax.vmap(draw))(steps)))
     assert np.abs(series.mean(0)).max() * np.sqrt(12 * 4096) < 6.5
     for lag in (1, 2, 4):
@@ -156,11 +162,11 @@ def test_one_entry_over_the_steps_is_white():
 def test_one_flipped_bit_of_the_input_flips_half_of_the_output(field):
     """Avalanche into the 16 bits that bfloat16 uses, over 2¹² inputs.
 
-    Each output bit flips with ½ ± 0.04 (5σ, 28 × 16 × 4 of them: false alarm 10⁻³ on ideal bits), up to
+    Each output bit flips with ½ ± 0.04 (5σ, 28 × 16 × 5 of them: false alarm 10⁻³ on ideal bits), up to
     input bit 27; above, positions and steps don't come, and seeds and leaves are tested by correlation.
     """
     rng = np.random.default_rng(1)
-    words = dict(zip(FIELDS, rng.integers(0, 2**31, (4, 2**12), dtype=np.uint32), strict=True))
+    words = dict(zip(FIELDS, rng.integers(0, 2**31, (len(FIELDS), 2**12), dtype=np.uint32), strict=True))
     draw = lambda w: np.asarray(at(*(jnp.asarray(w[f].astype(np.int32) if f == "step" else w[f]) for f in FIELDS)))
     base = draw(words)
     for k in range(28):
@@ -179,7 +185,7 @@ def test_structured_words_do_not_break_it():
     position = np.arange(N, dtype=np.uint32)
     plain = pcg3d(position, np.full(N, stream), np.full(N, step))[0].astype(np.uint32)
     assert max(abs(score(plain[:-lag], plain[lag:])) for lag in (4096, 16384, 32768)) / np.sqrt(N) > 0.2
-    ours = leaf(0, stream, np.uint32(step).view(np.int32))
+    ours = leaf(0, (stream, 0), np.uint32(step).view(np.int32))
     assert max(abs(score(ours[:-lag], ours[lag:])) for lag in (1, 64, 4096, 16384, 32768)) < 6
 
 
@@ -191,6 +197,40 @@ def test_seeds():
     assert len(set(keys)) == 64
     swept = jax.vmap(random_bits.seed)(jax.random.split(jax.random.key(0), 3))
     chex.assert_shape(swept, (3,))
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg"])
+def test_a_legacy_key_is_the_key_it_holds(implementation):
+    with jax.default_prng_impl(implementation):
+        for key in (jax.random.PRNGKey(3), np.asarray(jax.random.PRNGKey(3))):
+            chex.assert_trees_all_equal(random_bits.seed(key), random_bits.seed(jax.random.key(3)))
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        (0.5, "key is 0.5: pass an int in"),
+        (-1, "key is -1: pass an int in"),
+        (2**32, "key is 4294967296: pass an int in"),
+        (True, "key is True"),
+        ("seed", "key is 'seed'"),
+        (None, "key is None"),
+        (np.zeros(3, np.uint32), r"an array of type uint32 and shape \(3,\)"),
+        (jnp.zeros(2), r"an array of type float32 and shape \(2,\)"),
+        (jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)), r"shape \(2,\): .*one key"),
+    ],
+)
+def test_what_is_no_key(key, says):
+    with pytest.raises(ValueError, match=says):
+        random_bits.seed(key)
+
+
+def test_words_that_crc_32_takes_for_one_another():
+    assert zlib.crc32(b"plumless") == zlib.crc32(b"buckeroo")
+    one, other = (random_bits.name_of(name) for name in ("plumless", "buckeroo"))
+    assert one[0] != other[0]
+    assert one[1] != other[1]
+    assert abs(score(leaf(stream=one), leaf(stream=other))) < 6
 
 
 def test_names_of_many_leaves_are_distinct():

@@ -33,21 +33,42 @@ def test_both_rates_may_be_optax_schedules():
 
 
 rates_of = st.floats(1e-6, 1.0)
+couplings = st.sampled_from(list(COUPLINGS))
 
 
-@given(decay=st.floats(0, 1), lr=rates_of, peak_factor=st.floats(0.01, 1), pair=st.permutations(list(COUPLINGS)))
-def test_a_conversion_removes_the_same_fraction(decay, lr, peak_factor, pair):
-    a, b = pair[:2]
-    same_power = sum(COUPLINGS[a]) == sum(COUPLINGS[b])
-    now = lr * peak_factor if same_power else lr  # exact at every step of a schedule, or at a constant rate
-    converted = wd.convert_weight_decay(decay, learning_rate=lr, from_coupling=a, to_coupling=b)
+def removed(weight_decay, coupling, learning_rate, peak):
+    """c_t by its definition, for any coupling."""
+    ratio, power = COUPLINGS[coupling]
+    return weight_decay * (learning_rate / peak) ** ratio * learning_rate**power
 
-    def removed(weight_decay, coupling):
-        schedule = lambda t: now
-        wide = lambda t: weight_decay  # as a schedule: not checked against c < 1
-        return wd.decay_rate(wide, learning_rate=schedule, coupling=coupling, peak_learning_rate=lr)(0)
 
-    assert removed(converted, b) == pytest.approx(removed(decay, a), rel=1e-12, abs=1e-300)
+@given(decay=st.floats(0, 1), lr=rates_of, peak=rates_of, a=couplings, b=couplings, given_peak=st.booleans())
+def test_a_conversion_removes_the_same_fraction_at_the_learning_rate_that_is_named(decay, lr, peak, a, b, given_peak):
+    peak = peak if given_peak else lr
+    converted = wd.convert_weight_decay(
+        decay, learning_rate=lr, from_coupling=a, to_coupling=b, peak_learning_rate=peak if given_peak else None
+    )
+    assert removed(converted, b, lr, peak) == pytest.approx(removed(decay, a, lr, peak), rel=1e-12, abs=1e-300)
+
+
+@given(decay=st.floats(0, 1), factor=st.floats(0.01, 1), peak=rates_of, pair=st.permutations(["lr", "schedule"]))
+def test_a_conversion_of_a_schedule_holds_at_every_step(decay, factor, peak, pair):
+    a, b = pair
+    options = {"from_coupling": a, "to_coupling": b, "peak_learning_rate": peak}
+    converted = wd.convert_weight_decay(decay, learning_rate=lambda t: peak * factor, **options)
+    expected = removed(decay, a, peak * factor, peak)
+    assert removed(converted, b, peak * factor, peak) == pytest.approx(expected, rel=1e-12, abs=1e-300)
+
+
+def test_a_constant_rate_at_a_learning_rate_below_the_peak():
+    """At η = 1e-3 a λ of 100 removes 0.1, whatever the peak is; 10 would remove 0.01."""
+    options = {"from_coupling": "constant", "to_coupling": "lr", "peak_learning_rate": 1e-2}
+    assert wd.convert_weight_decay(0.1, learning_rate=1e-3, **options) == pytest.approx(100, rel=1e-15)
+    assert wd.convert_weight_decay(0.1, learning_rate=1e-2, **options) == pytest.approx(10, rel=1e-15)
+    with pytest.raises(ValueError, match=r"learning_rate=0\.0: pass the learning rate at which both remove the same"):
+        wd.convert_weight_decay(0.1, learning_rate=0.0, **options)
+    with pytest.raises(ValueError, match=r"weight_decay=Array.-1.* must be finite and not negative"):
+        wd.convert_weight_decay(jnp.float32(-1), learning_rate=1e-3, **options)
 
 
 def test_f21_porting_a_value_is_a_conversion_and_refused_where_none_is_exact():

@@ -287,3 +287,47 @@ def test_lookahead(outside):
         chex.assert_trees_all_equal(tree["norm"], PARAMS["norm"])
         ratio = tree["query"]["kernel"] / PARAMS["query"]["kernel"]
         np.testing.assert_allclose(ratio, left, rtol=1e-6)  # four steps of float32
+
+
+def skipping(optimizer):
+    """Optax's wrappers that return no step from some updates, and where they may hide."""
+    multi = lambda tx: optax.MultiSteps(tx, 4).gradient_transformation()
+    return {
+        "MultiSteps": optax.MultiSteps(optimizer, 4),
+        "MultiSteps, as a transformation": multi(optimizer),
+        "ApplyIfFinite": optax.apply_if_finite(optimizer, 5),
+        "ConditionallyMask": optax.conditionally_mask(optimizer, lambda step: step % 2 == 0),
+        "MultiSteps in a chain": optax.chain(optax.clip(1.0), optax.chain(multi(optimizer), optax.scale(1.0))),
+        "ApplyIfFinite, injected": optax.inject_hyperparams(lambda b: optax.apply_if_finite(optimizer, 5))(b=1.0),
+        "MultiSteps in a partition": optax.partition({"a": multi(optimizer)}, "a"),
+        "MultiSteps, masked": optax.masked(multi(optimizer), {"query": True, "norm": False}),
+    }
+
+
+@pytest.mark.parametrize("place", skipping(optax.identity()))
+def test_optimizers_that_skip_updates_go_outside(place):
+    base = skipping(optax.sgd(LR))[place]
+    wrapper = place.split(",")[0].split(" ")[0]
+    for name, tx in (
+        ("with_decay", wd.with_decay(base, learning_rate=LR, weight_decay=5.0)),
+        ("decoupled", wd.decoupled(base, LR, weight_decay=5.0)),
+        ("coupled", wd.coupled(base, LR, weight_decay=5.0)),
+        ("with_decay", wd.with_decay(base, learning_rate=LR, weight_decay=5.0, rounding="nearest")),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}: the optimizer has a {wrapper} inside.*Put {wrapper} outside"):
+            tx.init(PARAMS)
+
+
+@pytest.mark.optax_promotes
+def test_the_order_that_the_error_names_decays_on_real_steps_only():
+    tx = optax.MultiSteps(wd.with_decay(optax.sgd(LR), learning_rate=LR, weight_decay=1.0), 4)
+    params, state, zeros = PARAMS, tx.init(PARAMS), optax.tree.zeros_like(PARAMS)
+    for _ in range(8):
+        updates, state = tx.update(zeros, state, params)
+        params = optax.apply_updates(params, updates)
+    ratio = params["query"]["kernel"] / PARAMS["query"]["kernel"]
+    np.testing.assert_allclose(ratio, 0.99**2, rtol=1e-6)
+    tx = optax.apply_if_finite(wd.with_decay(optax.sgd(LR), learning_rate=LR, weight_decay=1.0), 5)
+    nan = optax.tree.full_like(PARAMS, jnp.nan)
+    updates, _ = tx.update(nan, tx.init(PARAMS), PARAMS)
+    chex.assert_trees_all_equal(updates, zeros)

@@ -13,6 +13,7 @@ from wd_optax.master_weights import with_master_weights
 from wd_optax.migrate import migrate_state
 from wd_optax.monitor import Info, MonitorState, monitor, read_monitor
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
+from wd_optax.partition import partition
 from wd_optax.penalties import l1_penalty, l2_penalty
 from wd_optax.precision import in_float32, round_updates
 from wd_optax.published import PublishedRun, PublishedRuns, published
@@ -21,7 +22,7 @@ from wd_optax.rates import convert_weight_decay, decay_rate
 from wd_optax.sweeping.result import SweepResult
 from wd_optax.sweeping.sweep import sweep
 from wd_optax.timescales import Timescale, half_life, timescale, weight_decay_for
-from wd_optax.wrap import with_decay
+from wd_optax.wrap import coupled, decoupled, with_decay
 
 __version__ = "0.1.0"
 
@@ -42,7 +43,9 @@ __all__ = [
     "add_l2_to_loss",
     "audit",
     "convert_weight_decay",
+    "coupled",
     "decay_rate",
+    "decoupled",
     "equilibrium",
     "explain",
     "half_life",
@@ -54,6 +57,7 @@ __all__ = [
     "monitor",
     "multipliers",
     "optax_mask",
+    "partition",
     "proximal",
     "published",
     "read_monitor",

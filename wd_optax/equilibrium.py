@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wd_optax import rates
-from wd_optax.hyperparams import Scalar, check_number
+from wd_optax.hyperparams import Scalar, check_number, is_concrete
 
 OPTIMIZERS = {"adamw": "b1", "sgdw": "momentum", "sgd_l2": "momentum"}  # name: what its momentum is called
 DEFAULTS = {"b1": 0.9, "momentum": 0.0}
@@ -83,8 +83,15 @@ def equilibrium(
     beta = _momentum(optimizer, b1=b1, momentum=momentum)
     if optimizer == "sgd_l2" and coupling != "lr":
         raise ValueError(f"coupling={coupling!r}: sgd_l2 adds λ to the gradient, there is only 'lr'; drop coupling")
-    peak = rates.check_rates(coupling, learning_rate=eta, weight_decay=decay, peak_learning_rate=peak_learning_rate)
+    for name, value in (("size", size), ("gradient_rms", gradient_rms)):
+        if value is not None:
+            _check_above_zero(name, value)
+    peak = rates.resolve_peak(coupling, eta, peak_learning_rate)
     c = rates.removed(coupling, learning_rate=eta, weight_decay=decay, peak_learning_rate=peak)
+    if is_concrete(c) and np.max(c) >= 1:
+        raise ValueError(
+            f"weight_decay={decay!r} removes {np.max(c):.3g} of each weight per step; it must be below 1: lower it"
+        )
     if optimizer == "sgd_l2":
         c = c / (1 - beta)
     if np.ndim(c) == 0 and c == 0:
@@ -99,9 +106,24 @@ def equilibrium(
 
 
 def _value(name: str, value: Any) -> Any:
+    """A number, or an array of numbers, each checked."""
     if callable(value):
         raise TypeError(f"{name} is a schedule: pass its value at a step, as {name}(step), or an array of values")
-    return jnp.asarray(value, float) if np.ndim(value) else value
+    if np.ndim(value) == 0:
+        check_number(name, value)
+        return value
+    if isinstance(value, str | bytes) or not (value := jnp.asarray(value, float)).size:
+        raise TypeError(f"{name} must be a number or an array of numbers, got {value!r}")
+    if is_concrete(value):
+        for number in (value.min(), value.max()):
+            check_number(name, number.item())
+    return value
+
+
+def _check_above_zero(name: str, value: Any) -> None:
+    """Raises unless a number is above 0, an array in every entry."""
+    if is_concrete(value := _value(name, value)) and not np.min(value) > 0:
+        raise ValueError(f"{name}={value!r} must be above 0")
 
 
 def _momentum(optimizer: str, **given: Scalar | None) -> Scalar:

@@ -1,12 +1,13 @@
 """Moments in fewer bits, rounded so that they keep moving."""
 
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from wd_optax import casts, precision, random_bits
+from wd_optax import casts, precision, random_bits, state_fields
 
 
 def low_precision_state(
@@ -40,30 +41,40 @@ def low_precision_state(
     dtypes = {field: dtype for field, dtype in dtypes.items() if dtype is not None}
     inner = optax.with_extra_args_support(inner)
 
-    def store(state: Any, seed: jax.Array, step: jax.Array) -> Any:
-        def cast(path: Any, x: Any) -> Any:
-            dtype = next((dtypes[name] for entry in path if (name := getattr(entry, "name", None)) in dtypes), None)
-            if dtype is None or x.dtype != jnp.float32:
+    def store(state: Any, like: Any, seed: jax.Array, step: jax.Array) -> Any:
+        numbers = itertools.count()  # two stages may have a field of one name
+
+        def cast(dtype: Any, name: str, path: Any, x: Any) -> Any:
+            if dtype == x.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
                 return x
             if rounding == "nearest" or jnp.dtype(dtype).itemsize >= 4:
                 return x.astype(dtype)
-            stream = random_bits.name_of(jax.tree_util.keystr(path))
-            return casts.stochastic(x, dtype, random_bits.bits(x.shape, seed=seed, stream=stream, step=step))
+            stream = random_bits.name_of(name + jax.tree_util.keystr(path))
+            bits = random_bits.bits(x.shape, seed=seed, stream=stream, step=step)
+            return casts.stochastic(x.astype(jnp.float32), dtype, bits)
 
-        return jax.tree_util.tree_map_with_path(cast, state)
+        def change(field: state_fields.Field) -> Any:
+            if field.name not in dtypes:
+                return field.value
+            dtype, name = dtypes[field.name], f"{next(numbers)} {field.name}"
+            return jax.tree_util.tree_map_with_path(lambda path, x: cast(dtype, name, path, x), field.value)
+
+        return state_fields.transform(change, state, like)
 
     def init(params: Any) -> precision.RoundState:
         state = inner.init(precision.widen(params))
-        fields = {getattr(e, "name", None) for path, _ in jax.tree_util.tree_leaves_with_path(state) for e in path}
+        fields = {field.name for field in state_fields.find(state, params)}
         for field in dtypes:
             if jax.tree.leaves(params) and field not in fields:
-                raise ValueError(f"{field}={dtypes[field]}: the optimizer's state has no such field, only {fields}")
-        count, seed = jnp.zeros((), jnp.int32), random_bits.seed(key)
-        return precision.RoundState(count, seed, (), store(state, seed, count))
+                names = ", ".join(sorted(fields)) or "none at all"
+                raise ValueError(f"{field}={dtypes[field]}: the optimizer's state has no such field: it has {names}")
+        step, seed = jnp.zeros((), jnp.int32), random_bits.seed(key)
+        return precision.RoundState(step, seed, (), store(state, params, seed, step))
 
     def update(updates: Any, state: precision.RoundState, params: Any = None, **extra: Any) -> Any:
+        like = updates
         updates, new = inner.update(updates, precision.widen(state.inner), params, **extra)
-        count = optax.safe_increment(state.count)
-        return updates, state._replace(count=count, inner=store(new, state.seed, count))
+        step = optax.safe_increment(state.step)
+        return updates, state._replace(step=step, inner=store(new, like, state.seed, step))
 
     return optax.GradientTransformationExtraArgs(init, update)

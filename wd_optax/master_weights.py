@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wd_optax import casts
+from wd_optax import casts, dtypes
 from wd_optax.precision import difference, is_narrow, widen
 
 
@@ -45,11 +45,12 @@ def with_master_weights(inner: optax.GradientTransformation) -> optax.GradientTr
 
     def init(params: Any) -> MasterState:
         copy = lambda p: p.astype(jnp.float32) if is_narrow(p) else jnp.zeros((), p.dtype)
-        return MasterState(jax.tree.map(copy, params), inner.init(widen(params)))
+        return MasterState(jax.tree.map(copy, dtypes.as_arrays(params)), inner.init(widen(params)))
 
     def update(updates: Any, state: MasterState, params: Any = None, **extra: Any) -> tuple[Any, MasterState]:
         if params is None:
             raise ValueError("with_master_weights needs the parameters: tx.update(grads, state, params)")
+        params = dtypes.as_arrays(params)
         whole = jax.tree.map(lambda p, w: w if is_narrow(p) else p, params, state.master)
         updates, inner_state = inner.update(widen(updates), state.inner, whole, **extra)
         moves = lambda u, p: u is not None and is_narrow(p)

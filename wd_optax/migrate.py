@@ -1,33 +1,56 @@
 """Resume a checkpoint of an Optax optimizer under one of ours, moments and counts kept."""
 
+import collections
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import logging
 
-from wd_optax import roles
+from wd_optax import roles, state_fields
+from wd_optax.hyperparams import check_transformation
 from wd_optax.pull import DecayState
+from wd_optax.state_fields import Field
+
+COUNTS = ("count", "step", "gradient_step")  # of the optimizer, of ours, of MultiSteps
+CARRIED = ("anchor", "residual", "master", "mini_step", "acc_grads")  # of wrappers: taken over where both have them
+# What wrappers keep beside the state that they wrap, new from `optimizer` unless it is carried.
+WRAPPERS = (
+    "DecayState", "RoundState", "MasterState", "MultiStepsState", "ApplyIfFiniteState",
+    "InjectStatefulHyperparamsState", "InjectHyperparamsState", "WrappedScheduleState",
+)  # fmt: skip
+SAME = {"MomentumState": "TraceState"}  # the same moment by another name
 
 
-def migrate_state(opt_state: Any, optimizer: optax.GradientTransformation, params: Any) -> DecayState:
-    """The state of `optimizer` with the moments and the step count of an Optax state.
+def migrate_state(
+    opt_state: Any, optimizer: optax.GradientTransformation, params: Any, *, check_moments: bool = True
+) -> Any:
+    """The state of `optimizer` with the moments and the step count of another optimizer's state.
 
     Args:
       opt_state: the state of `optax.adamw`, `optax.adam`, `optax.sgd` or a chain of them with
-        `optax.add_decayed_weights`, or of the optimizer that `with_decay` wraps: as Optax made it, or as nested
-        dicts and lists, as a checkpoint reader gives it without a target.
-      optimizer: one of ours.
+        `optax.add_decayed_weights`, of the optimizer that `with_decay` wraps, of an optimizer of ours, or of one of
+        these in `MultiSteps`, `apply_if_finite`, `inject_hyperparams` or a chain: as it was made, or as nested dicts
+        and lists, as a checkpoint reader gives it without a target.
+      optimizer: one of ours, also inside a chain or a wrapper, with `rounding`, or monitored.
       params: the parameters, as at `init`.
+      check_moments: refuse second moments that can't be means of g², see below.
 
     Returns:
       `optimizer.init(params)` with every moment and count found in `opt_state`, in `optimizer`'s types; learning
-      rate and weight decay are `optimizer`'s own.
+      rate and weight decay are `optimizer`'s own. Anchors, rounding residuals, float32 copies and the pending
+      gradients of `MultiSteps` are taken over where both states have them.
 
     Raises:
-      ValueError: where a moment is missing, found twice or of another shape, where counts differ, and for an
-        optimizer that isn't ours.
+      ValueError: where a moment is missing, found twice, of another shape or would be dropped, as amsgrad's `nu_max`;
+        where it means something else, as adabelief's `nu`; where counts differ; for an optimizer that isn't ours.
+
+    The state of `optax.adamax` has Adam's types, but its `nu` is a largest |g|, never below |mu|. A state with
+    nu ≥ |mu| in every entry is refused as adamax's by `adamw` and the like. Adam's looks so where all gradients are far
+    above 1: then pass `check_moments=False`.
 
     Example:
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -35,57 +58,143 @@ def migrate_state(opt_state: Any, optimizer: optax.GradientTransformation, param
       >>> old = optax.adamw(1e-3)
       >>> _, opt_state = old.update(params, old.init(params), params)
       >>> state = wd.migrate_state(opt_state, wd.adamw(1e-3, weight_decay=0.1), params)
-      >>> int(state.count), float(state.inner.mu["kernel"][0, 0])
+      >>> int(optax.tree.get(state, "count")), float(state.inner.mu["kernel"][0, 0])
       (1, 0.10000000149011612)
     """
+    check_transformation("optimizer", optimizer)
     fresh = optimizer.init(params)
-    if not isinstance(fresh, DecayState):
+    is_ours = lambda node: isinstance(node, DecayState)
+    ours = list(filter(is_ours, jax.tree.leaves(fresh, is_leaf=is_ours)))
+    if not ours:
         raise ValueError(f"optimizer makes a {type(fresh).__name__}: pass an optimizer of wd_optax, or with_decay(...)")
-    count = _count(opt_state)
-    same = jax.tree.structure(opt_state) == jax.tree.structure(fresh.inner)  # type: ignore[operator]  # jaxlib's stub
-    if same:
-        inner = jax.tree.map(_like, fresh.inner, opt_state)
-    else:
-        is_field = lambda path, _: bool(path) and isinstance(path[-1], jax.tree_util.GetAttrKey)
-        fill = lambda path, new: count if path[-1].name == "count" else _moment(opt_state, path[-1].name, new)
-        inner = jax.tree_util.tree_map_with_path(fill, fresh.inner, is_leaf=is_field, is_leaf_takes_path=True)
-    return fresh._replace(count=count, inner=inner)
+    found = list(state_fields.find(opt_state, params))
+    taken = _Taken(found, fresh, params)
+    count = _count(found)
+
+    def change(new: Field) -> Any:
+        if new.name in COUNTS and _is_count(new.value):
+            return count
+        if not jax.tree.leaves(new.value) or not taken.wants(new):
+            return new.value
+        return taken.by(new)
+
+    state = state_fields.transform(change, fresh, params)
+    taken.refuse_lost()
+    if check_moments and any(map(state_fields.is_namedtuple, (node.inner for node in ours))):
+        _refuse_largest(taken)
+    return state
 
 
-def _count(opt_state: Any) -> jax.Array:
+class _Taken:
+    """What was found in the old state, and what of it was taken over."""
+
+    def __init__(self, found: list[Field], fresh: Any, params: Any):
+        wanted: list[Field] = []
+        state_fields.transform(lambda field: wanted.append(field), fresh, params)
+        self.numbers = collections.Counter(field.name for field in wanted)
+        self.next = {name: itertools.count() for name in self.numbers}
+        self.found, self.whole = found, state_fields.like_params(params)
+        self.shapes = [jnp.shape(p) for p in jax.tree.leaves(params)]
+        self.used: set[int] = set()
+
+    def named(self, name: str) -> list[Field]:
+        """Those that have an entry per parameter, or, if there is none, all of that name."""
+        same = [field for field in self.found if field.name == name]
+        return [field for field in same if self.whole(field.value)] or same
+
+    def wants(self, new: Field) -> bool:
+        """Whether a field comes from the old state; of wrappers, and scalars, it may be new."""
+        there = self.named(new.name)
+        if new.holder in WRAPPERS:
+            return new.name in CARRIED and len(there) in (1, self.numbers[new.name])
+        return bool(there) or self.whole(new.value)
+
+    def by(self, new: Field) -> Any:
+        """The old value of a field, in the new one's structure and types."""
+        found, place = self.named(new.name), next(self.next[new.name])
+        if len(found) not in (1, self.numbers[new.name]):
+            raise ValueError(
+                f"opt_state has {len(found)} trees named {new.name!r}, and the optimizer needs one; migrate from the "
+                "state of an Optax optimizer of the same kind: adam to adamw or adam_l2, sgd with momentum to sgdw or "
+                "sgd_l2"
+            )
+        old = found[place if len(found) > 1 else 0]
+        if old.holder not in ("dict", new.holder, SAME.get(new.holder)) and old.holder not in SAME:
+            raise ValueError(
+                f"opt_state has {new.name!r} in a {old.holder}, where it means something else than in the optimizer's "
+                f"{new.holder}: keep that optimizer, as wd.with_decay(optimizer, ...) or wd.decoupled(direction, ...)"
+            )
+        self.used.add(id(old.value))
+        return _refill(new, old)
+
+    def refuse_lost(self) -> None:
+        """Raises for an old tree with an entry per parameter that has no place in the new state."""
+        steps = [field.value for field in self.found if field.name == "mini_step"]
+        pending = any(int(step) for step in steps)
+        for field in self.found:
+            if id(field.value) in self.used or not self._is_moment(field.value):
+                continue
+            if field.name == "acc_grads" and pending:
+                raise ValueError(
+                    f"opt_state is a MultiSteps state with gradients pending (mini_step={int(steps[0])}), which would "
+                    "be lost: pass optimizer=optax.MultiSteps(optimizer, k), or migrate after a full accumulation"
+                )
+            if field.name not in CARRIED:
+                raise ValueError(
+                    f"opt_state has {field.name!r} (in a {field.holder}), for which the optimizer has no place: it "
+                    "would be lost, and the steps would differ. Keep that optimizer, as wd.with_decay(optimizer, ...) "
+                    "or wd.decoupled(direction, ...)"
+                )
+
+    def _is_moment(self, tree: Any) -> bool:
+        leaves = jax.tree.leaves(tree)
+        is_float = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+        return self.whole(tree) and [jnp.shape(x) for x in leaves] == self.shapes and all(map(is_float, leaves))
+
+
+def _is_count(x: Any) -> bool:
+    return getattr(x, "shape", None) == () and bool(jnp.issubdtype(x.dtype, jnp.integer))
+
+
+def _count(found: list[Field]) -> jax.Array:
     """The one step count of a state; 0 where it keeps none, as SGD at a constant rate."""
-    is_count = lambda x: getattr(x, "shape", None) == () and jnp.issubdtype(x.dtype, jnp.integer)
-    counts = {int(x) for _, x in optax.tree.get_all_with_path(opt_state, "count") if is_count(x)}
+    counts = {int(field.value) for field in found if field.name in COUNTS[:2] and _is_count(field.value)}
+    counts = counts or {int(field.value) for field in found if field.name == "gradient_step"}
     if len(counts) > 1:
         raise ValueError(
             f"opt_state has different step counts {sorted(counts)}: migrate the state of the inner optimizer, "
-            "without the wrapper (MultiSteps, apply_if_finite) that counts apart"
+            "without the wrapper that counts apart"
         )
     if not counts:
         logging.warning("migrate_state: opt_state keeps no step count; schedules start again at step 0")
     return jnp.asarray(counts.pop() if counts else 0, jnp.int32)
 
 
-def _moment(opt_state: Any, name: str, new: Any) -> Any:
-    """The tree `name` of an old state, in the structure and types of the new one."""
-    found = [tree for _, tree in optax.tree.get_all_with_path(opt_state, name)]
-    paths = lambda tree: {path for path, _ in roles.flatten(tree)[0]}
-    found = [tree for tree in found if paths(tree) == paths(new)] or found  # not a parameter of that name
-    if len(found) != 1:
-        raise ValueError(
-            f"opt_state has {len(found)} trees named {name!r}, and the optimizer needs one; migrate from the state of "
-            "an Optax optimizer of the same kind: adam to adamw or adam_l2, sgd with momentum to sgdw or sgd_l2"
-        )
-    old = dict(roles.flatten(found[0])[0])
+def _refill(new: Field, old: Field) -> Any:
+    """The leaves of an old field in the structure and types of the new one."""
+    values = dict(roles.flatten(old.value)[0])
     leaves = []
-    for path, leaf in roles.flatten(new)[0]:
-        if path not in old:
-            raise ValueError(f"opt_state has no {name!r} for parameter {path!r}; it has {', '.join(old)}")
-        leaves.append(_like(leaf, old[path], f"{name} of {path!r}"))
-    return jax.tree.unflatten(jax.tree.structure(new), leaves)
+    for path, leaf in roles.flatten(new.value)[0]:
+        if path not in values:
+            raise ValueError(f"opt_state has no {new.name!r} for parameter {path!r}; it has {', '.join(values)}")
+        if jnp.shape(leaf) != jnp.shape(values[path]):
+            what = f"{new.name} of {path!r}" if path else new.name
+            raise ValueError(f"{what} has shape {jnp.shape(values[path])}, expected {jnp.shape(leaf)} as in params")
+        leaves.append(jnp.array(values[path], dtype=leaf.dtype))
+    return jax.tree.unflatten(jax.tree.structure(new.value), leaves)
 
 
-def _like(new: Any, old: Any, what: str = "opt_state") -> jax.Array:
-    if jnp.shape(new) != jnp.shape(old):
-        raise ValueError(f"{what} has shape {jnp.shape(old)}, expected {jnp.shape(new)} as in params")
-    return jnp.array(old, dtype=new.dtype)
+def _refuse_largest(taken: _Taken) -> None:
+    """Raises for the moments of adamax: its nu bounds |mu|, a mean of squares doesn't."""
+    mus, nus = (taken.named(name) for name in ("mu", "nu"))
+    used = lambda fields: len(fields) == 1 and id(fields[0].value) in taken.used
+    if not (used(mus) and used(nus)):
+        return
+    pairs = zip(*(map(np.asarray, jax.tree.leaves(fields[0].value)) for fields in (mus, nus)), strict=True)
+    moved = [(abs(mu[mu != 0]), nu[mu != 0]) for mu, nu in pairs if mu.shape == nu.shape]
+    if sum(mu.size for mu, _ in moved) and all((mu <= 1.02 * nu).all() for mu, nu in moved):
+        raise ValueError(
+            "opt_state has nu ≥ |mu| in every entry, as the state of optax.adamax, whose nu is a largest |g| and not a "
+            "mean of g²: keep adamax, as wd.with_decay(optax.adamax(...), ...). If it is Adam's, from gradients far "
+            "above 1, pass check_moments=False"
+        )

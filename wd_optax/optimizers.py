@@ -1,21 +1,23 @@
-"""Named optimizers: points in the space where × coupling × mask × target × gate.
+"""SGD and Adam with decoupled (`sgdw`, `adamw`) or coupled (`sgd_l2`, `adam_l2`) weight decay.
 
-Each is one call of `wd_optax.wrap`: a direction, the live learning rate η_t, and decay before the direction
-(coupled, `*_l2`) or after the learning rate (decoupled). What is true of all of them:
+Each is a direction in `wd_optax.decoupled` or `wd_optax.coupled`. What is true of all of them:
 
     - `weight_decay` is required: no default travels between frameworks (Optax 1e-4, PyTorch 1e-2, ...).
     - `learning_rate`, `weight_decay` are numbers, JAX arrays or schedules (step -> number), and leaves of the
-      state: see `wd_optax.pull.DecayState`. λ = 0 is bitwise the optimizer without decay.
+      state: see `wd_optax.pull.DecayState`. λ = 0 is bitwise the optimizer without decay; for `adam_l2` the gradient
+      is, and under `jit` XLA may round the moments' (1 − b)·g + b·m in the other order, in the last bit.
+    - `optax.tree.get(state, "count")`, `"learning_rate"` and `"weight_decay"` find one leaf each.
     - `mask="weights"` decays weights and embeddings, never biases, norms, scalars or tokens: see `wd_optax.masks`.
     - `coupling`, `peak_learning_rate`: c_t, the fraction of a weight removed per step: see `wd_optax.decay_rate`.
     - `anchor`, `cautious`: see `wd_optax.add_decayed_weights`.
     - `rounding`, `key`: None, "nearest", "stochastic", "compensated" or "compensated_all": the optimizer computes in
       float32, and its step is rounded so that low-precision parameters land well: see `wd_optax.round_updates`.
-    - A bad number is a ValueError at once, a mask that doesn't fit the parameters one at `init`, each naming the mend.
+    - A bad number is a ValueError at once, a mask that doesn't fit the parameters one at `init`, each naming the fix.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -25,7 +27,7 @@ from wd_optax.anchors import Anchor
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
 from wd_optax.low_precision_state import low_precision_state
 from wd_optax.masks import Mask
-from wd_optax.wrap import coupled, decoupled
+from wd_optax.wrap import build, build_coupled
 
 
 def sgdw(
@@ -68,7 +70,10 @@ def sgdw(
     Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 1.
     """
     direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
-    tx = decoupled("sgdw", direction, learning_rate, weight_decay, mask, coupling, peak_learning_rate, cautious, anchor)
+    tx = build(
+        "sgdw", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
+        peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
+    )  # fmt: skip
     return precision.rounded(tx, rounding, key)
 
 
@@ -102,7 +107,7 @@ def sgd_l2(
       -0.0020
     """
     direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
-    return coupled("sgd_l2", direction, learning_rate, weight_decay, mask)
+    return build_coupled("sgd_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask)
 
 
 def adamw(
@@ -158,9 +163,10 @@ def adamw(
         direction = low_precision_state(direction, rounding=how, key=key, mu=mu_dtype, nu=nu_dtype)
     else:
         direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
-    tx = decoupled(
-        "adamw", direction, learning_rate, weight_decay, mask, coupling, peak_learning_rate, cautious, anchor
-    )
+    tx = build(
+        "adamw", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
+        peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
+    )  # fmt: skip
     return precision.rounded(tx, rounding, key)
 
 
@@ -199,7 +205,14 @@ def adam_l2(
     """
     live.check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
-    return coupled("adam_l2", direction, learning_rate, weight_decay, mask)
+    return build_coupled("adam_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask)
+
+
+class MomentumState(NamedTuple):
+    """Heavy-ball momentum, and the steps taken."""
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32
+    trace: Any  # like the parameters; () without momentum
 
 
 def _momentum(
@@ -209,11 +222,21 @@ def _momentum(
     damped = live.is_static(dampening) and dampening != 0  # an array may be 0: inject_hyperparams makes arrays of all
     if damped and nesterov:
         raise ValueError("nesterov=True takes no dampening, as in PyTorch: drop dampening")
-    if momentum is None:
-        if nesterov or damped:
-            raise ValueError("nesterov and dampening act on the momentum buffer: give momentum, as momentum=0.9")
-        return optax.identity()
-    trace = optax.trace(momentum, nesterov, accumulator_dtype)
-    if live.is_static(dampening) and not damped:
-        return trace
-    return optax.chain(optax.scale_by_schedule(lambda count: jnp.where(count == 0, 1.0, 1.0 - dampening)), trace)
+    if momentum is None and (nesterov or damped):
+        raise ValueError("nesterov and dampening act on the momentum buffer: give momentum, as momentum=0.9")
+    trace = None if momentum is None else optax.trace(momentum, nesterov, accumulator_dtype)
+    damps = trace is not None and (damped or not live.is_static(dampening))
+
+    def init(params: Any) -> MomentumState:
+        return MomentumState(jnp.zeros((), jnp.int32), () if trace is None else trace.init(params).trace)
+
+    def update(updates: Any, state: MomentumState, params: Any = None) -> tuple[Any, MomentumState]:
+        if damps:
+            factor = jnp.where(state.count == 0, 1.0, 1.0 - dampening)
+            updates = jax.tree.map(lambda g: factor.astype(g.dtype) * g, updates)
+        buffer: Any = ()
+        if trace is not None:
+            updates, (buffer,) = trace.update(updates, optax.TraceState(state.trace), params)
+        return updates, MomentumState(optax.safe_increment(state.count), buffer)
+
+    return optax.GradientTransformation(init, update)

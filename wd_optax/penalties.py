@@ -14,13 +14,13 @@ from wd_optax import dtypes, masks
 from wd_optax.hyperparams import Scalar, check_number
 
 
-def l2_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None, *, half: bool = True) -> jax.Array:
+def l2_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = "weights", *, half: bool = True) -> jax.Array:
     """λ/2·Σ m·|w|², whose gradient is λ·m·w; with `half=False` λ·Σ m·|w|², gradient 2λ·m·w.
 
     Args:
       params: a tree of arrays.
       weight_decay: λ ≥ 0, a scalar; it means the first form unless `half=False`.
-      mask: which leaves, see `wd_optax.masks`; None is all of them.
+      mask: which leaves, see `wd_optax.masks`: weights and embeddings by default, as the optimizers; None is all.
       half: whether the ½ stands in front.
 
     Returns:
@@ -32,14 +32,14 @@ def l2_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None, *, ha
     Example:
       >>> import jax, jax.numpy as jnp, wd_optax as wd
       >>> params = {"kernel": jnp.array([[3.0]]), "bias": jnp.array([5.0])}
-      >>> jax.grad(wd.l2_penalty)(params, 0.1, "weights")
+      >>> jax.grad(wd.l2_penalty)(params, 0.1)
       {'bias': Array([0.], dtype=float32), 'kernel': Array([[0.3]], dtype=float32)}
     """
     total = _penalty(params, weight_decay, mask, lambda w: jnp.real(w * jnp.conj(w)))
     return total / 2 if half else total
 
 
-def l1_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None) -> jax.Array:
+def l1_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = "weights") -> jax.Array:
     """λ·Σ m·|w|, whose (sub)gradient is λ·m·sign(w), and 0 at w = 0.
 
     Its gradient makes weights small, never exactly zero; `wd_optax.proximal` with `penalty="l1"` does.
@@ -47,7 +47,7 @@ def l1_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None) -> ja
     Args:
       params: a tree of arrays.
       weight_decay: λ ≥ 0, a scalar.
-      mask: which leaves, see `wd_optax.masks`; None is all of them.
+      mask: which leaves, see `wd_optax.masks`: weights and embeddings by default, as the optimizers; None is all.
 
     Returns:
       A scalar in the widest of float32 and the leaves' types.
@@ -67,6 +67,7 @@ def l1_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = None) -> ja
 def _penalty(params: Any, weight_decay: Any, mask: masks.Mask, measure: Callable[[Any], Any]) -> jax.Array:
     """λ·Σ m·measure(w), over leaves that may decay."""
     check_number("weight_decay", weight_decay)
+    params = dtypes.as_arrays(params)
     every = zip(jax.tree.leaves(params), jax.tree.leaves(masks.multipliers(mask, params)), strict=True)
     pairs = [(w, m) for w, m in every if not masks.is_zero(m)]
     wide = jnp.finfo(dtypes.arithmetic(*(w.dtype for w, _ in pairs))).dtype

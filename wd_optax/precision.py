@@ -11,6 +11,10 @@ to p's type. All of them, but for
     - float32's subnormals: XLA on CPUs takes p, u, p + u and u' under 2⁻¹²⁶ for zero, off by up to 2⁻¹²⁴ and a unit;
     - a move |u'| past float32's largest number, which becomes infinite.
 
+`optax.apply_if_finite` wants updates of the gradients' type, so it goes inside, where both are float32:
+`optax.chain(wd.in_float32(optax.apply_if_finite(wd.adamw(...), 5)), wd.round_updates("stochastic"))`; or cast the
+gradients, as in `wd.adamw(..., rounding="stochastic")` in `apply_if_finite` with `optax.tree.cast(grads, jnp.float32)`.
+
 JAX promotes no float8: add u' in float32 yourself, `(p.astype(jnp.float32) + u).astype(p.dtype)`.
 """
 
@@ -29,7 +33,7 @@ ROUNDINGS = ("nearest", "stochastic", "compensated", "compensated_all")
 class RoundState(NamedTuple):
     """What rounding remembers: arrays only."""
 
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32: steps taken
+    step: jax.Array  # shape=(), dtype=int32: steps taken; `count` is the wrapped optimizer's
     seed: jax.Array  # shape=(), dtype=uint32
     residual: Any  # "compensated*": like the parameters that are rounded, what rounding left over; else ()
     inner: Any = ()  # the wrapped optimizer's state
@@ -94,9 +98,9 @@ def round_updates(rounding: str, *, key: Any = 0, partition: Any = None) -> opta
     rounds = _is_float if rounding == "compensated_all" else is_narrow
 
     def init(params: Any) -> RoundState:
+        params = dtypes.as_arrays(params)
         residual = jax.tree.map(lambda p: jnp.zeros_like(p) if rounds(p) else jnp.zeros((), p.dtype), params)
-        count = jnp.zeros((), jnp.int32)
-        return RoundState(count, random_bits.seed(key), residual if compensates else ())
+        return RoundState(jnp.zeros((), jnp.int32), random_bits.seed(key), residual if compensates else ())
 
     def update(updates: Any, state: RoundState, params: Any = None, **extra: Any) -> tuple[Any, RoundState]:
         del extra
@@ -104,16 +108,16 @@ def round_updates(rounding: str, *, key: Any = 0, partition: Any = None) -> opta
             raise ValueError(
                 "round_updates rounds the parameters, so update needs them: tx.update(grads, state, params)"
             )
-        residual = state.residual
+        updates, params, residual = dtypes.as_arrays(updates), dtypes.as_arrays(params), state.residual
         if compensates:
             add = lambda u, p, r: u if u is None or not rounds(p) else _add_residual(u, r)
             updates = jax.tree.map(add, updates, params, residual, is_leaf=_is_none)
             left = lambda u, p, r: r if u is None or not rounds(p) else _left_over(u, p)
             residual = jax.tree.map(left, updates, params, residual, is_leaf=_is_none)
             updates = jax.tree.map(_take_off, updates, params, residual, is_leaf=_is_none)
-        draw = functools.partial(random_bits.bits, seed=state.seed, step=state.count)
+        draw = functools.partial(random_bits.bits, seed=state.seed, step=state.step)
         rounded = _land_all(updates, params, draw if rounding == "stochastic" else None, partition)
-        return rounded, state._replace(count=optax.safe_increment(state.count), residual=residual)
+        return rounded, state._replace(step=optax.safe_increment(state.step), residual=residual)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -121,10 +125,17 @@ def round_updates(rounding: str, *, key: Any = 0, partition: Any = None) -> opta
 def rounded(
     optimizer: optax.GradientTransformationExtraArgs, rounding: str | None, key: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """The `rounding` argument of every optimizer: None, or `optimizer` in float32 with `round_updates` behind it."""
+    """The `rounding` argument of every optimizer: None, or `optimizer` in float32 and then `round_updates`."""
     if rounding is None:
         return optimizer
-    return optax.chain(in_float32(optimizer), round_updates(rounding, key=key))
+    tx = optax.chain(in_float32(optimizer), round_updates(rounding, key=key))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if isinstance(state, tuple) and len(state) == 2:
+            return tx.update(updates, state, params, **extra)
+        return optimizer.update(updates, state, params, **extra)  # another optimizer's state, which it refuses by name
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -156,14 +167,14 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
 
 def widen(tree: Any) -> Any:
     """The tree with its floats of 8 and 16 bits as float32."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if is_narrow(x) else x, tree)
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if is_narrow(x) else x, dtypes.as_arrays(tree))
 
 
 def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _land(u: Any, p: Any, stream: int, draw: Any, offsets: Any) -> Any:
+def _land(u: Any, p: Any, stream: Any, draw: Any, offsets: Any) -> Any:
     """round(p + u) − p, exact in float32, or the update as it is where p is wide."""
     if u is None or not is_narrow(p):
         return u
@@ -217,7 +228,7 @@ def _take_off(u: Any, p: Any, rest: Any) -> Any:
 
 
 def _land_all(updates: Any, params: Any, draw: Any, partition: Any) -> Any:
-    """`_land` on every leaf; each has 32 bits that name it by its path, and perhaps a `PartitionSpec`."""
+    """`_land` on every leaf; each has two words that name it by its path, and perhaps a `PartitionSpec`."""
     names = [random_bits.name_of(path) for path, _ in roles.flatten(params)[0]]
     streams = jax.tree.unflatten(jax.tree.structure(params), names)
     if partition is None:

@@ -5,32 +5,54 @@ entry, for with more of them the TPU's compiler cuts the step in two. JAX's thre
 step around it.
 """
 
-import zlib
+import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def seed(key: Any) -> jax.Array:
-    """An int, or a key of `jax.random`, as a scalar uint32 in a buffer of its own."""
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jax.random.bits(key)
-    return jnp.array(key, dtype=jnp.uint32)
+    """An int, or a key of `jax.random`, as a scalar uint32 in a buffer of its own.
+
+    Both kinds of keys are taken: `jax.random.key(0)` and the words of `jax.random.PRNGKey(0)`, with the same result.
+    """
+    if isinstance(key, jax.Array | np.ndarray) and _is_one_key(key):
+        return jax.random.bits(jnp.asarray(key))
+    number = isinstance(key, int | np.integer) and not isinstance(key, bool) and 0 <= key < 2**32
+    scalar = isinstance(key, jax.Array | np.ndarray) and key.shape == () and jnp.issubdtype(key.dtype, jnp.integer)
+    if not (number or scalar):
+        what = f"an array of type {key.dtype} and shape {key.shape}" if hasattr(key, "shape") else repr(key)
+        raise ValueError(f"key is {what}: pass an int in [0, 2³²), or one key, as jax.random.key(0)")
+    return jnp.array(key).astype(jnp.uint32) if scalar else jnp.array(key, dtype=jnp.uint32)
 
 
-def name_of(path: str) -> int:
-    """A leaf's path as 32 bits (CRC-32), so that a leaf keeps its bits whatever stands beside it."""
-    return zlib.crc32(path.encode())
+def _is_one_key(key: Any) -> bool:
+    """Whether an array is a key of `jax.random`, typed or as the words of the default generator."""
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return bool(key.shape == ())
+    return bool(key.dtype == jnp.uint32 and key.shape == jax.eval_shape(lambda: jax.random.PRNGKey(0)).shape)
 
 
-def bits(shape: tuple[int, ...], *, seed: jax.Array, stream: int, step: jax.Array, offsets: Any = None) -> jax.Array:
+def name_of(path: str) -> tuple[int, int]:
+    """A leaf's path as two words of 32 bits, so that a leaf keeps its bits whatever is beside it.
+
+    In 32 bits a model of 10,000 leaves has two of one name in 1 % of all cases, and "plumless" is "buckeroo" in CRC-32.
+    """
+    low, high = np.frombuffer(hashlib.blake2b(path.encode(), digest_size=8).digest(), "<u4").tolist()
+    return low, high
+
+
+def bits(
+    shape: tuple[int, ...], *, seed: jax.Array, stream: tuple[Any, Any], step: jax.Array, offsets: Any = None
+) -> jax.Array:
     """32 uniform bits per entry, a function of (seed, stream, step, position) alone.
 
     Args:
       shape: of the leaf.
       seed: scalar uint32, the same for all leaves.
-      stream: 32 bits that name the leaf.
+      stream: two words of 32 bits that name the leaf.
       step: scalar int32.
       offsets: None, or where this shard begins in the whole leaf: the whole shape and an index per dimension.
 
@@ -38,7 +60,9 @@ def bits(shape: tuple[int, ...], *, seed: jax.Array, stream: int, step: jax.Arra
       uint32 of the given shape. Positions are counted modulo 2³².
     """
     # Hashed once for all entries, keys, leaves and steps differ in every bit even where they differed in the highest.
-    return mix(_positions(shape, offsets), *pcg3d(seed, jnp.uint32(stream), step.astype(jnp.uint32)))
+    low, high = map(jnp.uint32, stream)
+    x, y, z = pcg3d(seed, low, step.astype(jnp.uint32))
+    return mix(_positions(shape, offsets), *pcg3d(x, y ^ high, z))
 
 
 def mix(x: jax.Array, start: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:

@@ -13,9 +13,9 @@ References: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2 ("schedule")
 Defazio 2025, arXiv 2506.02285 ("corrected"); Hanson & Pratt 1988 ("constant").
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from wd_optax.hyperparams import Scalar, ScalarOrSchedule, Schedule, check_number, is_static
+from wd_optax.hyperparams import Scalar, ScalarOrSchedule, Schedule, check_number, is_concrete, is_static
 
 # c_t = λ · (η_t/η_max)^ratio · η_t^power
 COUPLINGS = {"lr": (0, 1), "schedule": (1, 0), "corrected": (1, 1), "constant": (0, 0)}
@@ -54,12 +54,19 @@ def resolve_peak(coupling: str, learning_rate: ScalarOrSchedule, peak_learning_r
         )
     peak = learning_rate if peak_learning_rate is None else peak_learning_rate
     check_number("peak_learning_rate", peak)
-    if is_static(peak) and float(peak) == 0:
+    if is_concrete(peak) and float(peak) == 0:
         raise ValueError(
             f"peak_learning_rate={peak!r}: coupling={coupling!r} divides by it; pass the largest "
             "learning rate of the run"
         )
     return peak
+
+
+class Rates(NamedTuple):
+    """What is known of c_t before the first step."""
+
+    peak: Scalar  # η_max where the coupling needs it, else None
+    largest: float | None  # the largest c_t, where it is known now
 
 
 def check_rates(
@@ -68,20 +75,25 @@ def check_rates(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule,
     peak_learning_rate: Scalar = None,
-) -> Scalar:
-    """Checks every static value, and c_t < 1 where it is known; returns η_max as `resolve_peak`."""
+) -> Rates:
+    """Checks every number and array that is known now, and c_t < 1."""
     check_number("learning_rate", learning_rate)
     check_number("weight_decay", weight_decay)
     peak = resolve_peak(coupling, learning_rate, peak_learning_rate)
-    largest = peak if callable(learning_rate) else learning_rate
-    if is_static(weight_decay) and largest is not None and is_static(largest) and (peak is None or is_static(peak)):
-        c = removed(coupling, learning_rate=largest, weight_decay=weight_decay, peak_learning_rate=peak)
-        if c >= 1:
-            raise ValueError(
-                f"weight_decay={weight_decay!r} with learning_rate={largest!r} and coupling={coupling!r} removes "
-                f"{c:.3g} of each weight per step; it must be below 1: lower weight_decay"
-            )
-    return peak
+    eta = peak if callable(learning_rate) else learning_rate
+    needed = {"weight_decay": weight_decay}
+    if any(COUPLINGS[coupling]):
+        needed |= {"learning_rate": eta} | ({} if peak is None else {"peak_learning_rate": peak})
+    if any(value is None or not is_concrete(value) for value in needed.values()):
+        return Rates(peak, None)
+    c = removed(coupling, **{"learning_rate": None} | {name: float(value) for name, value in needed.items()})
+    if c >= 1:
+        given = "" if eta is None else f"learning_rate={eta!r} and "
+        raise ValueError(
+            f"weight_decay={weight_decay!r} with {given}coupling={coupling!r} removes "
+            f"{c:.3g} of each weight per step; it must be below 1: lower weight_decay"
+        )
+    return Rates(peak, c)
 
 
 def decay_rate(
@@ -114,7 +126,7 @@ def decay_rate(
     """
     peak = check_rates(
         coupling, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate
-    )
+    ).peak
 
     def at(value: ScalarOrSchedule, step: Any) -> Any:
         return value(step) if callable(value) else value
@@ -138,28 +150,34 @@ def convert_weight_decay(
     to_coupling: str,
     peak_learning_rate: Scalar | None = None,
 ) -> Scalar:
-    """The λ' that removes, at every step, what λ removes under another coupling: λ' = λ·η_max^(k−k').
+    """The λ' that removes what λ removes under another coupling: λ' = λ·η^(r+k−r'−k')·η_max^(r'−r).
 
-    Exact at every step when both couplings have the same power of η_t ("lr" and "schedule"), or when
-    the learning rate is constant. Otherwise no constant λ' exists, and this refuses.
+    A `Coupling` is c_t = λ·(η_t/η_max)^r·η_t^k, see `decay_rate`. For a schedule the result is exact at every step if
+    r + k = r' + k', as from "lr" to "schedule"; otherwise no constant λ' exists, and this refuses. For a number it is
+    exact at that η; where the run's η is another one in between, convert to a coupling with the same r + k.
 
     Args:
       weight_decay: λ under `from_coupling`.
-      learning_rate: a number (constant; for "lr" and "schedule" its peak is enough) or a schedule.
-      from_coupling: where λ comes from, see `decay_rate`.
+      learning_rate: η: a schedule, or the number at which both are to remove the same.
+      from_coupling: where λ comes from: "lr", "schedule", "corrected" or "constant".
       to_coupling: where λ' goes.
-      peak_learning_rate: η_max of a schedule, needed between "lr" and "schedule".
+      peak_learning_rate: η_max; by default η where that is a number.
 
     Returns:
-      λ', a scalar, to be used with `to_coupling`.
+      λ', a scalar, to be used with `to_coupling` and the same peak.
 
     Raises:
-      ValueError: where no exact conversion exists, or η_max is unknown.
+      ValueError: where no exact conversion exists, η_max is unknown, or η is 0 where it divides.
 
-    Example: optimī's decoupled 1e-5 at learning rate 1e-3 is PyTorch's 0.01.
+    Example: optimī's decoupled 1e-5 at learning rate 1e-3 is PyTorch's 0.01; a constant 0.1 per step is λ = 100 at
+    η = 1e-3, whatever the peak is.
       >>> import wd_optax as wd
       >>> round(wd.convert_weight_decay(1e-5, learning_rate=1e-3, from_coupling="schedule", to_coupling="lr"), 10)
       0.01
+      >>> wd.convert_weight_decay(
+      ...     0.1, learning_rate=1e-3, from_coupling="constant", to_coupling="lr", peak_learning_rate=1e-2
+      ... )
+      100.0
     """
     check_number("learning_rate", learning_rate)
     check_number("weight_decay", weight_decay)
@@ -167,7 +185,8 @@ def convert_weight_decay(
     ratio_to, power_to = check_coupling("to_coupling", to_coupling)
     if from_coupling == to_coupling:
         return weight_decay
-    if callable(learning_rate) and ratio_from + power_from != ratio_to + power_to:
+    power = ratio_from + power_from - ratio_to - power_to  # of η
+    if callable(learning_rate) and power:
         raise ValueError(
             f"no weight_decay under to_coupling={to_coupling!r} equals {weight_decay!r} under "
             f"from_coupling={from_coupling!r} at every step of a scheduled learning_rate: keep that coupling, "
@@ -175,4 +194,8 @@ def convert_weight_decay(
         )
     given = learning_rate if peak_learning_rate is None and not callable(learning_rate) else peak_learning_rate
     peak = resolve_peak("schedule", learning_rate, given)
-    return weight_decay * peak ** (power_from - power_to)
+    if not power:
+        return weight_decay * peak ** (ratio_to - ratio_from)
+    if is_concrete(learning_rate) and float(learning_rate) == 0:
+        raise ValueError(f"learning_rate={learning_rate!r}: pass the learning rate at which both remove the same")
+    return weight_decay * learning_rate**power * peak ** (ratio_to - ratio_from)
