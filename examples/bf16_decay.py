@@ -11,19 +11,19 @@ under each rounding, and in float32, from the same weights on the same batches. 
 """
 
 import functools
-import math
 from collections.abc import Iterable
 from typing import Any
 
+import console
 import data
 import flax.linen as nn
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
 from absl import app, flags
-from scipy.stats import sem
 from tqdm import tqdm
 
 import wd_optax as wd
@@ -184,11 +184,15 @@ def run(
 
 
 def apart(runs: dict[str, Any], way: str) -> tuple[float, float, bool]:
-    """Mean loss less float32's, ‖w‖ over float32's less 1, and whether within two standard errors and 1 %."""
+    """Mean loss less float32's, ‖w‖ over float32's less 1, and whether both are as good as equal.
+
+    The 95 % interval of the loss difference, paired over seeds, lies within a standard deviation of float32's loss over
+    seeds; ‖w‖ is within 1 %.
+    """
     ours, theirs = runs[way], runs["float32"]
-    gap, stretch = (ours["loss"] - theirs["loss"]).mean(), (ours["norm"] / theirs["norm"]).mean() - 1
-    noise = 2 * math.hypot(sem(ours["loss"]), sem(theirs["loss"]))
-    return float(gap), float(stretch), bool(abs(gap) < noise and abs(stretch) < 0.01)
+    gaps, stretch = ours["loss"] - theirs["loss"], (ours["norm"] / theirs["norm"]).mean() - 1
+    close = abs(gaps.mean()) + intervals.half_width(gaps) <= theirs["loss"].std(ddof=1)
+    return float(gaps.mean()), float(stretch), bool(close and abs(stretch) < 0.01)
 
 
 def report(results: dict[str, Any]) -> str:
@@ -200,25 +204,28 @@ def report(results: dict[str, Any]) -> str:
     shown = [""]
     for task, runs in results["trained"].items():
         lines += ["", f"{task:18}{'training loss':18}{'less float32, paired':22}{'‖w‖':17}to float32"]
-        shown.append(f"{task}, loss within two standard errors of float32's and ‖w‖ within 1 %?")
+        shown.append(f"{task}, loss closer to float32's than another seed's (95 % interval), and ‖w‖ within 1 %?")
         for way, r in runs.items():
             paired, ratio = r["loss"] - runs["float32"]["loss"], 100 * (r["norm"] / runs["float32"]["norm"] - 1)
             measured = (r["loss"], ".4f", 18), (paired, "+.4f", 22), (r["norm"], ".3f", 17), (ratio, "+.2f", 0)
-            cells = (f"{a.mean():{digits}} ± {sem(a):{digits[-3:]}}".ljust(width) for a, digits, width in measured)
+            cells = (intervals.mean(a, digits).ljust(width) for a, digits, width in measured)
             lines.append(f"{way:18}{''.join(cells)} %")
             if WAYS[way][0] == BF16:
                 gap, stretch, same = apart(runs, way)
-                shown.append(f"  {'yes' if same else 'no':4}{way}: loss {gap:+.4f}, ‖w‖ {stretch:+.2%}")
+                answer = "yes" if same else "no"
+                if len(paired) < intervals.FEWEST:
+                    answer = intervals.verdict(paired)
+                shown.append(f"  {answer:3} {way}: loss {gap:+.4f}, ‖w‖ {stretch:+.2%}")
     return "\n".join(lines + shown)
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Loss and ‖w‖ of every way against float32's, two standard errors each side."""
+    """Loss and ‖w‖ of every way against float32's, with 95 % intervals."""
     figure, panels = plots.figure(2, sharey=True)
     for axes, key, label in zip(panels, ("loss", "norm"), ("training loss", "‖w‖ of what decays"), strict=True):
         for i, (task, runs) in enumerate(results["trained"].items()):
             off = {way: 100 * (r[key] / runs["float32"][key] - 1) for way, r in runs.items() if way != "float32"}
-            means, errors = [a.mean() for a in off.values()], [2 * sem(a) for a in off.values()]
+            means, errors = [a.mean() for a in off.values()], [intervals.half_width(a) for a in off.values()]
             style: Any = {"fmt": "os"[i], "color": plots.line(i)["color"], "capsize": 3, "label": task}
             axes.errorbar(means, np.arange(len(off)) + 0.2 * i - 0.1, xerr=errors, **style)
             axes.set_yticks(range(len(off)), off)
@@ -233,7 +240,7 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    console.plain()
     model, x, _, _ = load_task(_TASK.value[-1])
     params = jax.tree.map(lambda p: p[0], initial_params(model, x, jnp.arange(1)))
     print(wd.explain("weights", params), end="\n\n", flush=True)
@@ -243,7 +250,7 @@ def main(argv: list[str]) -> None:
     results = run(tasks=_TASK.value, steps=_STEPS.value, seeds=_SEEDS.value, learning_rate=η, weight_decay=λ)
     path = plot(results, _OUT.value)
     print(report(results))
-    print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}, λ = {λ:g}, {_STEPS.value} steps. Picture: {path}")
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}, λ = {λ:g}, {_STEPS.value} steps. Picture: {path}")
 
 
 if __name__ == "__main__":

@@ -11,15 +11,16 @@ with dropout and without, on the same seeds; a seed gives the images, the initia
 import functools
 from typing import Any
 
+import console
 import data
 import flax.linen as nn
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
 from absl import app, flags
-from scipy.stats import sem
 
 import wd_optax as wd
 
@@ -130,19 +131,17 @@ def report(results: dict[str, Any]) -> str:
     ]
     for rate, r in results["dropout"].items():
         paired = r["test loss"] - r["test loss"][:, :1]
-        gap, error = paired.mean(0), sem(paired)
         for i, k in enumerate(λ):
-            cells = (f"{r[name][:, i].mean():.4f} ± {sem(r[name][:, i]):.4f}" for name in MEASURES)
-            lines.append(
-                f"{rate:<10g}{k:<9g}" + "".join(f"{cell:19}" for cell in cells) + f"{gap[i]:+.4f} ± {error[i]:.4f}"
-            )
+            cells = (intervals.mean(r[name][:, i], ".4f") for name in MEASURES)
+            gap = intervals.mean(paired[:, i], "+.4f")
+            lines.append(f"{rate:<10g}{k:<9g}" + "".join(f"{cell:19}" for cell in cells) + gap)
         best = int(r["test loss"].mean(0).argmin())
-        beyond = np.where(np.abs(gap) > 2 * error, "beyond", "within")
-        shown.append(
-            f"Dropout {rate:g}: λ = {λ[best]:g} has the lowest test loss of these, {gap[best]:+.4f} from λ = 0, "
-            f"{beyond[best]} two standard errors;\n  λ = {λ[1]:g} changes it by {gap[1]:+.4f}, {beyond[1]} two; "
-            f"λ = {λ[-1]:g} leaves {r['accuracy'][:, -1].mean():.0%} of the test images right."
-        )
+        shown += [
+            f"Dropout {rate:g}: λ = {λ[best]:g} has the lowest test loss of these, against λ = 0 "
+            f"{intervals.change(paired[:, best], '+.4f')};",
+            f"  λ = {λ[1]:g} changes it by {intervals.change(paired[:, 1], '+.4f')}; "
+            f"λ = {λ[-1]:g} leaves {r['accuracy'][:, -1].mean():.0%} of the test images right.",
+        ]
     training, evaluation = results["modes"]["train"], results["modes"]["eval"]
     shown.append(
         f"Two passes over the same images differ by {training:.2g} in training, by {evaluation:g} in evaluation."
@@ -151,14 +150,17 @@ def report(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """The measures over λ, two standard errors each side."""
+    """What each λ changes of a measure from λ = 0, paired over the seeds, with 95 % intervals."""
     figure, panels = plots.figure(3)
     for axes, name in zip(panels, MEASURES, strict=True):
         for i, (rate, r) in enumerate(results["dropout"].items()):
-            label, at = f"dropout {rate:g}", np.arange(len(WEIGHT_DECAYS)) + 0.1 * i
-            axes.errorbar(at, r[name].mean(0), 2 * sem(r[name]), label=label, marker="o", capsize=3, **plots.line(i))
+            at, paired = np.arange(len(WEIGHT_DECAYS)) + 0.1 * i, r[name] - r[name][:, :1]
+            plots.bars(axes, at, paired, plots.line(i), label=f"dropout {rate:g}")
         axes.set_xticks(range(len(WEIGHT_DECAYS)), [f"{k:g}" for k in WEIGHT_DECAYS])
-        axes.set(xlabel="λ", ylabel=name, yscale="linear" if name == "accuracy" else "log")
+        axes.axhline(0, color="grey", linewidth=1)
+        axes.set(xlabel="λ", ylabel=f"{name} − {name} at λ = 0")
+        axes.set_yscale("symlog", linthresh=0.01)
+    panels[1].set_title("paired over seeds, 95 % intervals", fontsize="medium")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return plots.save(figure, folder, "classifier_784.png")
 
@@ -166,7 +168,7 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    console.plain()
     print(wd.audit(wd.sgdw(_LEARNING_RATE.value, weight_decay=1e-4), initial_params(0)), end="\n\n", flush=True)
     results = run(
         learning_rate=_LEARNING_RATE.value,
@@ -178,7 +180,7 @@ def main(argv: list[str]) -> None:
     )
     path = plot(results, _OUT.value)
     print(report(results))
-    about = f"{_SEEDS.value} seeds (± is a standard error), {_IMAGES.value} training images, {_EPOCHS.value} epochs"
+    about = f"{_SEEDS.value} seeds ({intervals.MEANING}), {_IMAGES.value} training images, {_EPOCHS.value} epochs"
     print(f"{about}, η = {_LEARNING_RATE.value:g}. Picture: {path}")
 
 

@@ -12,8 +12,10 @@ averages are no parameters at all. λ is a live leaf of the optimizer's state, s
 import functools
 from typing import Any
 
+import console
 import data
 import flax.linen as nn
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,6 @@ import optax
 import plots
 from absl import app, flags
 from flax.training.early_stopping import EarlyStopping
-from scipy.stats import sem
 from tqdm import tqdm
 
 import wd_optax as wd
@@ -159,16 +160,15 @@ def report(runs: dict[str, dict[str, Any]]) -> str:
         f"{'':14}{'test accuracy, %':18}{'validation loss':18}{'best epoch':12}{'‖kernels‖':12}turned per step, rad"
     ]
     for name, r in runs.items():
-        accuracy, loss = (f"{r[k].mean():.3g} ± {sem(r[k]):.2g}" for k in ("accuracy", "validation"))
+        accuracy, loss = (intervals.mean(r[k], ".3g") for k in ("accuracy", "validation"))
         rest = f"{r['epoch'].mean():<12.0f}{r['‖w‖'].mean():<12.1f}{r['angle'].mean():.2g}"
         lines.append(f"{name:14}{accuracy:18}{loss:18}{rest}")
     lines.append("")
     pairs = (("decay", "neither"), ("both", "augmentation"), ("augmentation", "neither"), ("both", "decay"))
     for more, less in pairs:
         gap = runs[more]["accuracy"] - runs[less]["accuracy"]
-        worth = "beyond" if abs(gap.mean()) > 2 * sem(gap) else "within"
         what = f"{more} against {less}:"
-        lines.append(f"{what:30}{gap.mean():+.2f} ± {sem(gap):.2f} points, {worth} two standard errors")
+        lines.append(f"{what:30}{intervals.mean(gap, '+.2f')} points, {intervals.verdict(gap)}")
     for more, less in pairs[:2]:
         smaller, faster = (runs[more][key].mean() / runs[less][key].mean() for key in ("‖w‖", "angle"))
         lines.append(f"{more}: kernels of {smaller:.2f} the size, turned {faster:.1f} times as far per step as {less}")
@@ -186,11 +186,11 @@ def plot(runs: dict[str, dict[str, Any]], folder: str) -> Any:
         curve.plot(np.arange(1, len(losses) + 1), losses[:, 1], label=name, **style)
         curve.plot(r["epoch"][0], r["validation"][0], "o", color=style["color"])
         test.plot(np.full(len(r["accuracy"]), i) + 0.15, r["accuracy"], ".", color="grey")
-        test.errorbar(i, r["accuracy"].mean(), 2 * sem(r["accuracy"]), fmt="o", capsize=3, color=style["color"])
+        plots.bars(test, [i], r["accuracy"][:, None], {"color": style["color"]})
     curve.set(
         xlabel="epoch", ylabel="validation cross-entropy (nats)", yscale="log", title="seed 0; dot: its best epoch"
     )
-    test.set(ylabel="test accuracy, %", title="mean ± two standard errors; grey: each seed")
+    test.set(ylabel="test accuracy, %", title="mean, 95 % interval; grey: each seed")
     test.set_xticks(range(len(RUNS)), RUNS)
     figure.legend(*curve.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return plots.save(figure, folder, "cnn.png")
@@ -199,7 +199,7 @@ def plot(runs: dict[str, dict[str, Any]], folder: str) -> Any:
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")
+    console.plain()
     η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
     tx = optimizer(η, λ)
     shapes = jax.eval_shape(lambda: initial_state(CNN((32, 64)), tx, 0, λ)["params"])
@@ -213,7 +213,7 @@ def main(argv: list[str]) -> None:
         weight_decay=λ,
     )
     print(report(results))
-    print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}, λ = {λ:g}. Picture: {plot(results, _OUT.value)}")
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}, λ = {λ:g}. Picture: {plot(results, _OUT.value)}")
 
 
 if __name__ == "__main__":

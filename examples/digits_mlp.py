@@ -1,59 +1,69 @@
-"""Takes ~12 s on a laptop CPU and prints which parameters decay, then what four optimizers made of the same λ.
+"""Takes ~30 s on a laptop CPU and prints which parameters decay, then what decay gains and how its two forms differ.
 
 L2 regularisation (λ·w added to the gradient) and weight decay (η·λ of the weight removed in each step) are the same
 thing under SGD and two different things under Adam, which divides λ·w by √v like any other gradient. Here a Flax MLP
-learns scikit-learn's handwritten digits (1797 real images of 8×8 pixels) with SGD+L2, SGDW, Adam+L2 and AdamW, from
-the same initial weights, on the same batches; the two runs of a pair share η and λ.
+learns 200 of scikit-learn's handwritten digits, one in five of them with a random label, so that there is something to
+over-fit: with SGD and Adam without decay, with L2 and with decay at the same λ, and with AdamW at a λ that is large
+enough for it. A seed gives the images, the labels, the initial weights and the batches, the same for every run.
 
-    python examples/digits_mlp.py                              # two tables, and curves in out/digits_mlp.png
-    python examples/digits_mlp.py --adam_weight_decay=0.003    # another λ; --help lists the knobs
+    python examples/digits_mlp.py                           # tables, and curves in out/digits_mlp.png
+    python examples/digits_mlp.py --adamw_weight_decay=0.3  # another λ; --help lists the knobs
 """
 
-import math
+import functools
 import time
 from typing import Any
 
+import console
 import data
 import flax.linen as nn
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
 from absl import app, flags, logging
-from tqdm import tqdm
 
 import wd_optax as wd
 
-_EPOCHS = flags.DEFINE_integer("epochs", 60, "Passes over the training images in each run.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images per step.", lower_bound=1, upper_bound=1347)
-_SGD_LEARNING_RATE = flags.DEFINE_float("sgd_learning_rate", 0.1, "η of SGD+L2 and SGDW.")
-_SGD_WEIGHT_DECAY = flags.DEFINE_float("sgd_weight_decay", 0.01, "λ of SGD+L2 and SGDW.")
-_ADAM_LEARNING_RATE = flags.DEFINE_float("adam_learning_rate", 1e-3, "η of Adam+L2 and AdamW.")
-_ADAM_WEIGHT_DECAY = flags.DEFINE_float("adam_weight_decay", 0.05, "λ of Adam+L2 and AdamW.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the split, the initial weights and the batches.")
+_EPOCHS = flags.DEFINE_integer("epochs", 100, "Passes over the training images in each run.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer("seeds", 8, "Runs of each kind.", lower_bound=2)
+_IMAGES = flags.DEFINE_integer("images", 200, "Images to train on.", lower_bound=50, upper_bound=898)
+_LABEL_NOISE = flags.DEFINE_float("label_noise", 0.2, "Share of their labels that are drawn at random.", 0, 1)
+_SGD_LEARNING_RATE = flags.DEFINE_float("sgd_learning_rate", 0.1, "η of SGD, SGD+L2 and SGDW.")
+_ADAM_LEARNING_RATE = flags.DEFINE_float("adam_learning_rate", 1e-3, "η of Adam, Adam+L2 and AdamW.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "λ of SGD+L2, SGDW, Adam+L2 and AdamW.")
+_ADAMW_WEIGHT_DECAY = flags.DEFINE_float("adamw_weight_decay", 3.0, "λ of a second run of AdamW.")
 _OUT = flags.DEFINE_string("out", "out", "Folder for digits_mlp.png; made if it isn't there.")
 
-PAIRS: dict[str, Any] = {
+BATCH_SIZE, POINTS = 50, 20  # images per step; points of a curve, at most
+FAMILIES: dict[str, Any] = {  # the first of each family gets λ = 0
     "SGD": {  # S3: L2 and decay are one trajectory under SGD
+        "SGD": wd.sgdw,
         "SGD+L2": wd.sgd_l2,  # S7: PyTorch's SGD(weight_decay=λ), with momentum=, dampening=, nesterov= too
         "SGDW": wd.sgdw,
     },
     "Adam": {  # S15: L2 and decay are two things under Adam
+        "Adam": wd.adamw,
         "Adam+L2": wd.adam_l2,  # S17: PyTorch's Adam(weight_decay=λ)
         "AdamW": wd.adamw,  # S17: PyTorch's AdamW
+        "AdamW, more": wd.adamw,  # with the second λ
     },
 }
-LINES: dict[str, Any] = {  # SGDW runs dashed on top of SGD+L2
+LINES: dict[str, Any] = {  # SGDW is drawn dashed on top of SGD+L2, AdamW on top of Adam
+    "SGD": {"color": plots.COLOURS["purple"], "linewidth": 2},
     "SGD+L2": {"color": plots.COLOURS["sky"], "linewidth": 5},
     "SGDW": {"color": plots.COLOURS["black"], "linestyle": "--"},
+    "Adam": {"color": plots.COLOURS["orange"], "linewidth": 5},
     "Adam+L2": {"color": plots.COLOURS["vermilion"], "linewidth": 2},
     "AdamW": {"color": plots.COLOURS["green"], "linestyle": "-.", "linewidth": 2},
+    "AdamW, more": {"color": plots.COLOURS["blue"], "linewidth": 2},
 }
 
 
 class MLP(nn.Module):
-    """64 pixels → 128 → 128 → 10 logits; smooth, for at a kink of ReLU one rounding error parts two equal runs."""
+    """64 pixels → 128 → 128 → 10 logits; smooth, because at a kink of ReLU one rounding error parts two equal runs."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -63,141 +73,161 @@ class MLP(nn.Module):
         return nn.Dense(10)(x)
 
 
-def initial_params(seed: int) -> Any:
-    """What every run starts from."""
+def initial_params(seed: Any) -> Any:
+    """What every run of a seed starts from."""
     return MLP().init(jax.random.key(seed), jnp.zeros((1, 64)))["params"]
 
 
-def weight_norm(params: Any) -> float:
+def weight_norm(params: Any) -> jax.Array:
     """‖w‖ over the weights that decay."""
-    return math.sqrt(wd.l2_penalty(params, 1.0, "weights", half=False))
+    return jnp.sqrt(wd.l2_penalty(params, 1.0, "weights", half=False))
 
 
-def train(tx: Any, params: Any, x: jax.Array, y: jax.Array, batches: Any) -> Any:
-    """The parameters after all epochs, and per epoch its mean loss and what the monitor saw in its last step."""
-    tx = wd.monitor(tx)
+def few_noisy_digits(seed: int, images: int, label_noise: float) -> data.Split:
+    """As `data.digits`: some images of one half with some of their labels random; the other half is for the test."""
+    x, x_test, y, y_test = data.digits(seed, test_size=0.5)
+    rng = np.random.default_rng(seed)
+    guessed = jnp.asarray(np.where(rng.random(images) < label_noise, rng.integers(10, size=images), y[:images]))
+    return x[:images], x_test, guessed.astype(jnp.int32), y_test
+
+
+@functools.partial(jax.jit, static_argnames="optimizer")
+def train(optimizer: Any, η: Any, λ: Any, seeds: jax.Array, sets: data.Split, batches: jax.Array) -> Any:
+    """Parameters at the end and curves (seeds, points) of all seeds, which train in parallel as one program.
+
+    η and λ are shared, the rest has a first axis for the seeds; batches are row numbers (seeds, points, steps, batch).
+    """
+    tx = optimizer(η, weight_decay=λ)
 
     def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         logits: Any = MLP().apply({"params": params}, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-    def step(carry: Any, rows: jax.Array) -> Any:
-        params, opt_state = carry
-        loss, grads = jax.value_and_grad(loss_fn)(params, x[rows], y[rows])
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
+    def one(seed: jax.Array, sets: data.Split, batches: jax.Array) -> Any:
+        x, x_test, y, y_test = sets
 
-    @jax.jit
-    def epoch(carry: Any, batches: jax.Array) -> Any:
-        carry, losses = jax.lax.scan(step, carry, batches)
-        return carry, {"loss": losses.mean(), **wd.read_monitor(carry[1])["weight"]._asdict()}
+        def step(carry: Any, rows: jax.Array) -> Any:
+            params, opt_state = carry
+            loss, grads = jax.value_and_grad(loss_fn)(params, x[rows], y[rows])
+            updates, opt_state = tx.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), loss
 
-    carry, curve = (params, tx.init(params)), []
-    for i, rows in enumerate(batches, 1):
-        carry, now = epoch(carry, rows)
-        curve.append(now)
-        if i % 20 == 0:
-            line = "epoch %d: loss %.4f, ‖w‖ %.2f, %.1f %% of the step is decay, %.5f rad per step"
-            logging.info(line, i, now["loss"], now["weight_norm"], 100 * now["decay_share"], now["angle"])
-    return carry[0], jax.tree.map(lambda *points: np.array(points), *curve)
+        def point(carry: Any, batches: jax.Array) -> Any:
+            carry, losses = jax.lax.scan(step, carry, batches)
+            logits: Any = MLP().apply({"params": carry[0]}, x_test)
+            accuracy = 100 * (jnp.argmax(logits, axis=-1) == y_test).mean(dtype=jnp.float32)
+            return carry, {"loss": losses.mean(), "‖w‖": weight_norm(carry[0]), "accuracy": accuracy}
+
+        params = initial_params(seed)
+        (params, _), curves = jax.lax.scan(point, (params, tx.init(params)), batches)
+        return params, curves
+
+    return jax.vmap(one)(seeds, sets, batches)
 
 
-def run(*, epochs: int, batch_size: int, seed: int, rates: dict[str, tuple[float, float]]) -> dict[str, Any]:
-    """Trains the four; `rates` is (η, λ) of each pair. Per run: accuracy and curves; per pair: ‖w − w'‖/‖w'‖."""
-    x, x_test, y, y_test = data.digits(seed)
-    start, batches = initial_params(seed), data.batches(len(x), batch_size, epochs=epochs, seed=seed)
+def run(
+    *,
+    epochs: int,
+    seeds: int,
+    images: int,
+    label_noise: float,
+    learning_rates: dict[str, float],
+    weight_decay: float,
+    adamw_weight_decay: float,
+) -> dict[str, Any]:
+    """Trains all, with an η per family. Per run its curves; per family ‖w − w'‖/‖w'‖ of L2 and decay."""
+    every = range(seeds)
+    sets = jax.tree.map(lambda *a: jnp.stack(a), *(few_noisy_digits(seed, images, label_noise) for seed in every))
+    rows = np.stack([data.batches(images, BATCH_SIZE, epochs=epochs, seed=seed) for seed in every])
+    points = max(n for n in range(1, POINTS + 1) if epochs % n == 0)
+    batches = jnp.asarray(rows).reshape(seeds, points, -1, BATCH_SIZE)
     runs, apart = {}, {}
-    for pair, optimizers in PAIRS.items():
-        final = []
-        learning_rate, weight_decay = rates[pair]
+    for family, optimizers in FAMILIES.items():
+        ends = {}
         for name, optimizer in optimizers.items():
-            bar = tqdm(batches, desc=f"{name:7}", unit="epoch", disable=None)  # silent without a terminal
-            began = time.perf_counter()
-            params, curve = train(optimizer(learning_rate, weight_decay=weight_decay), start, x, y, bar)
-            logging.info("%s: %d epochs in %.1f s with compilation", name, epochs, time.perf_counter() - began)
-            final.append(params)
-            logits: Any = MLP().apply({"params": params}, x_test)
-            right = int((jnp.argmax(logits, axis=-1) == y_test).sum())
-            runs[name] = {"η": learning_rate, "λ": weight_decay, "right": right, "‖w‖": weight_norm(params)} | curve
-        apart[pair] = weight_norm(optax.tree.sub(*final)) / weight_norm(final[1])
-    steps = batches.shape[1] * np.arange(1, epochs + 1)
-    return {"runs": runs, "apart": apart, "steps": steps, "tested": len(x_test), "start": weight_norm(start)}
+            began, η = time.perf_counter(), learning_rates[family]
+            λ = {family: 0.0, "AdamW, more": adamw_weight_decay}.get(name, weight_decay)
+            ends[name], curves = jax.block_until_ready(train(optimizer, η, λ, jnp.arange(seeds), sets, batches))
+            logging.info("%s: %d epochs, %d seeds in %.1f s", name, epochs, seeds, time.perf_counter() - began)
+            runs[name] = {"η": η, "λ": λ, **jax.tree.map(np.asarray, curves)}
+        _, l2, decay, *_ = ends.values()
+        norms = jax.vmap(weight_norm)
+        apart[family] = np.asarray(norms(optax.tree.sub(l2, decay)) / norms(decay))
+    steps = batches.shape[2] * np.arange(1, points + 1)
+    start = np.asarray(jax.vmap(lambda seed: weight_norm(initial_params(seed)))(jnp.arange(seeds)))
+    return {"runs": runs, "apart": apart, "steps": steps, "start": start, "tested": sets[1].shape[1]}
 
 
-def predicted(results: dict[str, Any], name: str) -> Any:
-    """Where random gradients and decay would balance, or None where there is no formula or no decay."""
-    r, formulas = results["runs"][name], {"SGD+L2": "sgd_l2", "SGDW": "sgdw", "AdamW": "adamw"}
-    if name not in formulas or not r["λ"]:
-        return None
-    return wd.equilibrium(r["η"], weight_decay=r["λ"], optimizer=formulas[name])
+def gains(runs: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Test accuracy less that without decay on the same seeds, per run that decays: (seeds, points)."""
+    names = ((family, name) for family, optimizers in FAMILIES.items() for name in optimizers if name != family)
+    return {name: runs[name]["accuracy"] - runs[family]["accuracy"] for family, name in names}
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Loss, ‖w‖ and the angle turned of every run over the steps, and the angle at which it would settle."""
+    """Loss and ‖w‖ of every run over the steps, and what decay gains; bands are 95 % intervals."""
     figure, panels = plots.figure(3)
     labels = {
-        "loss": "training cross-entropy (nats, epoch mean)",
-        "weight_norm": "‖w‖ of the weights that decay",
-        "angle": "angle turned per step (rad)\nthin: predicted equilibrium",
+        "loss": "training cross-entropy (nats)",
+        "‖w‖": "‖w‖ of the weights that decay",
+        "gain": "gain in test accuracy (points)",
     }
+    runs = {name: r | {"gain": gains(results["runs"]).get(name)} for name, r in results["runs"].items()}
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
-        axes.set(xlabel="step", ylabel=label, yscale="linear" if key == "weight_norm" else "log")
-        for name, r in results["runs"].items():
-            axes.plot(results["steps"], r[key], label=f"{name}, η = {r['η']:g}, λ = {r['λ']:g}", **LINES[name])
-            if key == "angle" and (equilibrium := predicted(results, name)):
-                axes.axhline(equilibrium.angle, **LINES[name] | {"linewidth": 0.8})
-    panels[1].axhline(results["start"], color="grey", linestyle=":", label="‖w‖ at the start")
+        axes.set(xlabel="step", ylabel=label, yscale="log" if key == "loss" else "linear")
+        for name, r in runs.items():
+            if r[key] is not None:
+                plots.band(axes, results["steps"], r[key], f"{name}, η = {r['η']:g}, λ = {r['λ']:g}", LINES[name])
+    panels[1].axhline(results["start"].mean(), color="grey", linewidth=1, label="‖w‖ at the start")
     panels[1].set_ylim(bottom=0)
-    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=5)
+    panels[2].set_title("over no decay, on the same seeds", fontsize="medium")
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return plots.save(figure, folder, "digits_mlp.png")
 
 
 def report(results: dict[str, Any]) -> str:
-    """A line per run, then what each pair showed, all in measured numbers."""
-    n, apart = results["tested"], results["apart"]
-    table = [f"{'run':9}{'η':8}{'λ':8}{'test accuracy':22}{'‖w‖ start → end':19}distance within the pair"]
-    shown = [""]
-    for pair, names in PAIRS.items():
+    """A line per run, then what each family showed, all in measured numbers."""
+    table = [f"{'run':13}{'η':8}{'λ':8}{'test accuracy, %':19}{'‖w‖ start → end':18}gain over no decay, points"]
+    shown, gained = [""], gains(results["runs"])
+    for family, names in FAMILIES.items():
         for name in names:
             r = results["runs"][name]
-            accuracy = f"{r['right'] / n:.1%} ({r['right']} of {n})"
-            norm = f"{results['start']:.2f} → {r['‖w‖']:.2f}"
-            table.append(f"{name:9}{r['η']:<8g}{r['λ']:<8g}{accuracy:22}{norm:19}{apart[pair]:.2g} of ‖w‖")
-        p, q = (results["runs"][name]["right"] / n for name in names)
-        error = math.sqrt((p * (1 - p) + q * (1 - q)) / n)
-        shown.append(
-            f"{pair}: {'one trajectory up to rounding' if apart[pair] < 1e-4 else 'two different results'}, "
-            f"{apart[pair]:.2g} of ‖w‖ apart. Accuracy of {' minus '.join(reversed(names))}: {100 * (q - p):+.1f} ± "
-            f"{100 * error:.1f} points, {'beyond' if abs(q - p) > 2 * error else 'within'} two standard errors."
-        )
-    for name, r in results["runs"].items():
-        if (equilibrium := predicted(results, name)) and name != "SGD+L2":
-            share, turn = 100 * r["decay_share"][-1], r["angle"][-1]
-            shown.append(
-                f"{name}: {share:.1f} % of the last step is decay; w turns {turn:.2g} rad per step. "
-                f"Random gradients would settle at {equilibrium.angle:.2g}, {equilibrium.steps:.0f} steps on."
-            )
+            norm = f"{results['start'].mean():.1f} → {r['‖w‖'][:, -1].mean():.1f}"
+            accuracy = intervals.mean(r["accuracy"][:, -1], ".1f")
+            gain = intervals.change(gained[name][:, -1], "+.1f") if name in gained else ""
+            row = f"{name:13}{r['η']:<8g}{r['λ']:<8g}{accuracy:19}{norm:18}{gain}"
+            table.append(row.rstrip())
+        _, l2, decay, *_ = names
+        apart, λ = results["apart"][family].max(), results["runs"][decay]["λ"]
+        what = "one trajectory up to rounding" if apart < 1e-4 else "two different results"
+        shown.append(f"{family}: {l2} and {decay} at λ = {λ:g} are {what}, {apart:.2g} of ‖w‖ apart at most.")
     return "\n".join(table + shown)
 
 
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
-    start = initial_params(_SEED.value)
+    console.plain()
+    start = initial_params(0)
     print(wd.explain("weights", start), end="\n\n", flush=True)  # S4: biases don't decay by default
-    rates = {
-        "SGD": (_SGD_LEARNING_RATE.value, _SGD_WEIGHT_DECAY.value),
-        "Adam": (_ADAM_LEARNING_RATE.value, _ADAM_WEIGHT_DECAY.value),
-    }
-    for name, optimizer in PAIRS["Adam"].items():
-        learning_rate, weight_decay = rates["Adam"]
-        print(f"What {name} will do:", wd.audit(optimizer(learning_rate, weight_decay=weight_decay), start), sep="\n")
-        print(flush=True)
-    results = run(epochs=_EPOCHS.value, batch_size=_BATCH_SIZE.value, seed=_SEED.value, rates=rates)
+    η = {"SGD": _SGD_LEARNING_RATE.value, "Adam": _ADAM_LEARNING_RATE.value}
+    for name in ("Adam+L2", "AdamW"):
+        tx = FAMILIES["Adam"][name](η["Adam"], weight_decay=_WEIGHT_DECAY.value)
+        print(f"What {name} will do:", wd.audit(tx, start), sep="\n", end="\n\n", flush=True)
+    results = run(
+        epochs=_EPOCHS.value,
+        seeds=_SEEDS.value,
+        images=_IMAGES.value,
+        label_noise=_LABEL_NOISE.value,
+        learning_rates=η,
+        weight_decay=_WEIGHT_DECAY.value,
+        adamw_weight_decay=_ADAMW_WEIGHT_DECAY.value,
+    )
     path = plot(results, _OUT.value)
     print(report(results))
-    print(f"One seed, and no λ was tuned: under Adam equal λ isn't equal strength. Curves: {path}")
+    about = f"{_IMAGES.value} images, {_LABEL_NOISE.value:.0%} of their labels random, {results['tested']} to test on"
+    print(f"{_SEEDS.value} seeds, {about}; {intervals.MEANING}.")
+    print(f"Under Adam equal λ isn't equal strength: Adam divides λ·w by √v too. Curves: {path}")
 
 
 if __name__ == "__main__":

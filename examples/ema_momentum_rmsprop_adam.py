@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import console
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -146,19 +147,24 @@ def report(results: dict[str, Any]) -> str:
 def plot(results: dict[str, Any], folder: str) -> Any:
     """Paths down the valley: averages and heavy ball, RMSProp, Adam."""
     figure, panels = plots.figure(3, sharey=True)
+    titles = ("averages and heavy ball", "RMSProp, ε outside the root or inside", "Adam, bias corrected or not")
     x, y = np.meshgrid(np.linspace(-1.1, 0.6, 80), np.linspace(-0.6, 0.6, 80))
-    for axes, names in zip(panels, ([NAMES[0], *NAMES[2:4]], *VARIANTS[3:]), strict=True):
+    for axes, title, names in zip(panels, titles, ([NAMES[0], *NAMES[2:4]], *VARIANTS[3:]), strict=True):
         axes.contour(x, y, np.sqrt((STEEPNESS[0] * x**2 + STEEPNESS[1] * y**2) / 2), levels=12, colors="lightgrey")
         for i, name in enumerate(names):
             axes.plot(*results["optax"][name].T, label=name, **plots.line(i))
-        axes.legend(fontsize="small")
+        axes.plot(*START, "ko", label="start")
+        axes.plot(0, 0, "k*", markersize=10, label="minimum")
+        axes.set(title=title, xlabel="x")
+        axes.legend(fontsize="small", loc="lower right")
+    panels[0].set_ylabel("y; contours of √(x²/2 + 10·y²)")
     return plots.save(figure, folder, "ema_momentum_rmsprop_adam.png")
 
 
 def main(argv: list[str]) -> None:
     """Prints what AdamW without bias correction decays, then the table, and draws the paths."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    console.plain()
     η = _LEARNING_RATE.value
     tx = optax.chain(METHODS["Adam uncorrected"][1], optax.scale_by_learning_rate(η))
     tx = wd.with_decay(tx, learning_rate=η, weight_decay=WEIGHT_DECAY)  # any of the eight can stand here

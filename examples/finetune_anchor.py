@@ -12,8 +12,10 @@ is tried with both anchors from the same weights, and judged on unseen digits, t
 import functools
 from typing import Any
 
+import console
 import data
 import flax.linen as nn
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,6 @@ import optax
 import plots
 from absl import app, flags
 from scipy.ndimage import rotate
-from scipy.stats import sem
 
 import wd_optax as wd
 
@@ -118,14 +119,12 @@ def report(results: dict[str, Any]) -> str:
     for target, r in results.items():
         for anchor in ("zero", "pre-trained"):
             for i, λ in enumerate(WEIGHT_DECAYS):
-                cells = (f"{a.mean():.3f} ± {sem(a):.3f}" for a in r[anchor][:, :, i].T)
+                cells = (intervals.mean(a, ".3f") for a in r[anchor][:, :, i].T)
                 lines.append(f"{target:17}{anchor:13}{λ:<6g}" + "".join(f"{cell:18}" for cell in cells).rstrip())
             best, gaps = gain(r[anchor])
-            words = (f"{m} {gap.mean():+.3f} ± {sem(gap):.3f}" for m, gap in zip(MEASURES, gaps, strict=True))
-            shown.append(f"{target}, anchor {anchor}, λ = {WEIGHT_DECAYS[best]:g}: {', '.join(words)} against λ = 0.")
-        lines.append(
-            f"{target:17}before fine-tuning {r['before'].mean():.3f} ± {sem(r['before']):.3f} of the turned are right"
-        )
+            words = (f"{m} {intervals.change(gap, '+.3f')}" for m, gap in zip(MEASURES, gaps, strict=True))
+            shown.append(f"{target}, anchor {anchor}, λ = {WEIGHT_DECAYS[best]:g}: {'; '.join(words)}; against λ = 0.")
+        lines.append(f"{target:17}before fine-tuning {intervals.mean(r['before'], '.3f')} of the turned are right")
     return "\n".join(lines + shown)
 
 
@@ -136,16 +135,14 @@ def gain(measured: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Each measure over λ, two standard errors each side; colours are anchors, rows targets."""
+    """Each measure over λ, with 95 % intervals; colours are anchors, rows targets."""
     figure, panels = plots.figure(3, 2)
     for row, (target, r) in enumerate(results.items()):
         for column, name in enumerate(MEASURES):
             axes = panels[3 * row + column]
             for i, anchor in enumerate(("zero", "pre-trained")):
                 a, at = r[anchor][:, column], np.arange(len(WEIGHT_DECAYS)) + 0.1 * i
-                axes.errorbar(
-                    at, a.mean(0), 2 * sem(a), label=f"toward {anchor}", marker="o", capsize=3, **plots.line(i)
-                )
+                plots.bars(axes, at, a, plots.line(i), label=f"toward {anchor}")
             axes.set_xticks(range(len(WEIGHT_DECAYS)), [f"{λ:g}" for λ in WEIGHT_DECAYS])
             axes.set(title=target, xlabel="λ", ylabel=name)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
@@ -155,7 +152,7 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    console.plain()
     params = MLP().init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
     η = _LEARNING_RATE.value
     print(wd.audit(wd.adamw(η, weight_decay=1.0, anchor="init"), params), end="\n\n", flush=True)
@@ -163,7 +160,7 @@ def main(argv: list[str]) -> None:
     path = plot(results, _OUT.value)
     print(report(results))
     print("λ is the best of those over 0 on the test digits, for both anchors alike.")
-    print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}, {_STEPS.value} steps. Picture: {path}")
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}, {_STEPS.value} steps. Picture: {path}")
 
 
 if __name__ == "__main__":

@@ -12,15 +12,16 @@ their pixels to the digits held out, and that of the training digits stands besi
 import math
 from typing import Any
 
+import console
 import data
 import flax.linen as nn
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
 from absl import app, flags
-from scipy.stats import sem
 
 import wd_optax as wd
 
@@ -122,7 +123,7 @@ def report(results: dict[str, Any]) -> str:
     """A line per λ, then what it changed."""
     lines = [f"{'λ of D':9}{'‖w‖ of D':17}{'logits, train − held out':27}Fréchet distance of samples"]
     for λ, r in results["runs"].items():
-        columns = [f"{a.mean():.2f} ± {sem(a):.2f}" for a in (r["‖w‖"], r["gap"][:, -1], r["distance"][:, -1])]
+        columns = [intervals.mean(a) for a in (r["‖w‖"], r["gap"][:, -1], r["distance"][:, -1])]
         lines.append(f"{λ:<9g}{columns[0]:17}{columns[1]:27}{columns[2]}")
     lines += [f"The digits trained on are at a distance of {results['floor']:.2f} from those held out.", ""]
     none = results["runs"][0.0]
@@ -130,8 +131,7 @@ def report(results: dict[str, Any]) -> str:
         lines.append(f"λ = {λ:g} against none, on the same seeds:")
         for key, what in (("gap", "gap of the logits"), ("distance", "Fréchet distance")):
             change = r[key][:, -1] - none[key][:, -1]
-            clear = "beyond" if abs(change.mean()) > 2 * sem(change) else "within"
-            lines.append(f"  {what} {change.mean():+.2f} ± {sem(change):.2f}, {clear} two standard errors")
+            lines.append(f"  {what} {intervals.change(change)}")
     return "\n".join(lines)
 
 
@@ -156,24 +156,24 @@ def plot(results: dict[str, Any], folder: str) -> Any:
         axes.set_axis_off()
     for i, (λ, r) in enumerate(results["runs"].items()):
         for axes, key in ((gap, "gap"), (distance, "distance")):
-            axes.errorbar(results["steps"], r[key].mean(axis=0), 2 * sem(r[key]), label=f"λ = {λ:g}", **plots.line(i))
+            plots.bars(axes, results["steps"], r[key], plots.line(i), label=f"λ = {λ:g}", marker="")
     gap.set(xlabel="step", title="D's logits on digits: trained on − held out")
     distance.set(xlabel="step", title="Fréchet distance of samples", yscale="log")
     distance.axhline(results["floor"], color="grey", label="digits trained on")
-    distance.legend(title="bars: two standard errors")
+    distance.legend(title="bars: 95 % intervals")
     return plots.save(figure, folder, "gan.png")
 
 
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")
+    console.plain()
     η, rates = _LEARNING_RATE.value, [0.0, *_WEIGHT_DECAY.value]
     params = jax.eval_shape(lambda: MLP(128, 1).init(jax.random.key(0), jnp.zeros((1, 64)))["params"])
     print(wd.audit(optimizer(η, rates[-1]), params), end="\n\n", flush=True)
     results = run(steps=_STEPS.value, seeds=_SEEDS.value, learning_rate=η, weight_decays=rates)
     print(report(results))
-    print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}. Picture: {plot(results, _OUT.value)}")
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}. Picture: {plot(results, _OUT.value)}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Takes ~12 s on a laptop CPU and prints what five learning-rate schedules make of weight decay under four couplings.
 
 A schedule that lowers η_t is no weight decay, but with most optimizers it lowers the decay as well: how much is removed
-per step, c_t, depends on the coupling. Here all four remove the same at the peak, and a weight without gradient tells
-what each leaves. Reduce-on-plateau needs a real loss: it is a softmax regression on handwritten digits. At the end,
-the claim that Adam never steps farther than η.
+per step, c_t, depends on the coupling. Suppose that λ was tuned at η = 0.1, where all four remove the same. Here the
+schedules peak at η_max = 0.03 instead: "lr" and "corrected" remove less at the peak, "schedule" and "constant" don't. A
+weight without gradient shows what each leaves. Reduce-on-plateau needs a real loss: it is a softmax regression on
+handwritten digits. At the end, the claim that Adam never steps farther than η.
 
     python examples/learning_rate_schedules.py               # two tables, and c_t in out/learning_rate_schedules.png
     python examples/learning_rate_schedules.py --steps=3000  # --help lists the knobs
@@ -12,6 +13,7 @@ the claim that Adam never steps farther than η.
 import math
 from typing import Any
 
+import console
 import data
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,8 @@ from wd_optax.rates import COUPLINGS
 
 _STEPS = flags.DEFINE_integer("steps", 1000, "Steps of every schedule.", lower_bound=20)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.03, "η_max, the peak of every schedule.")
-_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "λ under coupling lr; the other couplings get its equal.")
+_TUNED_AT = flags.DEFINE_float("tuned_at", 0.1, "The η at which λ was tuned, and all couplings remove the same.")
+_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.03, "λ under coupling lr; the others get its equal at that η.")
 _OUT = flags.DEFINE_string("out", "out", "Folder for learning_rate_schedules.png; made if it isn't there.")
 
 BETA1, BETA2 = 0.9, 0.999
@@ -45,9 +48,11 @@ def schedules(peak: float, steps: int) -> dict[str, optax.Schedule]:  # S18: fou
     }
 
 
-def equal_at_peak(peak: float, weight_decay: float) -> dict[str, Any]:
-    """What each coupling gets, so that all remove η_max·λ per step at the peak."""
-    convert = lambda to: wd.convert_weight_decay(weight_decay, learning_rate=peak, from_coupling="lr", to_coupling=to)
+def equal_where_tuned(peak: float, tuned_at: float, weight_decay: float) -> dict[str, Any]:
+    """What each coupling gets: a λ with which it removes η·λ per step at a constant η = tuned_at; and its own peak."""
+    convert = lambda to: wd.convert_weight_decay(
+        weight_decay, learning_rate=tuned_at, from_coupling="lr", to_coupling=to
+    )
     return {c: {"weight_decay": convert(c), "coupling": c, "peak_learning_rate": peak} for c in COUPLINGS}
 
 
@@ -113,9 +118,9 @@ def adams_steps(steps: int) -> dict[str, np.ndarray]:
     return {"digits": np.asarray(digits), "rare": np.abs(rare)}
 
 
-def run(*, learning_rate: float, weight_decay: float, steps: int) -> dict[str, Any]:
+def run(*, learning_rate: float, tuned_at: float, weight_decay: float, steps: int) -> dict[str, Any]:
     """Per schedule and coupling c_t and what it leaves of a weight; the plateau's runs; Adam's steps; c at the peak."""
-    couplings = equal_at_peak(learning_rate, weight_decay)
+    couplings = equal_where_tuned(learning_rate, tuned_at, weight_decay)
     trained = {coupling: plateau(learning_rate, options, steps) for coupling, options in couplings.items()}
     lowered = jnp.asarray(trained["lr"]["η"])
     found: dict[str, dict[str, Any]] = {}
@@ -126,23 +131,19 @@ def run(*, learning_rate: float, weight_decay: float, steps: int) -> dict[str, A
             removed = np.broadcast_to(jax.vmap(rate)(jnp.arange(steps)), steps)
             found[name]["removed"][coupling] = removed
             found[name]["left"][coupling] = without_gradient(schedule, options, steps)
-    return {"schedules": found, "plateau": trained, "adam": adams_steps(steps), "peak": learning_rate * weight_decay}
+    where = {"peak": learning_rate, "tuned at": tuned_at, "removed": tuned_at * weight_decay}
+    return {"schedules": found, "plateau": trained, "adam": adams_steps(steps), **where}
 
 
 def report(results: dict[str, Any]) -> str:
     """What is left under each schedule and coupling; the plateau's losses; Adam's steps."""
-    lines, gap, peak = (
-        [f"{'left of a weight':18}" + "".join(f"{c:11}" for c in COUPLINGS).rstrip()],
-        0.0,
-        results["peak"],
-    )
+    lines, gap = [f"{'left of a weight':18}" + "".join(f"{c:11}" for c in COUPLINGS).rstrip()], 0.0
     for name, r in results["schedules"].items():
         lines.append(f"{name:18}" + "".join(f"{r['left'][c][-1]:<11.3f}" for c in COUPLINGS).rstrip())
         gap = max(gap, *(float(np.abs(r["left"][c] - np.cumprod(1 - r["removed"][c])).max()) for c in COUPLINGS))
-    steps = len(r["left"]["lr"])
-    lines.append(
-        f"All remove {peak:.2g} per step at the peak; {steps} such steps would leave {(1 - peak) ** steps:.3f}."
-    )
+    most = ", ".join(f"{c} {removed.max():.2g}" for c, removed in r["removed"].items())
+    lines.append(f"At η = {results['tuned at']:g} all remove {results['removed']:.2g} per step.")
+    lines.append(f"At the peak, η_max = {results['peak']:g}, they remove: {most}.")
     lines.append(f"Farthest of a weight from Π(1 − c_t) with wd.decay_rate's c_t: {gap:.1g}.")
     lines += ["", f"{'plateau, digits':18}{'lowest held-out loss':23}{'at the end':13}η at the end, of the peak"]
     for c, r in results["plateau"].items():
@@ -170,7 +171,7 @@ def plot(results: dict[str, Any], folder: str) -> Any:
     for axes, (name, r) in zip(panels, results["schedules"].items(), strict=False):
         for i, c in enumerate(COUPLINGS):
             axes.plot(r["removed"][c], label=c, linewidth=3 - 0.5 * i, **plots.line(i))
-        axes.set(title=name, xlabel="step", ylabel="c_t", ylim=(0, 1.1 * results["peak"]))
+        axes.set(title=name, xlabel="step", ylabel="c_t, removed per step", ylim=(0, 1.1 * results["removed"]))
     panels[-1].plot(results["adam"]["digits"], linewidth=0.8, **plots.line(0))
     panels[-1].axhline(1, color="black", linestyle=":")
     panels[-1].set(title="Adam on digits: largest |Δ|/η", xlabel="step", ylim=(0, None))
@@ -181,12 +182,12 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 def main(argv: list[str]) -> None:
     """Prints what decays over a run with warm-up and cosine, then the tables, and draws c_t."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    console.plain()
     η, λ, steps = _LEARNING_RATE.value, _WEIGHT_DECAY.value, _STEPS.value
     params = {"kernel": jnp.ones((64, 10)), "bias": jnp.ones(10)}
     tx = wd.adamw(schedules(η, steps)["warm-up + cosine"], weight_decay=λ)
     print("AdamW with warm-up and cosine:", wd.audit(tx, params, horizon=steps), "", sep="\n", flush=True)
-    results = run(learning_rate=η, weight_decay=λ, steps=steps)
+    results = run(learning_rate=η, tuned_at=_TUNED_AT.value, weight_decay=λ, steps=steps)
     path = plot(results, _OUT.value)
     print(report(results))
     print(f"η_max = {η:g}, λ = {λ:g}, {steps} steps. Picture: {path}")

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import console
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +31,7 @@ _OUT = flags.DEFINE_string("out", "out", "Folder for linear_regression.png; made
 
 SHUFFLED = 3  # copies of the columns in a random order: they tell nothing, and their weights should be 0
 MOMENTUM, CURVATURE, FRICTION = 0.98, 1.2, 0.02  # μ; h of ½·h·x² at η = 1, where the path overshoots; c per step
+DAMPING = {"none": MOMENTUM**0.5, "L2": MOMENTUM**0.5, "decay": (MOMENTUM * (1 - FRICTION)) ** 0.5}
 
 
 def squared_error(params: Any, x: Any, y: Any) -> jax.Array:
@@ -114,10 +116,16 @@ def friction(steps: int) -> dict[str, np.ndarray]:
     return {name: descend(tx, hill(h), np.ones(1), steps)["w"][:, 0] for name, (h, tx) in ways.items()}
 
 
+def amplitude(x: np.ndarray) -> np.ndarray:
+    """That of an oscillation, relative to its first: √(x₁² − x₀x₂) up to a constant, of any two modes."""
+    a = np.sqrt(x[1:-1] ** 2 - x[:-2] * x[2:])
+    return a / a[0]
+
+
 def damping(x: np.ndarray) -> float:
-    """The factor per step of an oscillation: √(x₁² − x₀x₂) is its amplitude up to a constant, of any two modes."""
-    amplitude = np.sqrt(x[1:-1] ** 2 - x[:-2] * x[2:])
-    return float((amplitude[-1] / amplitude[0]) ** (1 / (len(amplitude) - 1)))
+    """The factor per step of an oscillation's amplitude."""
+    a = amplitude(x)
+    return float(a[-1] ** (1 / (len(a) - 1)))
 
 
 def run(*, learning_rate: float, weight_decay: float, steps: int) -> dict[str, Any]:
@@ -161,9 +169,9 @@ def report(results: dict[str, Any]) -> str:
     lines.append(
         f"L1's proximal step makes it 0 in step {np.argmax(l1 == 0) + 1}; L2 leaves {l2[-1]:.4f} after {len(l2)}."
     )
-    f, μ, c = results["friction"], MOMENTUM, FRICTION
+    f = results["friction"]
     lines += ["", "Friction: an oscillation under momentum is multiplied per step by"]
-    for name, formula in {"none": μ**0.5, "L2": μ**0.5, "decay": (μ * (1 - c)) ** 0.5}.items():
+    for name, formula in DAMPING.items():
         lines.append(f"  {name:8}{damping(f[name]):.5f}   formula {formula:.5f}")
     steep = {name: f[f"steep, {name}"][1] / f[f"steep, {name}"][0] for name in ("none", "decay", "proximal")}
     both = ", ".join(f"{name} {factor:+.3f}" for name, factor in steep.items())
@@ -183,12 +191,22 @@ def plot(results: dict[str, Any], folder: str) -> Any:
         sparse.plot(sizes, marker, fillstyle="none", label=name, color=plots.line(i)["color"])
     for i, (name, curve) in enumerate(results["forgetting"].items()):
         left.plot(curve, label=name, **plots.line(i))
-    for i, name in enumerate(("none", "L2", "decay")):
-        oscillation.plot(results["friction"][name], label=name, **plots.line(i))
-    hand.set(title="w·x + b, beside the formula", xlabel="step")
-    sparse.set(title="|w| under L1; 10⁻⁶ stands for 0", xlabel="column; from 10 on shuffled copies", yscale="log")
-    left.set(title="a weight without gradient", xlabel="step")
-    oscillation.set(title=f"momentum {MOMENTUM} on a stiff quadratic", xlabel="step", ylabel="x")
+    for i, (name, factor) in enumerate(DAMPING.items()):
+        measured = amplitude(results["friction"][name])
+        oscillation.plot(measured, label=name, linewidth=4 - i, **plots.line(i))
+        formula = {"label": "formulas √μᵗ, √(μ(1 − c))ᵗ"} if i == 2 else {}
+        oscillation.plot(factor ** np.arange(len(measured)), color="black", linestyle=":", **formula)
+    hand.set(title="w·x + b and the formula", xlabel="step", ylabel="w, b")
+    sparse.set(title="L1", xlabel="column; from 10 on shuffled copies", ylabel="|w|, 10⁻⁶ for 0", yscale="log")
+    left.set(title="a weight without gradient", xlabel="step", ylabel="w")
+    oscillation.set(
+        title=f"friction: ½·{CURVATURE}·x² with μ = {MOMENTUM}, c = {FRICTION}",
+        xlabel="step",
+        ylabel="amplitude of the oscillation of x",
+        yscale="log",
+    )
+    oscillation.set_yticks([1, 0.5, 0.2, 0.1], ["1", "0.5", "0.2", "0.1"])
+    oscillation.set_yticks([], minor=True)
     for axes in (hand, sparse, left, oscillation):
         axes.legend(fontsize="small")
     return plots.save(figure, folder, "linear_regression.png")
@@ -197,7 +215,7 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 def main(argv: list[str]) -> None:
     """Prints what decays, then the five parts, and draws them."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    console.plain()
     η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
     print(wd.audit(wd.sgdw(η, weight_decay=λ), {"w": jnp.ones(1), "b": jnp.ones(())}), end="\n\n")
     results = run(learning_rate=η, weight_decay=λ, steps=_STEPS.value)

@@ -3,7 +3,7 @@
 L2 regularisation ties the best λ to the learning rate η, says the paper (Loshchilov & Hutter 2019, arXiv 1711.05101);
 decoupled decay doesn't. Here six optimizers train a Flax MLP and a small CNN with GroupNorm on 300 of scikit-learn's
 digits, over a grid of (η, λ), all points and seeds side by side. As in the paper the learning rate falls along a cosine
-(without restarts), SGD has momentum 0.9, and a panel's axes are factors to its own units of η and λ. The paper's λ is
+(without restarts), SGD has momentum 0.9, and each optimizer has its own range of η and λ. The paper's λ is
 multiplied by the schedule but not by η, which is coupling="schedule"; PyTorch's and Optax's is "lr". A diverged run
 guesses, and has an error of 90 %.
 
@@ -16,8 +16,10 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
+import console
 import data
 import flax.linen as nn
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +173,8 @@ def verdict(result: Any, family: str) -> str:
     apart = ends[1] < others[0] or others[1] < ends[0]
     shown = "the claim shows" if apart else "as claimed, but the intervals overlap"
     claim = shown if abs(ours) < abs(l2) else "the claim does not show"
+    if result.data.sizes["seed"] < intervals.FEWEST:
+        claim = f"no verdict from {result.data.sizes['seed']} seeds"
     return f'{family}: ρ is {l2:+.2f} with L2, {like:+.2f} with "lr" and {ours:+.2f} with "schedule": {claim}.'
 
 
@@ -183,6 +187,15 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join([*lines, WHY])
 
 
+def label_in_units(axes: Any, unit: Optimizer) -> None:
+    """Ticks and labels of η and λ where a panel has factors to its units."""
+    axes.set(xlabel="", ylabel="")
+    axes.tick_params(which="both", bottom=False, left=False, labelbottom=False, labelleft=False)
+    scaled = lambda one: (lambda factor: factor * one, lambda value: value / one)
+    axes.secondary_xaxis("bottom", functions=scaled(unit.learning_rate)).set_xlabel("learning rate η")
+    axes.secondary_yaxis("left", functions=scaled(unit.weight_decay)).set_ylabel("weight decay λ")
+
+
 def plot(result: Any, folder: str, name: str) -> Any:
     """The maps of a model."""
     least = float(result.data["error"].mean("seed").min())
@@ -190,16 +203,15 @@ def plot(result: Any, folder: str, name: str) -> Any:
     *panels, scale = figure.axes
     scale.set_ylabel(f"test error, %, mean of {result.data.sizes['seed']} seeds; darkest: {3 * least:.0f} or more")
     for axes, (optimizer, (ρ, low, high)) in zip(panels, separability(result).items(), strict=True):
-        unit = OPTIMIZERS[optimizer]
         axes.set_title(f"{optimizer}: ρ = {ρ:+.2f} [{low:+.2f}, {high:+.2f}]", fontsize="medium")
-        axes.set(xlabel=f"learning rate / {unit.learning_rate:g}", ylabel=f"weight decay / {unit.weight_decay:g}")
+        label_in_units(axes, OPTIMIZERS[optimizer])
     return plots.save(figure, folder, f"lr_wd_map_{name}.png")
 
 
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")
+    console.plain()
     jax.config.update("jax_num_cpu_devices", os.cpu_count())  # a device for each core
     models = [_MODEL.value] if _MODEL.value else list(MODELS)
     steps = _EPOCHS.value * (IMAGES // BATCH_SIZE)

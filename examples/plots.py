@@ -1,11 +1,10 @@
-"""What the pictures of the examples share: colours that everyone can tell apart, dashes for who can't, one size."""
+"""What the pictures of the examples share: colours and dashes that everyone can distinguish, intervals, one size."""
 
-import io
 import pathlib
 from typing import Any
 
+import intervals
 import numpy as np
-from scipy.stats import sem
 
 # Okabe & Ito (2008).
 COLOURS = {
@@ -35,20 +34,22 @@ def figure(columns: int, rows: int = 1, **shared: Any) -> tuple[Any, list[Any]]:
     return made, panels
 
 
-def band(axes: Any, at: np.ndarray, runs: np.ndarray, label: str, i: int) -> None:
-    """The i-th line: the mean over runs, shape=(runs, points), and two standard errors each side."""
-    mean, error = runs.mean(axis=0), 2 * sem(runs)
-    axes.plot(at, mean, label=label, **line(i))
-    axes.fill_between(at, mean - error, mean + error, color=line(i)["color"], alpha=0.2)
+def band(axes: Any, at: np.ndarray, runs: np.ndarray, label: str, style: dict[str, Any]) -> None:
+    """A line: the mean over runs, shape=(runs, points), and its 95 % interval."""
+    mean, half = runs.mean(axis=0), intervals.half_width(runs)
+    axes.plot(at, mean, label=label, **style)
+    axes.fill_between(at, mean - half, mean + half, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def bars(axes: Any, at: Any, runs: np.ndarray, style: dict[str, Any], **options: Any) -> None:
+    """Markers: the mean over runs, shape=(runs, points), and its 95 % interval; options as in axes.errorbar."""
+    half = intervals.half_width(runs)
+    axes.errorbar(at, runs.mean(axis=0), half, **{"marker": "o", "capsize": 3} | style | options)
 
 
 def save(made: Any, folder: str | pathlib.Path, name: str) -> pathlib.Path:
-    """Writes the figure to folder/name in few colours, makes the folder where it isn't there, returns the path."""
-    from PIL import Image  # matplotlib comes with it
-
+    """Writes the figure to folder/name at 144 dpi, makes the folder where it isn't there, returns the path."""
     path = pathlib.Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(drawn := io.BytesIO(), dpi=80)
-    few = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    few.save(path, optimize=True)  # a third of the bytes
+    made.savefig(path, dpi=144)
     return path

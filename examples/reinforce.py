@@ -13,15 +13,16 @@ import functools
 import math
 from typing import Any
 
+import console
 import flax.linen as nn
 import gymnasium
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
 from absl import app, flags
-from scipy.stats import sem
 from tqdm import tqdm
 
 import wd_optax as wd
@@ -123,28 +124,28 @@ def report(results: dict[float, dict[str, np.ndarray]]) -> str:
     late = {λ: {key: last(r[key]) for key in ("return", "entropy")} for λ, r in results.items()}
     lines = [f"{'λ':6}{'steps balanced':16}{'entropy, bits':16}‖w‖"]
     for λ, r in late.items():
-        columns = [f"{a.mean():.3g} ± {sem(a):.2g}" for a in (r["return"], r["entropy"], results[λ]["‖w‖"])]
+        columns = [intervals.mean(a, ".3g") for a in (r["return"], r["entropy"], results[λ]["‖w‖"])]
         lines.append(f"{λ:<6g}{columns[0]:16}{columns[1]:16}{columns[2]}")
     lines.append("")
     for λ, r in list(late.items())[1:]:
         gap = r["return"] - late[0.0]["return"]
-        if abs(gap.mean()) <= 2 * sem(gap):
-            verdict = "neither helps nor harms beyond two standard errors"
-        else:
-            verdict = f"{'helps' if gap.mean() > 0 else 'harms'}, beyond two standard errors"
-        lines.append(f"λ = {λ:g} {verdict}: {gap.mean():+.1f} ± {sem(gap):.1f} steps against none.")
+        sign = "helps" if gap.mean() > 0 else "harms"
+        lines.append(
+            f"λ = {λ:g} {sign if intervals.clear(gap) else 'neither helps nor harms'}: "
+            f"{intervals.mean(gap, '+.1f')} steps against none, {intervals.verdict(gap)}."
+        )
     return "\n".join(lines)
 
 
 def plot(results: dict[float, dict[str, np.ndarray]], folder: str) -> Any:
-    """Steps balanced and entropy over the updates, mean and two standard errors."""
+    """Steps balanced and entropy over the updates, mean and 95 % interval."""
     figure, panels = plots.figure(2)
     about = {"return": "steps balanced, of 500 at most", "entropy": "entropy of the policy (bits)"}
     for axes, (key, label) in zip(panels, about.items(), strict=True):
         for i, (λ, r) in enumerate(results.items()):
-            plots.band(axes, np.arange(1, r[key].shape[1] + 1), r[key], f"λ = {λ:g}", i)
+            plots.band(axes, np.arange(1, r[key].shape[1] + 1), r[key], f"λ = {λ:g}", plots.line(i))
         axes.set(xlabel="update", ylabel=label, ylim=(0, None))
-    panels[0].set_title("bands: two standard errors")
+    panels[0].set_title("bands: 95 % intervals")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     return plots.save(figure, folder, "reinforce.png")
 
@@ -152,7 +153,7 @@ def plot(results: dict[float, dict[str, np.ndarray]], folder: str) -> Any:
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")
+    console.plain()
     η, rates = _LEARNING_RATE.value, [0.0, *_WEIGHT_DECAY.value]
     params = Policy().init(jax.random.key(0), jnp.zeros((1, 4)))["params"]
     print(wd.explain("weights", params), end="\n\n", flush=True)
@@ -160,7 +161,7 @@ def main(argv: list[str]) -> None:
         updates=_UPDATES.value, episodes=_EPISODES.value, seeds=_SEEDS.value, learning_rate=η, weight_decays=rates
     )
     print(report(results))
-    print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}. Curves: {plot(results, _OUT.value)}")
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}. Curves: {plot(results, _OUT.value)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ the gradient always was, so that decay alone moves the rows of characters which 
 
 from typing import Any
 
+import console
 import data
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,6 @@ import optax
 import plots
 from absl import app, flags
 from flax import nnx
-from scipy.stats import sem
 
 import wd_optax as wd
 
@@ -109,29 +110,24 @@ def run(
     return {"runs": runs, "steps": steps, "sizes": (text[0].size, text[1].size), "remaining": remaining}
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> str:
-    """Mean of a − b over seeds and what it is worth."""
-    gap, error = (a - b).mean(), sem(a - b)
-    return f"{gap:+.3f} ± {error:.3f}, {'beyond' if abs(gap) > 2 * error else 'within'} two standard errors"
-
-
 def report(results: dict[str, Any]) -> str:
     """A line per kind, then what they showed."""
     lines = [f"{'loss, nats per character':26}{'training':17}{'validation':17}{'its best epoch':17}‖w‖"]
     end, best = {}, {}
     for name, r in results["runs"].items():
         end[name], best[name] = r["validation"][:, -1], r["validation"].min(axis=1)
-        columns = [f"{a.mean():.3f} ± {sem(a):.3f}".ljust(17) for a in (r["training"][:, -1], end[name], best[name])]
-        lines.append(f"{name:26}{''.join(columns)}{r['‖w‖'].mean():.1f} ± {sem(r['‖w‖']):.1f}")
+        columns = [intervals.mean(a, ".3f").ljust(17) for a in (r["training"][:, -1], end[name], best[name])]
+        lines.append(f"{name:26}{''.join(columns)}{intervals.mean(r['‖w‖'], '.1f')}")
     none, weights, all_ = RUNS
+    change = lambda a, b: intervals.change(a - b, "+.3f")
     spared, moved = (results["runs"][name]["unseen"].mean() for name in (weights, all_))
     return "\n".join(
         [
             *lines,
             "",
-            f"Decay of the weights changes the last validation loss by {difference(end[weights], end[none])};",
-            f"with early stopping, the best by {difference(best[weights], best[none])}.",
-            f"Decay of the embedding too changes the last by {difference(end[all_], end[weights])}.",
+            f"Decay of the weights changes the last validation loss by {change(end[weights], end[none])};",
+            f"with early stopping, the best by {change(best[weights], best[none])}.",
+            f"Decay of the embedding too changes the last by {change(end[all_], end[weights])}.",
             f"Of embedding rows that never had a gradient {spared:.3f} is left where the rule spares them, {moved:.3f}",
             f"where it doesn't; (1 − ηλ)ⁿ foretells {results['remaining']:.3f}.",
         ]
@@ -139,13 +135,13 @@ def report(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Both losses over the steps, mean and two standard errors."""
+    """Both losses over the steps, mean and 95 % interval."""
     figure, panels = plots.figure(2, sharey=True)
     for key, axes in zip(("training", "validation"), panels, strict=True):
         for i, (name, r) in enumerate(results["runs"].items()):
-            plots.band(axes, np.linspace(0, results["steps"], r[key].shape[1] + 1)[1:], r[key], name, i)
+            plots.band(axes, np.linspace(0, results["steps"], r[key].shape[1] + 1)[1:], r[key], name, plots.line(i))
         axes.set(xlabel="step", title=f"{key} loss")
-    panels[0].set_ylabel("nats per character; band: two standard errors")
+    panels[0].set_ylabel("nats per character; band: 95 % interval")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return plots.save(figure, folder, "rnn.png")
 
@@ -153,13 +149,13 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")
+    console.plain()
     η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
     tx = wd.adamw(η, weight_decay=λ, mask=rules(0.0))
     print(wd.audit(tx, shapes(64)[1]), end="\n\n", flush=True)
     results = run(epochs=_EPOCHS.value, seeds=_SEEDS.value, learning_rate=η, weight_decay=λ)
     print(report(results))
-    print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}, λ = {λ:g}. Curves: {plot(results, _OUT.value)}")
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}, λ = {λ:g}. Curves: {plot(results, _OUT.value)}")
 
 
 if __name__ == "__main__":

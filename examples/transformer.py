@@ -11,7 +11,9 @@ best λ is chosen on the text behind the training text, and judged on what stand
 
 from typing import Any
 
+import console
 import data
+import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +21,11 @@ import optax
 import plots
 from absl import app, flags
 from flax import nnx
-from scipy.stats import sem
 
 import wd_optax as wd
 
 _EPOCHS = flags.DEFINE_integer("epochs", 30, "Passes over the training text.", lower_bound=1)
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each λ; a seed gives weights and batches.", lower_bound=2)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each λ; a seed gives weights and batches.", lower_bound=2)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "η.")
 _WEIGHT_DECAY = flags.DEFINE_multi_float("weight_decay", [0.03, 0.3, 3.0, 30.0], "λ beside 0; may be repeated.")
 _OUT = flags.DEFINE_string("out", "out", "Folder for transformer.png; made if it isn't there.")
@@ -128,12 +129,6 @@ def run(
     return {"runs": runs, "steps": batches.shape[1] * batches.shape[2]}
 
 
-def difference(a: np.ndarray, b: np.ndarray) -> str:
-    """Mean of a − b over seeds and what it is worth."""
-    gap, error = (a - b).mean(), sem(a - b)
-    return f"{gap:+.3f} ± {error:.3f}, {'beyond' if abs(gap) > 2 * error else 'within'} two standard errors"
-
-
 def report(results: dict[str, Any]) -> str:
     """A line per λ, then what the best on the validation text does to the test text."""
     lines = [f"{'λ':8}{'training':17}{'validation':17}{'its best epoch':17}{'test':17}‖w‖"]
@@ -141,28 +136,30 @@ def report(results: dict[str, Any]) -> str:
     end = {λ: {key: r[key][:, -1] for key in ("training", "validation", "test")} for λ, r in runs.items()}
     best = {λ: r["validation"].min(axis=1) for λ, r in runs.items()}
     for λ, r in runs.items():
-        columns = [f"{a.mean():.3f} ± {sem(a):.3f}" for a in (*end[λ].values(), best[λ])]
+        columns = [intervals.mean(a, ".3f") for a in (*end[λ].values(), best[λ])]
         line = "".join(column.ljust(17) for column in (columns[0], columns[1], columns[3], columns[2]))
-        lines.append(f"{λ:<8g}{line}{r['‖w‖'].mean():.1f} ± {sem(r['‖w‖']):.1f}")
+        lines.append(f"{λ:<8g}{line}{intervals.mean(r['‖w‖'], '.1f')}")
     chosen = min(runs, key=lambda λ: end[λ]["validation"].mean())
-    tested = difference(end[chosen]["test"], end[0.0]["test"])
+    change = lambda a, b: intervals.change(a - b, "+.3f")
+    tested = change(end[chosen]["test"], end[0.0]["test"])
     lines += ["", f"λ = {chosen:g} has the least last validation loss; its test loss against no decay: {tested}."]
-    lines.append(f"Best epochs alone, as early stopping has it: validation {difference(best[chosen], best[0.0])}.")
+    lines.append(f"Best epochs alone, as early stopping has it: validation {change(best[chosen], best[0.0])}.")
     for λ in (λ for λ in runs if λ not in (0.0, chosen)):
-        lines.append(
-            f"λ = {λ:g}, validation against no decay: {difference(end[λ]['validation'], end[0.0]['validation'])}."
-        )
+        gap = change(end[λ]["validation"], end[0.0]["validation"])
+        lines.append(f"λ = {λ:g}, validation against no decay: {gap}.")
     return "\n".join(lines)
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Both losses over the steps, mean and two standard errors."""
+    """Both losses over the steps, mean and 95 % interval."""
     figure, panels = plots.figure(2, sharey=True)
     for key, axes in zip(("training", "validation"), panels, strict=True):
         for i, (λ, r) in enumerate(results["runs"].items()):
-            plots.band(axes, np.linspace(0, results["steps"], r[key].shape[1] + 1)[1:], r[key], f"λ = {λ:g}", i)
+            plots.band(
+                axes, np.linspace(0, results["steps"], r[key].shape[1] + 1)[1:], r[key], f"λ = {λ:g}", plots.line(i)
+            )
         axes.set(xlabel="step", title=f"{key} loss")
-    panels[0].set_ylabel("nats per character; band: two standard errors")
+    panels[0].set_ylabel("nats per character; band: 95 % interval")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return plots.save(figure, folder, "transformer.png")
 
@@ -170,12 +167,12 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 def main(argv: list[str]) -> None:
     """Prints what decays, trains, then prints and plots what came of it."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")
+    console.plain()
     η, rates = _LEARNING_RATE.value, [0.0, *_WEIGHT_DECAY.value]
     print(wd.explain(RULES, shapes(32)[1]), end="\n\n", flush=True)
     results = run(epochs=_EPOCHS.value, seeds=_SEEDS.value, learning_rate=η, weight_decays=rates)
     print("Losses in nats per character:", report(results), sep="\n")
-    print(f"{_SEEDS.value} seeds (± is a standard error), η = {η:g}. Curves: {plot(results, _OUT.value)}")
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}. Curves: {plot(results, _OUT.value)}")
 
 
 if __name__ == "__main__":

@@ -111,6 +111,6 @@ def test_main_explains_first_and_writes_the_picture(
     from matplotlib import image
 
     pixels = (image.imread(picture)[..., :3] * 255).round().astype(int)
-    assert pixels.shape == (288, 720, 3)
+    assert pixels.shape == (518, 1296, 3)
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # the two tasks
         assert (abs(pixels - np.array(colour)) < 8).all(axis=-1).sum() > 100

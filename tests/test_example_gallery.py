@@ -3,7 +3,8 @@
 import ast
 import re
 
-from example_loading import EXAMPLES
+import pytest
+from example_loading import EXAMPLES, load
 
 README = (EXAMPLES / "README.md").read_text()
 SOURCES = {path.name: path.read_text() for path in sorted(EXAMPLES.glob("*.py"))}
@@ -37,8 +38,26 @@ def test_every_example_has_a_section_that_begins_with_its_own_words() -> None:
         assert f"## [{name}]({name})\n\n{opening}\n" in README, name
 
 
-def test_pictures_are_there_small_and_shown() -> None:
+def test_pictures_are_there_and_shown() -> None:
     linked = re.findall(r"^!\[[^\]]+\]\((pictures/\w+\.png)\)$", README, re.M)
     assert sorted(linked) == sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("pictures/*"))
-    for path in linked:
-        assert (EXAMPLES / path).stat().st_size < 60_000, path
+    committed = [*EXAMPLES.glob("pictures/*"), *EXAMPLES.parent.glob("docs/pictures/*")]
+    assert sum(path.stat().st_size for path in committed) < 3_000_000
+
+
+def test_output_is_put_below_its_own_heading() -> None:
+    gallery = load("gallery")
+    text = gallery.shown("3 of 6 leaves decay, all\n\n1 of 2 leaves decay\n\nrun 1\n\nrun 2\n")
+    assert text == "run 1\n\nrun 2"
+    document = "## a\n\n```text\nold\n```\n\n## b\n\n```text\nof b\n```\n\n## c\n"
+    assert gallery.updated(document, "## b", text) == document.replace("of b", text)
+    with pytest.raises(ValueError, match="the section '## c' has no"):
+        gallery.updated(document + "\n## d\n```text\n```\n", "## c", text)
+    assert {f"{name}.py" for name in gallery.NAMES} == set(SCRIPTS) - {"tpu_run.py"}
+
+
+def test_verdicts_come_from_one_place() -> None:
+    for name, source in SOURCES.items():
+        assert not re.search(r"\bsem\(|two standard errors", source) or name == "intervals.py", name
+        if re.search(r"intervals\.(mean|half_width|change)\(", source):
+            assert "intervals.MEANING" in source or name == "plots.py", f"{name} doesn't say what ± is"

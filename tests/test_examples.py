@@ -19,63 +19,81 @@ def digits() -> Any:
     return load("digits_mlp")
 
 
-def run(digits: Any, sgd: float, adam: float) -> dict[str, Any]:
-    return digits.run(epochs=5, batch_size=64, seed=0, rates={"SGD": (0.1, sgd), "Adam": (1e-3, adam)})
+def run(digits: Any, λ: float, more: float) -> dict[str, Any]:
+    rates = {"learning_rates": {"SGD": 0.1, "Adam": 1e-3}, "weight_decay": λ, "adamw_weight_decay": more}
+    return digits.run(epochs=25, seeds=2, images=200, label_noise=0.2, **rates)
 
 
 @pytest.fixture(scope="module")
 def results(digits: Any) -> dict[str, Any]:
-    return run(digits, sgd=0.01, adam=0.05)
+    return run(digits, 0.01, 3.0)
+
+
+def test_digits_sgd_with_l2_and_sgdw_are_one_trajectory(results: dict[str, Any]) -> None:
+    # 100 steps in float32: rounding (6e-8) is not amplified by a smooth network. Measured 1e-7.
+    assert results["apart"]["SGD"].max() < 1e-5
+    l2, decay = results["runs"]["SGD+L2"], results["runs"]["SGDW"]
+    np.testing.assert_allclose(l2["loss"], decay["loss"], rtol=1e-5)
+    np.testing.assert_allclose(l2["‖w‖"], decay["‖w‖"], rtol=1e-5)
+    np.testing.assert_array_equal(l2["accuracy"][:, -1], decay["accuracy"][:, -1])
+
+
+def test_digits_adam_with_l2_and_adamw_diverge(results: dict[str, Any]) -> None:
+    assert results["apart"]["Adam"].min() > 0.3  # measured 0.5; rounding accounts for 1e-7
+    norms = {name: results["runs"][name]["‖w‖"][:, -1] for name in ("Adam+L2", "AdamW")}
+    assert (norms["Adam+L2"] < 0.8 * norms["AdamW"]).all()
+
+
+def test_digits_every_run_decays_and_the_first_of_a_family_does_not(results: dict[str, Any]) -> None:
+    # 100 steps of η·λ = 1e-3 take a tenth off SGDW's weights, 1e-5 a thousandth off AdamW's, 3e-3 a quarter.
+    runs = results["runs"]
+    norm = {name: r["‖w‖"][:, -1].mean() for name, r in runs.items()}
+    assert [r["λ"] for r in runs.values()] == [0, 0.01, 0.01, 0, 0.01, 0.01, 3.0]
+    assert norm["SGDW"] / norm["SGD"] == pytest.approx(0.9, abs=0.02)
+    assert norm["AdamW"] / norm["Adam"] == pytest.approx(0.999, abs=3e-4)
+    assert norm["AdamW, more"] / norm["Adam"] == pytest.approx(0.997**100, abs=0.06)  # gradients put some back
 
 
 @pytest.fixture(scope="module")
 def undecayed(digits: Any) -> dict[str, Any]:
-    return run(digits, sgd=0.0, adam=0.0)
+    return run(digits, 0.0, 0.0)
 
 
-def test_digits_sgd_with_l2_and_sgdw_are_one_trajectory(results: dict[str, Any]) -> None:
-    # 105 steps in float32: rounding (6e-8) is not amplified by a smooth network. Measured 7e-8.
-    assert results["apart"]["SGD"] < 1e-5
-    l2, decay = results["runs"]["SGD+L2"], results["runs"]["SGDW"]
-    np.testing.assert_allclose(l2["loss"], decay["loss"], rtol=1e-5)
-    np.testing.assert_allclose(l2["weight_norm"], decay["weight_norm"], rtol=1e-5)
-    assert l2["right"] == decay["right"]
-
-
-def test_digits_adam_with_l2_and_adamw_part(results: dict[str, Any]) -> None:
-    # Measured 0.61 after 5 epochs, 0.95 after 60; rounding accounts for 1e-7.
-    assert results["apart"]["Adam"] > 0.3
-    norms = {name: results["runs"][name]["‖w‖"] for name in ("Adam+L2", "AdamW")}
-    assert norms["Adam+L2"] < 0.7 * norms["AdamW"]
-
-
-def test_digits_every_run_decays(results: dict[str, Any], undecayed: dict[str, Any]) -> None:
-    # So that the SGD pair doesn't agree for want of any decay. In 105 steps of η·λ SGDW loses a tenth (less what the
-    # gradient puts back: 0.910), AdamW 0.5 % (0.9956); Adam+L2 with AdamW's λ loses half (0.50).
-    shrunk = {n: r["‖w‖"] / undecayed["runs"][n]["‖w‖"] for n, r in results["runs"].items()}
-    assert shrunk["SGDW"] == pytest.approx(0.90, abs=0.02)
-    assert shrunk["AdamW"] == pytest.approx(0.995, abs=0.001)
-    assert shrunk["Adam+L2"] < 0.7
-
-
-def test_digits_starts_every_run_from_the_same_weights_and_batches(undecayed: dict[str, Any]) -> None:
-    # With λ = 0 the optimizers of a pair are the same, and distance would come from start or batches; the two programs
-    # are compiled apart, which costs Adam one rounding error (7e-8).
-    assert undecayed["apart"]["SGD"] < 1e-6
-    assert undecayed["apart"]["Adam"] < 1e-6
+def test_digits_without_decay_the_two_forms_are_one(undecayed: dict[str, Any]) -> None:
+    # So that distance comes from decay, not from the start or the batches; each compiled program rounds for itself.
+    assert max(apart.max() for apart in undecayed["apart"].values()) < 1e-5
 
 
 def test_digits_every_run_learns(results: dict[str, Any]) -> None:
     for name, r in results["runs"].items():
-        assert r["loss"][-1] < 0.5 * r["loss"][0], name
-        assert r["right"] > 0.8 * results["tested"], name
+        assert (r["loss"][:, -1] < 0.7 * r["loss"][:, 0]).all(), name
+        assert (r["accuracy"][:, -1] > 60).all(), name  # chance is 10
+
+
+def test_digits_labels_are_noisy_and_those_of_the_test_are_not(digits: Any) -> None:
+    x, _, y, y_test = digits.few_noisy_digits(3, 400, 0.5)
+    clean = digits.few_noisy_digits(3, 400, 0.0)
+    np.testing.assert_array_equal(x, clean[0])
+    np.testing.assert_array_equal(y_test, clean[3])
+    assert 1 - (y == clean[2]).mean() == pytest.approx(0.45, abs=0.075)  # half are guessed, a tenth of those right: 3σ
+
+
+@pytest.mark.exhaustive
+@pytest.mark.optax_promotes  # Optax's Adam
+def test_demo_shows_what_decay_gains(digits: Any) -> None:
+    defaults = {"epochs": 100, "seeds": 8, "images": 200, "label_noise": 0.2}
+    rates = {"learning_rates": {"SGD": 0.1, "Adam": 1e-3}, "weight_decay": 0.01, "adamw_weight_decay": 3.0}
+    gained = digits.gains(digits.run(**defaults, **rates)["runs"])
+    for name in ("SGDW", "Adam+L2", "AdamW, more"):
+        assert gained[name][:, -1].mean() > 0
+        assert digits.intervals.clear(gained[name][:, -1]), name
 
 
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str, pathlib.Path]:
-    """Two epochs as `make demo` runs them, into a pipe: the lines of stdout, stderr, the picture."""
+    """Five epochs as `make demo` runs them, into a pipe: the lines of stdout, stderr, the picture."""
     out = tmp_path_factory.mktemp("digits") / "made" / "here"
-    command = [sys.executable, EXAMPLES / "digits_mlp.py", "--epochs=2", f"--out={out}"]
+    command = [sys.executable, EXAMPLES / "digits_mlp.py", "--epochs=5", "--seeds=2", f"--out={out}"]
     env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, check=False)
     assert done.returncode == 0, done.stderr
@@ -87,29 +105,34 @@ def test_digits_prints_the_explain_table_first_and_what_was_shown_last(digits: A
     explained = str(wd.explain("weights", digits.initial_params(0))).splitlines()
     assert lines[: len(explained)] == explained
     assert explained[-1] == "3 of 6 leaves decay, 25,856 of 26,122 parameters"
-    table = [line for line in lines if re.match(r"(SGD|Adam)(\+L2|W) ", line)]
-    assert [line.split()[0] for line in table] == list(digits.LINES)
-    apart = [float(re.search(r"(\S+) of ‖w‖$", line)[1]) for line in table]
-    assert max(apart[:2]) < 1e-5
-    assert min(apart[2:]) > 0.1
-    assert lines[-5].startswith("SGD: one trajectory up to rounding")
-    assert lines[-4].startswith("Adam: two different results")
-    assert re.match(r"SGDW: .* would settle at 0.045, 250 steps on", lines[-3])
-    assert re.match(r"AdamW: .* would settle at 0.0023, 10000 steps on", lines[-2])
+    table = [line for line in lines if re.match(r"(SGD|Adam)\S*(, more)? +0", line)]
+    assert [re.split("  +", line)[0] for line in table] == list(digits.LINES)
+    assert [line.endswith(", no verdict from 2 seeds") for line in table] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert lines[-4].startswith("SGD: SGD+L2 and SGDW at λ = 0.01 are one trajectory up to rounding")
+    assert lines[-3].startswith("Adam: Adam+L2 and AdamW at λ = 0.01 are two different results")
     assert lines[-1].endswith(str(picture))
 
 
-def test_digits_shows_no_progress_bar_where_there_is_no_terminal(shell: Any) -> None:
+def test_digits_logs_plain_lines(shell: Any) -> None:
     _, errors, _ = shell
-    assert "\r" not in errors
-    assert "epoch/s" not in errors
+    assert [line.split(":")[0] for line in errors.splitlines()] == [
+        name for optimizers in load("digits_mlp").FAMILIES.values() for name in optimizers
+    ]
 
 
-def test_digits_draws_all_four_runs(digits: Any, shell: Any) -> None:
+def test_digits_draws_all_runs(digits: Any, shell: Any) -> None:
     from matplotlib import colors, image
 
     pixels = (image.imread(shell[2])[..., :3] * 255).round().astype(int)
-    assert pixels.shape == (288, 1080, 3)
+    assert pixels.shape == (518, 1944, 3)  # 144 dpi
     for name, style in digits.LINES.items():
         rgb = np.round(np.multiply(colors.to_rgb(style["color"]), 255)).astype(int)
-        assert (abs(pixels - rgb) < 8).all(axis=-1).sum() > 300, f"{name} isn't in the picture"
+        assert (abs(pixels - rgb) < 8).all(axis=-1).sum() > 100, f"{name} isn't in the picture"

@@ -1,6 +1,7 @@
 """The map of the AdamW paper: its networks, its optimizers, one point trained alone, and what it says of given maps."""
 
 import pathlib
+import types
 from typing import Any
 
 import flax.linen as nn
@@ -148,7 +149,9 @@ def test_overlapping_intervals_are_said_to_overlap(example: Any, monkeypatch: py
     expected = (
         'Adam: ρ is -0.40 with L2, -0.10 with "lr" and -0.10 with "schedule": as claimed, but the intervals overlap.'
     )
-    assert example.verdict(None, "Adam") == expected
+    result = lambda seeds: types.SimpleNamespace(data=types.SimpleNamespace(sizes={"seed": seeds}))
+    assert example.verdict(result(3), "Adam") == expected
+    assert example.verdict(result(2), "Adam").endswith(": no verdict from 2 seeds.")
 
 
 def test_the_table_gives_rates_and_not_factors(example: Any, claimed: SweepResult) -> None:
@@ -183,6 +186,10 @@ def test_each_panel_names_its_optimizer_and_units(example: Any, claimed: SweepRe
     example.plot(claimed, "", "cnn")
     *panels, _ = drawn[0].axes
     assert [axes.get_title().partition(": ρ")[0] for axes in panels] == list(example.OPTIMIZERS)
-    assert panels[4].get_ylabel() == "weight decay / 0.5"
-    assert panels[0].get_xlabel() == "learning rate / 0.05"
+    drawn[0].draw_without_rendering()
+    for axes, unit in zip(panels, example.OPTIMIZERS.values(), strict=True):
+        η, λ = axes.child_axes
+        assert (axes.get_xlabel(), η.get_xlabel(), λ.get_ylabel()) == ("", "learning rate η", "weight decay λ")
+        np.testing.assert_allclose(η.get_xlim(), np.multiply(axes.get_xlim(), unit.learning_rate))
+        np.testing.assert_allclose(λ.get_ylim(), np.multiply(axes.get_ylim(), unit.weight_decay))
     assert panels[0].get_ylim() == panels[5].get_ylim()

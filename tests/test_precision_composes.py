@@ -334,8 +334,8 @@ def test_bytes_per_parameter(rounding, moments, per_parameter):
     compiled = jax.jit(functools.partial(step, tx), donate_argnums=(1, 2)).lower(p, state, p).compile()
     memory = compiled.memory_analysis()
     assert memory.argument_size_in_bytes < (2 + 2 + per_parameter) * n + 4096
-    if rounding != "compensated":  # there XLA on CPUs keeps copies of what it donates
-        assert memory.temp_size_in_bytes < 4 * n + 4096  # the update, between two loops
+    if rounding != "compensated":  # XLA on CPUs may copy what it donates (jax 0.12: all of it), and nothing else
+        assert memory.temp_size_in_bytes < memory.alias_size_in_bytes + 4096
     assert "u32[256,256]" not in compiled.as_text().split("ENTRY")[1]
 
 

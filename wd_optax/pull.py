@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wd_optax import anchors, dtypes, masks, roles
+from wd_optax import anchors, dtypes, masks
 from wd_optax import hyperparams as live
 
 
@@ -146,12 +146,9 @@ def check_state(name: str, state: Any) -> None:
 
 def _check_multipliers(mask: masks.Mask, params: Any, c: float) -> None:
     """Raises where m·c ≥ 1: that removes the whole weight, and more would flip its sign."""
-    if mask is None or (isinstance(mask, str) and mask == "weights"):
-        return  # every m is 0 or 1
-    multipliers = jax.tree.leaves(masks.multipliers(mask, params))
-    for (path, _), m in zip(roles.flatten(params)[0], multipliers, strict=True):
-        if isinstance(m, float) and m * c >= 1:
-            raise ValueError(
-                f"mask: the multiplier {m:g} of {path!r} times c = {c:.3g} removes {m * c:.3g} of the weight per step; "
-                f"it must be below 1: pass a multiplier below {1 / c:.3g}, or lower the decay"
-            )
+    m, path = masks.largest_multiplier(mask, params)
+    if m * c >= 1:
+        raise ValueError(
+            f"mask: the multiplier {m:g} of {path!r} times c = {c:.3g} removes {m * c:.3g} of the weight per step; "
+            f"it must be below 1: pass a multiplier below {1 / c:.3g}, or lower the decay"
+        )

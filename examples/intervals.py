@@ -1,0 +1,52 @@
+"""What runs with several seeds show: Student's t intervals of means, and verdicts that follow from them."""
+
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+FEWEST = 3  # runs for a verdict: with two, one of them decides how wide the interval is
+MEANING = "± is half of the mean's 95 % interval (Student's t)"
+
+
+def half_width(runs: Any) -> Any:
+    """Half of the 95 % interval of the mean over the first axis: t·s/√n, t with n − 1 degrees of freedom.
+
+    >>> float(half_width([1.0, 3.0]))  # s = √2, and t = 12.7 with one degree of freedom; a standard error would be 1
+    12.706204736174694
+    """
+    return stats.t.ppf(0.975, len(runs) - 1) * stats.sem(runs)
+
+
+def mean(runs: Any, digits: str = ".2f") -> str:
+    """The mean over the runs ± half of its interval, runs.shape=(n,).
+
+    >>> mean([1.0, 2.0, 3.0], "+.1f")
+    '+2.0 ± 2.5'
+    """
+    return f"{np.mean(runs):{digits}} ± {half_width(runs):{digits.replace('+', '')}}"
+
+
+def clear(gaps: Any) -> bool:
+    """Whether the 95 % interval of the paired differences' mean, gaps.shape=(n,), excludes 0; never under `FEWEST`."""
+    return len(gaps) >= FEWEST and bool(abs(np.mean(gaps)) > half_width(gaps))
+
+
+def verdict(gaps: Any) -> str:
+    """What the paired differences show, in words.
+
+    >>> verdict([1.0, 1.1, 0.9, 1.0]), verdict([1.0, -1.1, 0.9, -1.0]), verdict([1.0, 1.1])
+    ('significant at 5 %', 'not significant at 5 %', 'no verdict from 2 seeds')
+    """
+    if len(gaps) < FEWEST:
+        return f"no verdict from {len(gaps)} seeds"
+    return f"{'significant' if clear(gaps) else 'not significant'} at 5 %"
+
+
+def change(gaps: Any, digits: str = "+.2f") -> str:
+    """The mean of paired differences, half of its interval, and the verdict.
+
+    >>> change([1.0, 1.1, 0.9, 1.0])
+    '+1.00 ± 0.13, significant at 5 %'
+    """
+    return f"{mean(gaps, digits)}, {verdict(gaps)}"
