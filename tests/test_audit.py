@@ -63,8 +63,8 @@ OPTAX = {
         optax.contrib.schedule_free_adamw(LR, weight_decay=WD, warmup_steps=100),
         all_are("decays"),
     ),
-    "prodigy": (optax.contrib.prodigy(weight_decay=WD, estim_lr0=LR), all_are("decays")),
-    "prodigy at its tiny first rate": (optax.contrib.prodigy(weight_decay=WD), all_are("lost in rounding")),
+    "prodigy": (optax.contrib.prodigy(weight_decay=WD, estim_lr0=LR), all_are("not yet")),
+    "prodigy at its tiny first rate": (optax.contrib.prodigy(weight_decay=WD), all_are("not yet")),
     "decay before adam": (optax.chain(L2, optax.adam(LR)), all_are("coupled: λ cancels")),
     "decay before sgd": (optax.chain(L2, optax.sgd(LR)), all_are("decays")),
     "decay before momentum": (optax.chain(L2, optax.sgd(LR, 0.9)), all_are("in momentum")),
@@ -151,8 +151,6 @@ def test_stand_ins_give_the_same_verdicts_and_say_so(name):
 
 REMOVES = {
     "adamw": LR * WD,
-    "lamb": LR,  # whatever λ is
-    "lars": LR * 0.001 / (1 - 0.9),  # trust coefficient, momentum
     "adafactor": WD,
     "novograd": LR * WD / (1 - 0.9),
     "decay before momentum": LR * WD / (1 - 0.9),
@@ -235,7 +233,7 @@ def test_the_learning_rate_decides_where_only_a_schedule_can():
     follows = optax.chain(optax.adam(WARM_UP), wd.shrink(wd.decay_rate(WD, learning_rate=WARM_UP)))
     stands = wd.with_decay(optax.adam(WARM_UP), learning_rate=LR, weight_decay=WD, coupling="constant")
     assert verdict(follows, learning_rate=WARM_UP) == "decays"
-    assert verdict(stands) == "decays"  # can't be told
+    assert verdict(stands) == "not scaled by lr"  # by the size of the step along the schedule
     assert verdict(stands, learning_rate=WARM_UP) == "not scaled by lr"
 
 
@@ -372,7 +370,7 @@ def test_stand_ins_keep_ranks_types_and_which_sizes_are_equal():
     assert small[3:] == [(), (3, 1)]
     many = probes.small_shapes([(size,) for size in range(1, 1000)])
     assert max(many) == (probes.LARGEST,)
-    made = probes.make(jax.eval_shape(lambda: {"w": jnp.ones((999, 7), jnp.bfloat16)}), None)
+    made = probes.make(jax.eval_shape(lambda: {"w": jnp.ones((999, 7), jnp.bfloat16)}), True)
     assert (made.values[0].shape, made.small) == ((6, 5), True)
 
 
@@ -472,7 +470,7 @@ def test_bad_arguments_are_named(name, value):
 def test_every_verdict_of_the_table_is_reached():
     words = {value for name, value in vars(verdicts).items() if name.isupper() and isinstance(value, str)}
     reached = {verdict for _, expected in CASES.values() for verdict in expected}
-    assert words - reached == {"too little"}  # needs a horizon: tested above
+    assert words - reached == {"too little", "varies within the leaf", "lost in rounding"}  # each has tests of its own
     assert verdicts.verdict(facts.Facts()) == "spared"
     assert issubclass(Finding, tuple)
     assert issubclass(Report, tuple)

@@ -36,6 +36,9 @@ def custom(scale=lambda g, p, count: -LR * g, weight_decay=0.0):
     return optax.GradientTransformation(lambda p: jnp.zeros((), jnp.int32), update)
 
 
+SHAPES = {"large": (100_000, 20_000), "small": (10, 20)}
+
+
 class Case(NamedTuple):
     make: Any  # keyword arguments -> the optimizer; or what the fix calls `factory`
     base: Any = None  # what the fix calls `optimizer`, if it isn't the optimizer itself
@@ -97,10 +100,6 @@ CASES = {
         lambda: optax.chain(*map(optax.scale, [1e4, 1e4, 1e-4, 1e-4]), OURS(weight_decay=1.0)),
         params={"kernel": jnp.ones((3, 3), jnp.float16)},
     ),
-    "not finite, at first": Case(
-        lambda: custom(lambda g, p, count: -LR * g / jnp.minimum(count, 1).astype(g.dtype) - 0.001 * p),
-        params=KERNEL, state=3,
-    ),
     "decays twice": Case(lambda weight_decay=WD: optax.chain(L2(weight_decay), optax.adamw(LR))),
     "decays twice, outside": Case(
         lambda weight_decay=WD: wd.with_decay(
@@ -157,6 +156,22 @@ CASES = {
     "stacked norm decays, by rank": Case(lambda mask=by_rank: OPTAX(mask=mask), params=STACKED),
     "embedding decays, many": Case(
         OPTAX, params={**P, "embed": {f"a_table_with_a_long_name_{'xyz'[i]}": jnp.ones((5, 3)) for i in range(3)}}
+    ),
+    "unknown, at first": Case(
+        lambda: custom(lambda g, p, count: -LR * g / jnp.minimum(count, 1).astype(g.dtype) - 0.001 * p),
+        params=KERNEL, state=3,
+    ),
+    "learning rates differ": Case(
+        lambda learning_rate=0.1: wd.with_decay(optax.adam(1e-3), learning_rate=learning_rate, weight_decay=WD)
+    ),
+    "not yet": Case(lambda: optax.contrib.prodigy(weight_decay=WD), params=KERNEL, state=300),
+    "varies within the leaf": Case(
+        lambda: custom(lambda g, p, count: -LR * g - 0.001 * p * jnp.linspace(1, 2, p.size).reshape(p.shape)),
+        optax.sgd(LR), KERNEL,
+    ),
+    "not carried over": Case(
+        lambda mask=lambda p: jax.tree.map(lambda x: x.size > 10**9, p): OPTAX(mask=mask),
+        params={name: {"kernel": jax.ShapeDtypeStruct(s, jnp.float32)} for name, s in SHAPES.items()},
     ),
     "unknown": Case(
         lambda: optax.chain(L2(WD), optax.clip_by_global_norm(1.0), optax.sgd(LR)),

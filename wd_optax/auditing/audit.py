@@ -1,16 +1,34 @@
 """See what decay does before training: any optimizer, measured on any parameters."""
 
 import math
+import operator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wd_optax.auditing import arguments, course, experiments, facts, findings, probes, rounding, stages, verdicts
+from wd_optax import roles
+from wd_optax.auditing import (
+    arguments,
+    clock,
+    course,
+    experiments,
+    facts,
+    findings,
+    kinds,
+    probes,
+    rounding,
+    stages,
+    verdicts,
+)
 from wd_optax.auditing.bench import Bench
 from wd_optax.auditing.facts import Facts
 from wd_optax.auditing.fixes import Measured
 from wd_optax.auditing.report import Finding, Report, Row
+
+LARGE = 2**18  # entries; larger trees are measured on stand-ins
 
 __all__ = ["Finding", "Report", "Row", "audit"]
 
@@ -68,77 +86,132 @@ def audit(
       kernel -0.01 GROWS
 
     """
-    for name, value in (("step", step), ("horizon", horizon)):
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and (not whole or value < (name == "horizon")):
-            raise ValueError(f"{name}={value!r}: pass a whole number of steps")
+    step, horizon = (_whole(name, value) for name, value in (("step", step), ("horizon", horizon)))
     number = isinstance(steps_per_epoch, int | float | np.number)
     if steps_per_epoch is not None and not (number and 0 < steps_per_epoch < math.inf):
         raise ValueError(f"steps_per_epoch={steps_per_epoch!r} must be above 0: examples / batch size")
     optimizer, params = arguments.resolve(optimizer, params)
-    subject = probes.make(params, stand_ins)
-    if subject.small and opt_state is not None:
+    params = probes.without_keys(params)
+    bench, of, loops = _set_up(optimizer, params, opt_state, stand_ins, extra_args)
+    found = roles.parameters(params)
+    clock.find_period(bench)
+    clock.hold_anchors(bench)
+    path = course.follow(bench, horizon)
+    at = step if step is not None else None if bench.given and not horizon else course.best_step(path, stay=not horizon)
+    split = kinds.check(bench, at or 0, of, found, loops)
+    if split.chosen != of.chosen:  # once more, with the leaves that are treated in another way
+        bench, of, loops = _set_up(optimizer, params, opt_state, stand_ins, extra_args, split)
+        clock.find_period(bench)
+        clock.hold_anchors(bench)
+        path = course.follow(bench, horizon)
+    bench.state = bench.state if at is None or not any(bench.counts) else clock.set_counts(bench, bench.state, at)
+    measured = _measure(bench, at, horizon, learning_rate, path)
+    measured = rounding.check_own_types(bench, at or 0, measured, opt_state)
+    measured = rounding.of_values(measured, of.of, params)
+    rows = tuple(map(_row, found, measured))
+    seen = findings.find(Measured(bench, rows, measured, learning_rate, horizon))
+    return Report(rows, seen, _how(bench, at, horizon, of), horizon, steps_per_epoch)
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """A number of steps, of any integer type."""
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if isinstance(value, bool) or number < (name == "horizon"):
+        raise ValueError(f"{name}={value!r}: pass a whole number of steps")
+    return number
+
+
+def _set_up(
+    optimizer: Any, params: Any, opt_state: Any, stand_ins: bool | None, extra_args: Any, of: Any = None
+) -> tuple[Bench, kinds.Kinds, bool]:
+    """The bench, on one leaf of each kind; which leaf is of which kind; and whether an update has loops."""
+    leaves = jax.tree.leaves(params)
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+    if abstract and stand_ins is False:
+        raise ValueError("stand_ins=False, and params are jax.ShapeDtypeStructs without values: drop stand_ins")
+    if opt_state is not None and (abstract or stand_ins):
         raise ValueError(
             "opt_state has the real shapes, and stand-ins are small: pass params with values, no stand_ins"
         )
-    bench = Bench(optimizer, subject, opt_state, extra_args)
-    moves = bench.find_period()
-    step, path = course.set_step(bench, step, horizon, moves)
-    bench.hold_anchors()
-    measured = _measure(bench, step, horizon, learning_rate, path)
-    measured = rounding.check_own_types(optimizer, opt_state, extra_args, bench, measured)
-    rows = tuple(map(_row, subject.found, measured))
-    found = findings.find(Measured(bench, rows, measured, learning_rate, horizon))
-    return Report(rows, found, _how(bench, step, opt_state), horizon, steps_per_epoch)
+    found = roles.parameters(params)
+    if opt_state is not None:
+        of = kinds.of(params, list(range(len(found))))
+    of = of or kinds.guess(optimizer, params, found)
+    tree = of.tree()
+    large = sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree)) > LARGE
+    if not (abstract or stand_ins or (large and stand_ins is None and opt_state is None)):
+        return Bench(optimizer, probes.make(tree, False), opt_state, extra_args), of, False
+    subject, carried, loops = kinds.stand_ins(optimizer, tree)
+    bench = Bench(optimizer, subject, None, extra_args)
+    bench.carried = carried
+    return bench, of, loops
 
 
 def _measure(bench: Bench, step: int | None, horizon: int | None, learning_rate: Any, path: Any) -> list[Facts]:
-    """Every fact of every leaf."""
-    measured = [facts.of(leaf) for leaf in facts.read(bench)]
+    """Every fact of every leaf of the bench."""
+    measured = [facts.of(leaf) for leaf in facts.read(bench, step)]
+    start = facts.start(bench, step)
+    measured = course.sustained(bench, measured, start)
     random = experiments.stochastic(bench, measured)
     lambdas = stages.rates(bench)
     more = experiments.decays_without_live_lambda(bench, measured)
-    answers = experiments.scaled_by_learning_rate(bench, measured, lambdas, step, learning_rate)
-    left = course.remaining(path, measured, horizon) if horizon else [None] * len(measured)
-    branches = experiments.branches(bench)
+    measured = experiments.scaled_by_learning_rate(bench, measured, lambdas, path, learning_rate)
+    asked, anchors = experiments.learning_rates(bench, measured), experiments.toward(bench, measured)
+    later = experiments.later(bench, measured, step or 0)
+    logs = course.mean_log(path, measured, horizon) if horizon else None
+    branches = stages.branches(bench)
     filled = []
-    for i, (f, p, own) in enumerate(zip(measured, bench.subject.found, bench.subject.own, strict=True)):
-        sources = max(len(lambdas[i]), 1 + more[i])
-        f = f._replace(stochastic=random[i], sources=sources, scaled=answers[i], remaining=left[i])
-        f = f._replace(lambdas=tuple(lambdas[i]), branch=branches[i])
-        if horizon and f.remaining:
-            f = f._replace(mean=-math.expm1(math.log(f.remaining) / horizon))
-        moves, kept = rounding.survives(own, p.dtype, f.removed) if f.steady and f.linear else (1.0, 1.0)
-        filled.append(f._replace(moves=moves, kept=kept))
+    for i, f in enumerate(measured):
+        filled.append(
+            f._replace(
+                stochastic=random[i],
+                lambdas=tuple(lambdas[i]),
+                sources=1 if f.sided else max(len(lambdas[i]), 1 + more[i]),
+                finite=f.finite and math.isfinite(f.removed),
+                asked=asked[i][0],
+                steps_by=asked[i][1],
+                anchor=anchors[i],
+                later=later[i],
+                branch=branches[i],
+                carried=bench.carried[i],
+                mean=None if logs is None else -math.expm1(logs[i]),
+                remaining=None if logs is None or not horizon else math.exp(min(horizon * logs[i], 700.0)),
+            )
+        )
     return filled
 
 
 def _row(p: Any, f: Facts) -> Row:
     verdict = verdicts.verdict(f)
-    known = verdict not in (verdicts.UNKNOWN, verdicts.COUPLED) and f.remaining is not None
+    rate = verdicts.rate(f)
     return Row(
         path=p.path,
         shape=p.shape,
         dtype=p.dtype,
         size=math.prod(p.shape),
         role=p.role,
-        removed_per_step=math.nan if verdict == verdicts.UNKNOWN else 0.0 if not f.decays else f.removed,
+        removed_per_step=rate,
         half_life=verdicts.half_life(f),
-        remaining=f.remaining if known and f.remaining is not None else math.nan,
+        remaining=f.remaining if f.remaining is not None and not math.isnan(rate) else math.nan,
         verdict=verdict,
         moves=f.moves if f.decays else math.nan,
+        anchor=f.anchor,
+        coupling=f.coupling,
+        largest_removed_per_step=math.nan if math.isnan(rate) else f.removed,
     )
 
 
-def _how(bench: Bench, step: int | None, opt_state: Any) -> str:
+def _how(bench: Bench, step: int | None, horizon: int | None, of: kinds.Kinds) -> str:
     """The sentence that says how it was measured."""
-    own = "at the state's own step" if opt_state is not None else "at step 0"
-    where = own if step is None else f"at step {step}"
-    on = (
-        f"on stand-ins with dimensions of at most {probes.LARGEST} (same paths, ranks and types)"
-        if bench.subject.small
-        else "on the real shapes"
-    )
+    where = "at the state's own step" if step is None else f"at step {step}"
+    over = f", rates are the mean of {horizon:,} steps" if horizon else ""
+    on = "on stand-ins (same paths, ranks and types)" if bench.subject.small else "on the real shapes"
+    few = f", {len(of.chosen)} kinds of {len(of.of)} leaves" if len(of.chosen) < len(of.of) else ""
     calls = f"; {bench.period} calls of update make one step" if bench.period > 1 else ""
-    quiet = "; it isn't finite at a zero gradient, so a small one stands for it" if bench.quiet else ""
-    return f"measured {where} {on}{calls}{quiet}"
+    quiet = "; it isn't finite at a zero gradient, so a small one is used" if bench.quiet else ""
+    return f"measured {where}{over} {on}{few}{calls}{quiet}"

@@ -1,11 +1,12 @@
 """The test stand of an audit: real steps of one optimizer from one state, at any scale of parameters and gradients.
 
-It computes in float64 whatever the parameters' types are, so that a decay of 1e-9 per step stands out behind a
+It computes in float64 whatever the parameters' types are, so that a decay of 1e-9 per step is measured beside a
 gradient step of 1. `s` scales the parameters, `k` the gradients: `bench.step(-1, 0)` is the step from −p with a
 zero gradient.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,8 +17,7 @@ import optax
 
 from wd_optax.auditing import probes
 
-COUNTS = ("count", "step", "step_count", "gradient_step")  # what schedules are evaluated at
-PATIENCE = 64  # calls of `update` that may move nothing before it is taken at its word
+COMPILED = 2048  # leaves; larger trees run operation by operation, which takes longer and needs no compilation
 
 
 class Seen(NamedTuple):
@@ -50,13 +50,18 @@ class Bench:
         opt_state: Any = None,
         extra_args: dict[str, Any] | None = None,
         wide: bool = True,
+        compiled: bool = True,
     ) -> None:
         self.optimizer, self.subject, self.wide = optax.with_extra_args_support(optimizer), subject, wide
         self.extra_args, self.eps = dict(extra_args or {}), float(np.finfo(float if wide else np.float32).eps)
-        self.period, self.quiet = 1, 0.0
+        self.compiled = compiled and len(subject.found) <= COMPILED
+        self.carried = [True] * len(subject.found)  # whether the stand-in of a leaf is treated as its real shape is
+        self.geometric = True  # whether all buffers of the state that were forwarded in time are geometric series
+        self.period, self.quiet, self.given = 1, 0.0, opt_state is not None
         self.edit: Callable[[Any], Any] = lambda state: state
         self.call: Callable[..., Any] | None = None
         self.trees: dict[tuple[str, float], Any] = {}
+        self.counts: list[int] = []  # how much a step raises each leaf of the state, found by `clock`
         with precision(wide):
             self.fresh = self.optimizer.init(self.params(1))
             self.copies = self._copies()
@@ -66,9 +71,9 @@ class Bench:
         """The probe parameters, scaled."""
         return self._tree("values", s)
 
-    def gradients(self, k: float) -> Any:
+    def gradients(self, k: float, flipped: bool = False) -> Any:
         """The probe gradients, scaled."""
-        return self._tree("gradients", k)
+        return self._tree("flipped" if flipped else "gradients", k)
 
     def _tree(self, kind: str, scale: float) -> Any:
         if (kind, scale) in self.trees:
@@ -111,8 +116,7 @@ class Bench:
             loss = {"value": jnp.ones(()), "value_fn": lambda x: 1.0 + slope(x), "grad": g}
             return self.optimizer.update(g, state, p, **(loss | self.extra_args))
 
-        # a thousand small leaves take seconds to compile and a moment to run
-        compiled = (lambda f: f) if self.subject.small and not self.wide else jax.jit
+        compiled = jax.jit if self.compiled else lambda f: f
         reason = None
         for way in (compiled(plain), compiled(with_loss)):
             try:
@@ -131,56 +135,60 @@ class Bench:
         with precision(self.wide):
             return self.edit(jax.tree.unflatten(treedef, [*map(scale, leaves, self.copies)]))
 
-    def step(self, s: float, k: float, state: Any = None) -> Seen:
-        """One real step: `period` calls of `update` with the same gradient."""
+    def step(self, s: float, k: float, state: Any = None, flipped: bool = False) -> Seen:
+        """One real step: `period` calls of `update` with the same gradient, each from where the last one led."""
         with precision(self.wide):
             state = self.scaled(s) if state is None else state
-            params, gradients = self.params(s), self.gradients(k or self.quiet)
-            for _ in range(self.period):
-                updates, state = self.micro(gradients, state, params)
-            leaves = jax.device_get(jax.tree.leaves(updates))
+            params, gradients = self.params(s), self.gradients(k or self.quiet, flipped)
+            total, state = self.micro(gradients, state, params)
+            for _ in range(1, self.period):
+                moved = moved_by(params, total)
+                updates, state = self.micro(gradients, state, moved)
+                total = jax.tree.map(jnp.add, total, updates)
+            leaves = jax.device_get(jax.tree.leaves(total))
         wide = lambda u: np.linalg.norm(u.astype(complex if np.iscomplexobj(u) else float))
         return Seen([*map(probes.sample, leaves)], np.array([*map(wide, leaves)]), [u.dtype for u in leaves], state)
 
-    def run(self, steps: int) -> list[Any]:
-        """The parameters after that many real steps without a gradient, in the bench's types."""
-        gradients = self.gradients(self.quiet)
+    @functools.cached_property
+    def unpaired(self) -> bool:
+        """Whether some leaf has an entry whose gradient takes both signs."""
+        return any(np.any(a != b) for a, b in zip(self.subject.gradients, self.subject.flipped, strict=True))
+
+    def mean(self, s: float, k: float, state: Any = None) -> list[np.ndarray]:
+        """The updates of a step, averaged over both signs of unpaired gradients."""
+        once = self.step(s, k, state).updates
+        if not self.unpaired or not k:
+            return once
+        again = self.step(s, k, state, flipped=True).updates
+        with np.errstate(invalid="ignore"):  # infinite ones
+            return [(a + b) / 2 for a, b in zip(once, again, strict=True)]
+
+    def odd(self, k: float, s: float = 1, states: tuple[Any, Any] = (None, None)) -> list[np.ndarray]:
+        """Half the difference of the steps from s·p and −s·p, per leaf: what depends on the parameter's sign."""
+        return halves(self.mean(s, k, states[0]), self.mean(-s, k, states[1]))
+
+    def removed(self, k: float = 0, states: tuple[Any, Any] = (None, None)) -> np.ndarray:
+        """The fraction that one step removes, per leaf, as the bench is set now."""
+        values = [probes.sample(p) for p in self.subject.values]
+        return np.array([fraction(d, p) for d, p in zip(self.odd(k, 1, states), values, strict=True)])
+
+    def drive(self, steps: int, k: float = 1) -> tuple[Any, Any]:
+        """Parameters and state after that many real steps, in the bench's types.
+
+        The gradient is k times the probe's at the start, and grows with the distance from there: that of a parabola.
+        """
+        micro = self.call
+        bowl = lambda g, p, p0: (g + k * (p - p0)).astype(g.dtype) if jnp.issubdtype(g.dtype, jnp.inexact) else g
 
         def one(_: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-            updates, state = self.optimizer.update(gradients, carry[1], carry[0], **self.extra_args)
-            return optax.apply_updates(carry[0], updates), state
+            gradients = jax.tree.map(bowl, first, carry[0], start) if k else first
+            updates, state = micro(gradients, carry[1], carry[0])  # type: ignore[misc]
+            return moved_by(carry[0], updates), state
 
         with precision(self.wide):
-            loop = jax.jit(lambda carry: jax.lax.fori_loop(0, steps * self.period, one, carry))
-            return jax.device_get(jax.tree.leaves(loop((self.params(1), self.state))[0]))
-
-    def hold_anchors(self) -> None:
-        """Leaves copies of parameters where they are if they are what the weights decay to.
-
-        Those are copies that steps never change, as starting points are, too; anchors are told by a decay that
-        shows only while they stay.
-        """
-        where = [path for path, _ in jax.tree_util.tree_flatten_with_path(self.params(1))[0]]
-        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(self.state)[0]]
-        trees = [next((path[: -len(p)] for p in where if p and path[-len(p) :] == p), path) for path in paths]
-        before, after = (jax.tree.leaves(state) for state in (self.scaled(1), self.step(1, 1).state))
-        changed = lambda a, b: np.shape(a) != np.shape(b) or bool(jnp.any(a != b))
-        moving = {t for t, a, b, c in zip(trees, before, after, self.copies, strict=True) if c and changed(a, b)}
-        everything = self.copies
-        held = [copy and tree in moving for copy, tree in zip(everything, trees, strict=True)]
-        if held == everything:
-            return
-        follows = self._pulls()
-        self.copies = held
-        if not np.any((self._pulls() > 0) & (follows == 0)):
-            self.copies = everything
-
-    def _pulls(self) -> np.ndarray:
-        """How far apart the steps from p and −p are, per leaf; 0 within rounding."""
-        plus, minus = self.step(1, 0), self.step(-1, 0)
-        pulls = [np.linalg.norm(a - b) for a, b in zip(plus.updates, minus.updates, strict=True)]
-        sizes = [np.linalg.norm(probes.sample(p)) for p in self.subject.values]
-        return np.where(np.array(pulls) > 1e4 * self.eps * (np.array(sizes) + plus.norms), pulls, 0.0)
+            first, start = self.gradients(k or self.quiet), self.params(1)
+            loop = jax.jit(lambda carry, n: jax.lax.fori_loop(0, n, one, carry))
+            return loop(jax.tree.map(jnp.asarray, (start, self.state)), steps * self.period)
 
     def forget(self, state: Any) -> Any:
         """A state after a step, with its copies of parameters at zero, where the parameters go next."""
@@ -209,42 +217,33 @@ class Bench:
         finally:
             self.__dict__.update(before)
 
-    def at(self, state: Any, step: int) -> Any:
-        """The state with every step count set."""
-        with precision(self.wide):
-            return jax.tree_util.tree_map_with_path(
-                lambda path, x: jnp.asarray(step, x.dtype) if is_scalar(path, x, COUNTS, jnp.integer) else x, state
-            )
 
-    def counts(self) -> bool:
-        """Whether the state counts steps."""
-        found = jax.tree_util.tree_flatten_with_path(self.state)[0]
-        return any(is_scalar(path, x, COUNTS, jnp.integer) for path, x in found)
+def moved_by(params: Any, updates: Any) -> Any:
+    """The parameters after a step; as `optax.apply_updates`, and types of 8 bits too."""
 
-    def find_period(self) -> bool:
-        """How many calls of `update` make one real step (MultiSteps), and whether the first real step moves."""
-        state, moved = self.state, [-1]
-        if not np.isfinite(self.step(1, 0).norms).all():
-            self.quiet = 1e-6  # Prodigy divides 0 by 0
-        for i in range(PATIENCE):
-            seen = self.step(1, 1, state)
-            state = seen.state
-            if seen.norms.any():
-                moved.append(i)
-            if len(moved) == 3:
-                break
-        if len(moved) < 3:
-            return False
-        self.period = moved[2] - moved[1]
-        begin = moved[1] + 1
-        if self.period > 1 and begin < self.period:  # the caller's state stands in the middle of a cycle
-            for _ in range(begin):
-                with precision(self.wide):
-                    self.state = self.micro(self.gradients(0), self.state, self.params(1))[1]
-        return self.period > 1 or begin == 1
+    def one(p: Any, u: Any) -> Any:
+        dtype = jnp.promote_types(u.dtype, jnp.float32) if u.dtype != p.dtype and p.dtype.itemsize == 1 else None
+        return (jnp.asarray(p, dtype) + jnp.asarray(u, dtype)).astype(p.dtype)
+
+    return jax.tree.map(one, params, updates)
+
+
+def halves(plus: list[np.ndarray], minus: list[np.ndarray]) -> list[np.ndarray]:
+    """Half the difference of two steps, per leaf."""
+    return [(a - b) / 2 for a, b in zip(plus, minus, strict=True)]
+
+
+def fraction(d: np.ndarray, p: np.ndarray) -> float:
+    """C of the best d = −c·p."""
+    size = float(np.vdot(p, p).real)
+    return -float(np.vdot(p, d).real) / size if size else 0.0
+
+
+def name_of(path: Any) -> str:
+    """The last name in the path of a leaf."""
+    return next((str(getattr(path[-1], a)) for a in ("key", "name") if hasattr(path[-1], a)), "") if path else ""
 
 
 def is_scalar(path: Any, x: Any, names: tuple[str, ...], kind: Any) -> bool:
     """Whether a leaf of the state is a scalar array of this kind under one of these names."""
-    name = next((str(getattr(path[-1], a)) for a in ("key", "name") if hasattr(path[-1], a)), "") if path else ""
-    return name in names and jnp.shape(x) == () and hasattr(x, "dtype") and bool(jnp.issubdtype(x.dtype, kind))
+    return name_of(path) in names and jnp.shape(x) == () and hasattr(x, "dtype") and bool(jnp.issubdtype(x.dtype, kind))

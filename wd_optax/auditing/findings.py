@@ -47,6 +47,10 @@ def _role(role: str, stacked: bool | None = None) -> Callable[[Measured], Leaves
     return leaves
 
 
+def _rates_differ(row: Row, f: Facts) -> bool:
+    return f.decays and f.asked > 0 and (f.steps_by / f.asked < 0.5 or f.steps_by / f.asked > 2)  # not where one is nan
+
+
 def _shrinks(row: Row) -> bool:
     return row.decays or row.verdict == verdicts.LOST
 
@@ -128,25 +132,30 @@ RULES: list[Rule] = [
          "the raw gradient is added to the parameter: optax.masked does not freeze what it leaves out",
          fixes.freeze_last),
     Rule("error", "too much", _is(verdicts.TOO_MUCH), _too_much, fixes.rescale),
-    Rule("error", "frozen leaf decays", _where(lambda row, f: f.decays and f.frozen),
+    Rule("error", "frozen leaf decays",
+         _where(lambda row, f: f.decays and f.frozen and row.verdict != verdicts.UNKNOWN),
          "no gradient moves this leaf, and it still decays", fixes.freeze_last),
-    Rule("error", "not finite", _where(lambda row, f: not f.finite),
-         "a step is NaN or infinite, in float64 or in the parameter's own type", fixes.finite),
+    Rule("error", "not finite", _where(lambda row, f: f.overflows),
+         "a step is NaN or infinite in the parameter's own type", fixes.finite),
     Rule("error", "decays twice", _is(verdicts.TWICE), "more than one stage decays, and the rates add up", fixes.once),
     Rule("error", "lost in rounding", _is(verdicts.LOST), _lost, fixes.round_well),
     Rule("error", "mask became a schedule", _mask_as_schedule,
          "inject_hyperparams evaluated the mask function as a schedule: it never saw the parameters",
          fixes.static_mask),
     Rule("warning", "normalised away", _is(verdicts.NORMALISED),
-         "a trust ratio rescales step and decay together: how much decays depends on the gradient, and without one "
-         "the size of weight_decay cancels", fixes.around),
+         "a trust ratio scales the decay with the step: it depends on the gradient and on the size of the weight; the "
+         "table has the rate at a gradient as large as the weight", fixes.around),
     Rule("warning", "coupled", _is(verdicts.COUPLED),
          "the decay passes through the preconditioner, which divides it by the size of the gradients: weights with "
          "large gradients hardly decay", fixes.around),
     Rule("warning", "too little", _is(verdicts.TOO_LITTLE),
          "over the whole horizon less than 0.01 % is removed", fixes.rescale),
     Rule("warning", "not scaled by the learning rate", _is(verdicts.UNSCALED),
-         "the decay is this large at any learning rate, in a warm-up and at the end, too", fixes.follow),
+         "the decay stays as it is while the learning rate changes", fixes.follow),
+    Rule("warning", "learning rates differ", _where(_rates_differ),
+         "the decay goes by another learning rate than the step", fixes.same_rate),
+    Rule("warning", "not yet", _is(verdicts.LATER),
+         "the optimizer still looks for its step size, and the decay grows with it", fixes.later_state),
     Rule("warning", "nothing decays", _nothing,
          "there is no decay, its mask picks nothing, or it is zero at this step", fixes.around),
     Rule("warning", "branch without decay", _branch_without_decay,
@@ -167,9 +176,14 @@ RULES: list[Rule] = [
          "decay pulls a learned constant (a temperature, a class token) to zero", fixes.mask),
     Rule("information", "embedding decays", _embedding,
          "every row shrinks in every step, also those that no example of the batch uses", fixes.spare),
-    Rule("information", "unknown", _where(lambda row, f: row.verdict == verdicts.UNKNOWN and f.finite),
+    Rule("information", "varies within the leaf", _is(verdicts.VARIES),
+         "entries of this leaf decay at different rates; the table has their mean", fixes.around),
+    Rule("information", "not carried over", _where(lambda row, f: not f.carried),
+         "the optimizer treats this leaf otherwise than its stand-in: a mask or rule reads the size", fixes.mask),
+    Rule("information", "unknown",
+         _where(lambda row, f: row.verdict == verdicts.UNKNOWN and f.carried and not f.overflows),
          "the decay is random, or too small to measure, or depends on the gradient in a way that no verdict fits",
-         fixes.around),
+         fixes.unknown),
 ]
 # fmt: on
 

@@ -166,12 +166,31 @@ def round_well(measured: Measured, leaves: Leaves) -> str:
 
 
 def finite(measured: Measured, leaves: Leaves) -> str:
-    """Hyperparameters in float32, arithmetic in float32, or a later state, by what may have made the NaN."""
-    if not any(map(measured.is_low, leaves)):
-        return "wd.audit(optimizer, params, opt_state=opt_state)  # a state from training, where the step is finite"
+    """Hyperparameters in float32, or arithmetic in float32, by what may have made the NaN."""
     if measured.nodes("hyperparams_states"):
         return "optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)  # factory: what was injected"
     return "wd.in_float32(optimizer)"
+
+
+def later_state(measured: Measured, leaves: Leaves) -> str:
+    """The same audit of a state from training."""
+    return "wd.audit(optimizer, params, opt_state=opt_state)  # a state from training"
+
+
+def unknown(measured: Measured, leaves: Leaves) -> str:
+    """A later state where the step isn't finite; else a decay that can be measured."""
+    return (later_state if any(not measured.facts[i].finite for i in leaves) else around)(measured, leaves)
+
+
+def same_rate(measured: Measured, leaves: Leaves) -> str:
+    """The learning rate by which these leaves step; several need a decay each."""
+    rates = {f"{measured.facts[i].steps_by:.4g}" for i, f in enumerate(measured.facts) if f.decays and f.steps_by > 0}
+    if len(rates) == 1:
+        return f"learning_rate={rates.pop()}  # of with_decay: that of the optimizer's own steps"
+    return (
+        "optax.partition({'a': a, 'b': b}, labels)"
+        "  # a, b: each a with_decay with the learning rate of its part, as by labels: a tree of 'a' and 'b'"
+    )
 
 
 def static_mask(measured: Measured, leaves: Leaves) -> str:

@@ -29,6 +29,8 @@ class Row(NamedTuple):
     verdict: str  # see `wd_optax.auditing.verdicts`
     moves: float  # fraction of entries that one step of decay alone changes in the parameter's own type
     anchor: str = "zero"  # what it decays toward: "zero", "init" or "tree"; "" where it doesn't decay
+    coupling: str = ""  # what the rate follows: "constant", "lr", "lr/peak", "lr²"; "" where no measurement decides
+    largest_removed_per_step: float = math.nan  # where the rate is a mean over a horizon, its largest
 
     @property
     def timescale_steps(self) -> float:

@@ -1,5 +1,6 @@
 """Whether decay survives in the types that parameters are stored in, and whether the optimizer's step does."""
 
+import functools
 import math
 from typing import Any
 
@@ -7,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wd_optax.auditing import probes
+from wd_optax.auditing import course, probes
 from wd_optax.auditing.bench import Bench
 from wd_optax.auditing.facts import Facts
-from wd_optax.precision import RoundState
 
 ANY_VALUE = 2.0 ** np.linspace(0, 1, 1000, endpoint=False)  # how much is lost depends on the mantissa alone
+STEPS = 4096  # of a run that tries out how an optimizer rounds; 16 times as many where its decay is slow
 
 
 def survives(own: Any, dtype: Any, removed: float) -> tuple[float, float]:
@@ -42,41 +43,36 @@ def survives(own: Any, dtype: Any, removed: float) -> tuple[float, float]:
     return float(np.mean(after != p)), float(np.vdot(exact, lost).real / np.vdot(exact, exact).real / removed)
 
 
-def check_own_types(
-    optimizer: Any, opt_state: Any, extra_args: dict[str, Any] | None, wide: Bench, facts: list[Facts]
-) -> list[Facts]:
+def check_own_types(wide: Bench, step: int, facts: list[Facts], opt_state: Any) -> list[Facts]:
     """Takes a step without and one with a gradient in the parameters' own types.
 
-    A step that isn't finite there, and a leaf that decays there alone (a mask may read types), are unknown: they are
-    not what was measured in float64. Updates of a wider type than the parameter's round by some way of their own
-    (stochastic, compensated), which is tried out where plain rounding would lose the decay.
+    A step that isn't finite there is an error, and a leaf that decays there alone (a mask may read types) is unknown:
+    it is not what was measured in float64. Updates that differ from those in float64 by more than their type's
+    rounding are rounded by the optimizer itself (stochastic, compensated), which a run tries.
     """
     subject = wide.subject
     if all(p.dtype in (np.float64, np.complex128) for p in subject.found):
         return facts
-    bench = Bench(optimizer, subject, opt_state, extra_args, wide=False)
-    bench.period, bench.quiet, bench.copies = wide.period, wide.quiet, wide.copies
-    plus, driven = bench.step(1, 0), bench.step(1, 1).updates
-    # a first step from zero gradients is all decay; later ones remember, and are told from those at -p
-    minus = [np.zeros_like(u) for u in plus.updates] if opt_state is None else bench.step(-1, 0).updates
-    checked = []
-    for f, p, value, a, b, c in zip(facts, subject.found, subject.values, plus.updates, minus, driven, strict=True):
-        f = f._replace(finite=f.finite and bool(np.isfinite(a).all() and np.isfinite(c).all()))
-        if jnp.issubdtype(p.dtype, jnp.inexact) and f.finite and not f.decays:
+    bench = Bench(wide.optimizer, subject, opt_state, wide.extra_args, wide=False)
+    for name in ("period", "quiet", "copies", "counts"):
+        setattr(bench, name, getattr(wide, name))
+    integers = zip(jax.tree.leaves(bench.state), jax.tree.leaves(wide.state), wide.counts, strict=True)
+    leaves = [jnp.asarray(x, own.dtype) if counts else own for own, x, counts in integers]
+    bench.state = jax.tree.unflatten(jax.tree.structure(bench.state), leaves)
+    plus, minus, driven = bench.step(1, 0), bench.step(-1, 0), bench.step(1, 1)
+    exact = wide.odd(0)
+    checked, own_rounding = [], []
+    steps = zip(plus.updates, minus.updates, driven.updates, exact, strict=True)
+    for f, p, value, (a, b, c, e) in zip(facts, subject.found, subject.values, steps, strict=True):
+        finite = bool(np.isfinite(a).all() and np.isfinite(c).all())
+        f = f._replace(overflows=f.finite and not finite)
+        if jnp.issubdtype(p.dtype, jnp.inexact) and finite and f.finite and not f.decays:
             noise = 16 * float(jnp.finfo(p.dtype).eps) * np.linalg.norm(probes.sample(value))
             decays = bool(np.linalg.norm(a - b) > noise)
-            f = f._replace(decays=decays, steady=not decays)
+            f = f._replace(decays=decays, steady=f.steady and not decays)
         checked.append(f)
-    rounds = any(isinstance(node, RoundState) for node in _round_states(bench.fresh))  # with updates of any type
-    lost = [
-        is_lost(f) and (rounds or u.itemsize > p.dtype.itemsize)
-        for f, p, u in zip(checked, subject.found, plus.dtypes, strict=True)
-    ]
-    return _try_rounding(optimizer, extra_args, wide, checked, lost) if any(lost) else checked
-
-
-def _round_states(state: Any) -> list[Any]:
-    return jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, RoundState))
+        own_rounding.append(finite and f.decays and bool(np.linalg.norm((a - b) / 2 - e) > 0.05 * np.linalg.norm(e)))
+    return _try_rounding(bench, wide, step, checked, own_rounding)
 
 
 def is_lost(f: Facts) -> bool:
@@ -84,35 +80,40 @@ def is_lost(f: Facts) -> bool:
     return f.decays and (f.moves < 0.5 or not 0.5 <= f.kept <= 1.5)
 
 
-def _try_rounding(
-    optimizer: Any, extra_args: dict[str, Any] | None, wide: Bench, facts: list[Facts], lost: list[bool]
-) -> list[Facts]:
-    """Runs stand-ins without a gradient until the decay should be sixteen units in the last place, and in float64.
+def _try_rounding(own: Bench, wide: Bench, step: int, facts: list[Facts], on: list[bool]) -> list[Facts]:
+    """Runs without a gradient until the decay should be sixteen units in the last place.
 
-    Where that takes too long, or a schedule leaves too little, whether the decay survives is not known: `kept` is nan.
+    Where that takes too long, or a schedule leaves too little, or the run starts where it decays to, whether the decay
+    survives is not known: `kept` is nan.
     """
-    found = wide.subject.found
-    subject = probes.make(jax.tree.unflatten(wide.subject.treedef, [*map(_shape, found)]), True)
-    rates = [f.removed for f, is_lost_here in zip(facts, lost, strict=True) if is_lost_here]
-    coarsest = max(float(jnp.finfo(p.dtype).eps) for p, is_lost_here in zip(found, lost, strict=True) if is_lost_here)
-    steps = min(math.ceil(16 * coarsest / min(rates)), 4096 if len(found) <= 64 else 1024)
-
-    def gone(in_float64: bool) -> list[float]:
-        """The fraction that is removed of each leaf that seems to lose its decay."""
-        bench = Bench(optimizer, subject, None, extra_args, wide=in_float64)
-        bench.period, bench.quiet = wide.period, wide.quiet
-        starts, ends = (map(probes.sample, tree) for tree in (jax.tree.leaves(bench.params(1)), bench.run(steps)))
-        share = lambda a, b: float(np.vdot(a, a - b).real / np.vdot(a, a).real)
-        return [share(a, b) if of else math.nan for a, b, of in zip(starts, ends, lost, strict=True)]
-
-    tried = []
-    for f, p, own, exact, is_lost_here in zip(facts, found, gone(False), gone(True), lost, strict=True):
-        if is_lost_here:
-            enough = exact > 2 * float(jnp.finfo(p.dtype).eps)
-            f = f._replace(moves=1.0, kept=own / exact if enough else math.nan)
-        tried.append(f)
-    return tried
+    found, tried = wide.subject.found, [i for i, x in enumerate(on) if x and facts[i].steady and facts[i].removed]
+    if not tried:
+        return facts
+    coarsest = max(float(jnp.finfo(found[i].dtype).eps) for i in tried)
+    slowest = min(abs(facts[i].removed) for i in tried)
+    steps = math.ceil(min(16 * coarsest / slowest, max(STEPS, 4 * coarsest / slowest), 16 * STEPS))
+    middle = course.measure(wide, step + steps // 2)[0] if any(wide.counts) else np.array([f.first for f in facts])
+    ends = jax.tree.leaves(jax.device_get(own.drive(steps, 0)[0]))
+    filled = list(facts)
+    for i in tried:
+        start, end = (probes.sample(x[i]) for x in (jax.tree.leaves(own.params(1)), ends))
+        gone = float(np.vdot(start, start - end).real / np.vdot(start, start).real)
+        f = facts[i]
+        exact = -math.expm1(steps * math.log1p(-min(f.removed * middle[i] / f.first, 0.5))) if f.first else 0.0
+        enough = exact > 2 * float(jnp.finfo(found[i].dtype).eps) and f.anchor == "zero"
+        filled[i] = f._replace(tried=True, moves=1.0, kept=gone / exact if enough else math.nan)
+    return filled
 
 
-def _shape(p: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(p.shape, p.dtype)
+def of_values(facts: list[Facts], of: Any, params: Any) -> list[Facts]:
+    """The facts of every leaf of the tree, `of` the facts of the kinds, with what rounding does to its own values."""
+    filled = []
+    any_value = functools.cache(lambda dtype, removed: survives((), dtype, removed))
+    for kind, leaf in zip(of, jax.tree.leaves(params), strict=True):
+        f, dtype = facts[kind], jnp.result_type(leaf)
+        if f.steady and f.linear and not f.tried:
+            own = () if isinstance(leaf, jax.ShapeDtypeStruct) else probes.real_values(leaf)
+            moves, kept = survives(own, dtype, f.removed) if len(own) else any_value(dtype, f.removed)
+            f = f._replace(moves=moves, kept=kept)
+        filled.append(f)
+    return filled

@@ -9,11 +9,12 @@ import inspect
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from wd_optax import roles
 from wd_optax.auditing import probes
-from wd_optax.auditing.bench import Bench, precision
-from wd_optax.auditing.facts import fraction
+from wd_optax.auditing.bench import Bench, fraction, precision
 
 Stage = tuple[Any, Any]  # update, state
 
@@ -23,7 +24,7 @@ def flatten(update: Any, state: Any) -> list[Stage]:
     owner = getattr(update, "__self__", None)
     if isinstance(owner, optax.MultiSteps):
         return flatten(owner.inner_opt.update, state.inner_opt_state)
-    if not inspect.isfunction(update) or not update.__module__.startswith("optax"):
+    if not inspect.isfunction(update) or not (update.__module__ or "").startswith("optax"):
         return [(update, state)]
     inside = inspect.getclosurevars(update).nonlocals
     if update.__qualname__.startswith("chain.") and len(inside["update_fns"]) == len(state):
@@ -41,20 +42,39 @@ def rates(bench: Bench) -> list[list[float]]:
         here, mirrored = (flatten(bench.optimizer.update, bench.scaled(s)) for s in (1, -1))
         if len(here) < 2:
             return found
-        run = lambda stage, s: _run(stage, bench.subject.small, bench.gradients(0), bench.params(s))
-        for one, other in zip(here, mirrored, strict=True):
-            plus, minus = run(one, 1), run(other, -1)
-            for i, (a, b) in enumerate(zip(jax.tree.leaves(plus), jax.tree.leaves(minus), strict=True)):
-                rate = fraction((probes.sample(a) - probes.sample(b)) / 2, samples[i])
+        for (update, one), (_, other) in zip(here, mirrored, strict=True):
+            run = _runner(update, bench)
+            pair = zip(jax.tree.leaves(run(one, 1)), jax.tree.leaves(run(other, -1)), samples, strict=True)
+            for i, (a, b, p) in enumerate(pair):
+                rate = fraction((probes.sample(a) - probes.sample(b)) / 2, p)
                 if abs(rate) > 1e4 * bench.eps:
                     found[i].append(abs(rate))
     return found
 
 
-def _run(stage: Stage, eager: bool, updates: Any, params: Any) -> Any:
-    """One stage on its own; one that needs what isn't here passes its updates on."""
-    step = lambda u, state, p: stage[0](u, state, p)[0]
-    try:
-        return (step if eager else jax.jit(step))(updates, stage[1], params)
-    except Exception:
-        return updates
+def _runner(update: Any, bench: Bench) -> Any:
+    """One stage on its own, with a zero gradient; one that needs what isn't here passes its updates on."""
+    step = lambda u, state, p: update(u, state, p)[0]
+    step = jax.jit(step) if bench.compiled else step
+    gradients = bench.gradients(0)
+
+    def run(state: Any, s: float) -> Any:
+        try:
+            return step(gradients, state, bench.params(s))
+        except Exception:
+            return gradients
+
+    return run
+
+
+def branches(bench: Bench) -> list[str | None]:
+    """The label of each leaf in an `optax.partition`: a branch keeps moments of its own leaves only."""
+    holds = lambda node: isinstance(getattr(node, "inner_states", None), dict)
+    label: dict[str, str] = {}
+    for node in filter(holds, jax.tree.leaves(bench.state, is_leaf=holds)):
+        for name, inner in node.inner_states.items():
+            ends = [path for path, leaf in roles.flatten(inner)[0] if jnp.shape(leaf)]
+            for p in bench.subject.found:
+                if any(end == p.path or end.endswith("/" + p.path) for end in ends):
+                    label[p.path] = str(name)
+    return [label.get(p.path) for p in bench.subject.found]

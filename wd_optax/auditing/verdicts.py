@@ -2,6 +2,7 @@
 
 import math
 
+from wd_optax import timescales
 from wd_optax.auditing.facts import Facts
 from wd_optax.auditing.rounding import is_lost
 
@@ -17,9 +18,11 @@ LOST = "lost in rounding"
 TOO_MUCH = "too much"
 TOO_LITTLE = "too little"
 NOT_PROPORTIONAL = "not proportional"
+VARIES = "varies within the leaf"
+LATER = "not yet"
 UNKNOWN = "unknown"
 
-HEALTHY = (DECAYS, UNSCALED, MOMENTUM, NOT_PROPORTIONAL)  # weights get smaller, at a rate that was asked for
+HEALTHY = (DECAYS, UNSCALED, MOMENTUM, NOT_PROPORTIONAL, VARIES)  # weights get smaller, at a rate that was asked for
 SHRINKS = (*HEALTHY, COUPLED, NORMALISED, TWICE, TOO_MUCH, TOO_LITTLE)  # weights get smaller, whatever else is wrong
 HALF = 0.5  # c from which a step takes more of the weight than it leaves: no weight remembers two updates
 NOTICED = 1e-4  # removing less than this over the whole horizon is a tenth of the least of any published run
@@ -28,8 +31,10 @@ NOTICED = 1e-4  # removing less than this over the whole horizon is a tenth of t
 def verdict(f: Facts) -> str:
     """The word for one leaf; see `wd_optax.auditing.facts` for what each question measures."""
     tests = (
-        (UNKNOWN, not f.finite or f.stochastic),
-        (SPARED, not f.decays),
+        (UNKNOWN, not f.finite or f.overflows or f.stochastic or not f.carried),
+        (SPARED, not f.decays and f.steady),
+        (UNKNOWN, not f.decays),
+        (LATER, f.later),
         (TWICE, f.sources > 1),
         (GROWS, f.removed < 0),
         (NOT_PROPORTIONAL, f.gated or (f.steady and not f.linear)),
@@ -39,6 +44,7 @@ def verdict(f: Facts) -> str:
         (TOO_MUCH, f.removed >= HALF),
         (UNKNOWN, math.isnan(f.kept)),
         (LOST, is_lost(f)),
+        (VARIES, f.varies > 1),
         (MOMENTUM, f.remembered),
         (UNSCALED, f.scaled is False),
         (TOO_LITTLE, f.remaining is not None and 1 - f.remaining < NOTICED),
@@ -46,9 +52,16 @@ def verdict(f: Facts) -> str:
     return next((word for word, holds in tests if holds), DECAYS)
 
 
-def half_life(f: Facts) -> float:
-    """Steps until half is left at the mean rate; inf where nothing shrinks, nan where the rate isn't one number."""
-    if verdict(f) in (UNKNOWN, COUPLED, NOT_PROPORTIONAL):
+def rate(f: Facts) -> float:
+    """What a step removes: the mean over the horizon where there is one; nan where it isn't one number."""
+    if not f.settled or verdict(f) in (UNKNOWN, COUPLED):
         return math.nan
-    c = f.removed if f.mean is None else f.mean
-    return math.inf if c <= 0 else math.log(0.5) / math.log1p(-c) if c < 1 else 0.0
+    if not f.decays:
+        return 0.0
+    return f.removed if f.mean is None else f.mean
+
+
+def half_life(f: Facts) -> float:
+    """Steps until half is left; inf where nothing shrinks, nan where the rate isn't one number."""
+    c = math.nan if verdict(f) == NOT_PROPORTIONAL else rate(f)
+    return math.inf if c <= 0 else timescales.half_life(c) if c < 1 else c if math.isnan(c) else 0.0
