@@ -1,12 +1,14 @@
 """Every transform and optimizer of the library, read from its modules: a new one falls under every law by itself."""
 
 import inspect
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import wd_optax as wd
 from wd_optax import decay, optimizers, wrap
@@ -81,6 +83,18 @@ MASKS = {
     "rules": ([("embed", 0.25), (".*", "weights")], (0.0, 1.0, 0.25, 0.0)),
     "tree": ({"attn": {"kernel": True, "bias": 0.5}, "embed": False, "norms": 0.0}, (0.5, 1.0, 0.0, 0.0)),
 }
+
+
+def in_pairs(*axes: Iterable[Any]) -> list[Any]:
+    """The product of the axes as parameters: some that cover all pairs of values, the rest marked exhaustive."""
+    points = list(itertools.product(*axes))
+    pairs = lambda point: set(itertools.combinations(enumerate(point), 2))
+    missing, chosen = set().union(*map(pairs, points)), set()
+    while missing:
+        best = max(points, key=lambda point: len(pairs(point) & missing))
+        chosen.add(best)
+        missing -= pairs(best)
+    return [pytest.param(*point, marks=[] if point in chosen else pytest.mark.exhaustive) for point in points]
 
 
 def step(tx: optax.GradientTransformation, gradients: Any, state: Any, p: Any) -> tuple[Any, Any]:

@@ -39,7 +39,9 @@ def parameters(name):
 
 
 DECAYING = [
-    name for name in wd.__all__ if callable(getattr(wd, name)) and {"weight_decay", "rate"} & {*parameters(name)}
+    name
+    for name in wd.__all__
+    if inspect.isfunction(getattr(wd, name)) and {"weight_decay", "rate"} & {*parameters(name)}
 ]
 TRANSFORMS = [
     name

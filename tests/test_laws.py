@@ -20,6 +20,7 @@ from catalogue import (
     WEIGHT_DECAY,
     build,
     grads,
+    in_pairs,
     optimizer,
     params,
     run,
@@ -61,9 +62,9 @@ def assert_same_bits(a, b):
     chex.assert_trees_all_equal(bits(a), bits(b))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mode", ["eager", "jit", "scan"])
-@pytest.mark.parametrize(("mask", "schedule"), list(itertools.product(MASKS, SCHEDULES)))
+@pytest.mark.parametrize(
+    ("mask", "schedule", "mode", "dtype"), in_pairs(MASKS, SCHEDULES, ["eager", "jit", "scan"], DTYPES)
+)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.optax_promotes] * n.startswith("adam")) for n in NAMES if REMOVES[n]]
 )
@@ -185,7 +186,7 @@ def test_step_two_does_not_recompile(name, schedule):
     state = tx.init(p)
     for seed in range(3):
         p, state = one(grads(p, seed), state, p)
-    assert one._cache_size() == 1
+    assert one._cache_size() <= 1  # 0 where JAX dispatches from Python, without its cache of executables
 
 
 @all_names

@@ -309,10 +309,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     whole: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(whole[1], tmp_path / "out")
-    largest = max((out / "checkpoints" / "60").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    for path in (out / "checkpoints" / "60").rglob("*"):  # a bit of one file alone may be one that nobody reads
+        if path.is_file() and (content := bytearray(path.read_bytes())):
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
     for path in (out / "checkpoints" / "56").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")

@@ -654,6 +654,7 @@ NAMES = {
         attn/gating_b            2,4    bias
         attn/output_w            2,4,8  weight
         attn/output_b            8      bias
+        attention_with_pair_bias/feat_2d_weights  8,4  weight
         mla/q_a                  8,4    weight
         mla/q_b                  4,2,6  weight
         mla/kv_b                 4,2,6  weight

@@ -29,7 +29,7 @@ SHAPES: dict[str, Callable[[Any, Any, float, float], Any]] = {
 
 def over_run(name: str, value: ScalarOrSchedule, steps: int | None) -> np.ndarray:
     """A number, a schedule or an array of one value per step, at steps 0, ..., steps − 1, in float64."""
-    if not callable(value) and np.ndim(value):
+    if isinstance(value, np.ndarray | jax.Array) and value.ndim:
         at = np.asarray(value, np.float64)
         if at.shape != (steps,):
             raise ValueError(f"{name} has the shape {at.shape}: pass one rate for each of `steps` steps, ({steps},)")

@@ -4,6 +4,7 @@ The last word that says something decides, as in English: a `norm_proj` is a pro
 """
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -63,6 +64,7 @@ def of_leaf(name: str) -> str:
 def of_layer(name: str) -> str:
     """The kind of a layer by its name: "norm" or "embedding" wherever it says so, another kind by its last word."""
     words = [word for word in split(name) if word not in _NEUTRAL and not word.isdigit()]
+    words = list(itertools.takewhile(lambda word: word != "with", words))  # attention_with_pair_bias is an attention
     kinds = [_kind(word) for word in words]
     if kinds[-1:] == ["matrix"]:
         return "matrix"

@@ -5,7 +5,6 @@ import hashlib
 import pathlib
 import random
 import shutil
-import sys
 import tempfile
 import time
 
@@ -13,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..example_loading import load
 from .forks import Child, call
 
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "examples"))
-import tpu_run
-
+tpu_run = load("tpu_run")
 SIZE = tpu_run.Size(layers=1, width=8, heads=1, context=8, batch_size=2, accumulate=1)
 STEPS, SAVE_EVERY = 12, 2
 SETTINGS = {"steps": STEPS, "seed": 0, "weight_decay": 0.1, "log_every": STEPS, "save_every": SAVE_EVERY, "keep": 2}
