@@ -44,7 +44,9 @@ def main(names: list[str]) -> None:
     for name in names or NAMES:
         print(name, flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, str(HERE / f"{name}.py"), "--out=out"]
+            script = HERE / f"{name}.py"
+            draws = "flags.DEFINE_string(\"out\"" in script.read_text()
+            command = [sys.executable, str(script), *["--out=out"] * draws]
             printed = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout
             put(name, printed, pathlib.Path(folder) / "out")
 

@@ -184,8 +184,9 @@ def unknown(measured: Measured, leaves: Leaves) -> str:
 
 def same_rate(measured: Measured, leaves: Leaves) -> str:
     """The learning rate by which these leaves step; several need a decay each."""
-    rates = {f"{measured.facts[i].steps_by:.4g}" for i, f in enumerate(measured.facts) if f.decays and f.steps_by > 0}
-    if len(rates) == 1:
+    decaying = [i for i, f in enumerate(measured.facts) if f.decays]
+    rates = {f"{measured.facts[i].steps_by:.4g}" for i in decaying if measured.facts[i].steps_by > 0}
+    if len(rates) == 1 and {*decaying} <= {*leaves}:
         return f"learning_rate={rates.pop()}  # of with_decay: that of the optimizer's own steps"
     return (
         "optax.partition({'a': a, 'b': b}, labels)"
