@@ -19,7 +19,7 @@ NAMES = [name for name in re.findall(r"^## \[(\w+)\.py\]", README.read_text(), r
 def shown(printed: str) -> str:
     """What an example prints after the last table of what decays."""
     *_, last = re.finditer(r"^\d+ of \d+ leaves decay.*\n", printed, re.M)
-    return printed[last.end() :].strip()
+    return printed[last.end() :].strip("\n")
 
 
 def updated(document: str, heading: str, text: str) -> str:

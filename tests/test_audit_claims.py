@@ -211,3 +211,19 @@ def test_random_keys_and_eight_bits_pass():
     narrow = {"kernel": jnp.ones((8, 8), jnp.float8_e4m3fn)}
     rows = audit(wd.adamw(LR, weight_decay=WD, rounding="stochastic"), narrow).rows
     assert rows[0].verdict in ("decays", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("remembers", "removed"), [(optax.trace(0.9), LR), (optax.ema(0.9, debias=True), LR * WD)], ids=["trace", "ema"]
+)
+@pytest.mark.parametrize("schedule", [optax.linear_schedule(LR, 0.0, 100), optax.cosine_decay_schedule(LR, 100)])
+def test_what_momentum_holds_is_not_mixed_up_with_a_schedule(remembers, removed, schedule):
+    l2 = optax.chain(L2, remembers, optax.scale_by_learning_rate(schedule))
+    (row,) = audit(l2, {"kernel": jnp.ones((4, 4))}).rows
+    assert row.verdict == "in momentum"
+    assert row.removed_per_step == pytest.approx(removed, rel=1e-3)
+
+
+def test_a_decay_that_is_coupled_from_the_fifth_step_on_is_found():
+    verdicts = {row.verdict for row in audit(optax.chain(L2, optax.radam(LR)), params()).rows}
+    assert verdicts == {"coupled: λ cancels"}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.tree_util import FlattenedIndexKey, GetAttrKey, SequenceKey
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 _WRAPPERS = {"value", "array", "data_array"}  # of nnx.Variable, haliax.NamedArray, penzai's NamedArray
 _DOTTED = re.compile(r"[\w~-]+(?:\.[\w~-]+)+")
@@ -99,8 +99,9 @@ def _wraps(entry: Any) -> bool:
 
 def _needs_names(path: tuple[Any, ...], leaf: Any) -> bool:
     """Below a class without keys, or an array that may carry its own name where containers only count."""
-    if any(isinstance(entry, FlattenedIndexKey) for entry in path):
-        return True
+    kinds = set(map(type, path))
+    if FlattenedIndexKey in kinds or DictKey in kinds:
+        return FlattenedIndexKey in kinds
     named = [entry for entry in path if not isinstance(entry, SequenceKey)]
     return all(map(_wraps, named)) and (len(named) > 0 or _own_name(leaf) is not None)
 

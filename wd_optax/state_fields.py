@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from wd_optax import roles
 
@@ -28,7 +29,9 @@ def like_params(params: Any) -> Callable[[Any], bool]:
     """The test for a tree with one entry per parameter; what `optax.masked` hides counts as an entry."""
     every = lambda tree: {*(path for path, _ in roles.flatten(tree)[0]), *roles.flatten(tree)[1]}
     paths, structure = every(params), jax.tree.structure(params)
-    return lambda tree: jax.tree.structure(tree) == structure or every(tree) == paths  # type: ignore[operator]
+    count = lambda tree: len(jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode)))  # fast
+    alike = lambda tree: count(tree) == len(paths) and every(tree) == paths
+    return lambda tree: jax.tree.structure(tree) == structure or alike(tree)  # type: ignore[operator]
 
 
 def transform(change: Callable[[Field], Any], state: Any, params: Any) -> Any:

@@ -155,8 +155,9 @@ def _set_up(
 def _measure(bench: Bench, step: int | None, horizon: int | None, learning_rate: Any, path: Any) -> list[Facts]:
     """Every fact of every leaf of the bench."""
     measured = [facts.of(leaf) for leaf in facts.read(bench, step)]
+    measured = course.elsewhere(bench, measured, path)
     start = facts.start(bench, step)
-    measured = course.sustained(bench, measured, start)
+    measured = course.sustained(bench, measured, step, start)
     random = experiments.stochastic(bench, measured)
     lambdas = stages.rates(bench)
     more = experiments.decays_without_live_lambda(bench, measured)

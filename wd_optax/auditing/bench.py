@@ -230,7 +230,8 @@ def moved_by(params: Any, updates: Any) -> Any:
 
 def halves(plus: list[np.ndarray], minus: list[np.ndarray]) -> list[np.ndarray]:
     """Half the difference of two steps, per leaf."""
-    return [(a - b) / 2 for a, b in zip(plus, minus, strict=True)]
+    with np.errstate(invalid="ignore"):  # infinite ones
+        return [(a - b) / 2 for a, b in zip(plus, minus, strict=True)]
 
 
 def fraction(d: np.ndarray, p: np.ndarray) -> float:

@@ -9,14 +9,17 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from wd_optax.auditing import clock, probes
+from wd_optax.auditing import facts as measuring
 from wd_optax.auditing.bench import Bench, fraction, halves
 from wd_optax.auditing.facts import Facts
 
 POINTS = 200  # steps of a run that are measured at most
 DECADES = [0, *(2**i for i in range(21))]  # without a horizon
+LONG = 256  # steps until a rate is taken as it is
 FLAT = 1e-4  # the share of the run's decay that the departure of an interval from a line may make up
 
 
@@ -44,7 +47,7 @@ def measure(bench: Bench, step: int) -> tuple[np.ndarray, np.ndarray]:
     samples = [probes.sample(p) for p in bench.subject.values]
     noise = [1e3 * bench.eps * (1 + size(u) / max(size(p), 1e-300)) for u, p in zip(plus, samples, strict=True)]
     c = np.array([fraction(d, p) for d, p in zip(odd, samples, strict=True)])
-    return np.where(np.abs(c) > noise, c, 0.0), np.array([size(a + b) / 2 for a, b in zip(plus, minus, strict=True)])
+    return np.where(np.abs(c) <= noise, 0.0, c), np.array([size(a + b) / 2 for a, b in zip(plus, minus, strict=True)])
 
 
 def follow(bench: Bench, horizon: int | None) -> Course:
@@ -91,7 +94,7 @@ def best_step(course: Course, stay: bool) -> int:
 
     With `stay` it is the first of the course, unless a leaf decays or moves only later.
     """
-    alive, decays = course.e > 0, course.c != 0
+    alive, decays = ~(course.e <= 0), course.c != 0  # a step that is not finite moves
     if stay and not (alive.any(axis=0) & ~alive[0] | decays.any(axis=0) & ~decays[0]).any():
         return course.steps[0]
     most = np.nanmax(np.abs(course.c), axis=1, initial=0)
@@ -100,39 +103,64 @@ def best_step(course: Course, stay: bool) -> int:
     return course.steps[int(np.argmax(most >= most.max() * (1 - 1e-9)))]
 
 
-def sustained(bench: Bench, facts: list[Facts], start: Callable[[float, float], Any]) -> list[Facts]:
-    """The rate that a decay which buffers remember settles at, from real steps.
-
-    Four rates in a row give the limit of a geometric series; where the fourth isn't on it, 256 steps are taken.
-    """
-    if not any(f.decays and (f.remembered or f.locked) for f in facts):
+def elsewhere(bench: Bench, facts: list[Facts], path: Course) -> list[Facts]:
+    """The facts, less what no longer holds in the middle of the run: RAdam divides by its moments from step 5 on."""
+    step = path.steps[len(path.steps) // 2]
+    if bench.given or not step or not any(f.decays and f.steady for f in facts):
         return facts
-    filled = list(facts)
+    with bench.trying(state=clock.set_counts(bench, bench.state, step)):
+        others = [measuring.of(leaf) for leaf in measuring.read(bench, step)]
+    return [
+        f._replace(steady=False, entrywise=f.entrywise or other.entrywise)
+        if f.decays and f.steady and other.decays and not other.steady
+        else f
+        for f, other in zip(facts, others, strict=True)
+    ]
+
+
+def sustained(bench: Bench, facts: list[Facts], step: int | None, start: Callable[[float, float], Any]) -> list[Facts]:
+    """The rate that a decay which buffers remember settles at, from real steps; at a later step buffers are full.
+
+    Four rates in a row give the limit of a geometric series. Where they don't, a schedule may be the reason: counts
+    are held, one by one and all. Where that doesn't help either, 256 steps are taken.
+    """
+    full = step and any(bench.counts) and bench.geometric and not bench.given
+    filled, counts = list(facts), {i for i, by in enumerate(bench.counts) if by}
     for k in (0, 1):
-        states, rates = [start(s, k) for s in (1, -1)], []
-        for count in range(256):
-            steps = [bench.step(s, k, state) for s, state in zip((1, -1), states, strict=True)]
-            rates.append(bench.removed(k, tuple(states)))
-            states = [x.state for x in steps]
-            limits = [_limit(np.array(rates)[:, i]) for i in range(len(facts))] if count >= 3 else []
-            wanted = [f.decays and (f.remembered or f.locked) and k == int(f.locked or not f.still) for f in facts]
-            if not any(wanted) or (limits and all(x is not None for x, on in zip(limits, wanted, strict=True) if on)):
-                break
-        for i, on in enumerate(wanted):
-            if on:
-                last, half = rates[-1][i], rates[len(rates) // 2][i]
-                settled = limits[i] is not None or abs(last - half) <= 1e-2 * abs(last)
-                filled[i] = facts[i]._replace(
-                    removed=float(last if (limit := limits[i]) is None else limit), settled=settled
-                )
+        on = [f.decays and (f.remembered or f.locked) and k == int(f.locked or not f.still) for f in facts]
+        limits: dict[int, float | None] = {i: None for i, wanted in enumerate(on) if wanted and not full}
+        for held in (set(), *({i} for i in sorted(counts)), counts):
+            if None in limits.values():
+                rates = _rates(bench, 4, k, start, held)
+                limits |= {i: _limit(rates[:, i]) for i, limit in limits.items() if limit is None}
+        if None in limits.values():
+            rates = _rates(bench, LONG, k, start, set())
+        for i, limit in limits.items():
+            if limit is None and abs(rates[-1, i] - rates[LONG // 2, i]) <= 1e-2 * abs(rates[-1, i]):
+                limit = rates[-1, i]
+            rate = limit if limit is not None else facts[i].removed if np.isfinite(rates[-1, i]) else np.nan
+            filled[i] = facts[i]._replace(removed=float(rate), settled=limit is not None)
     return filled
 
 
+def _rates(bench: Bench, steps: int, k: float, start: Callable[[float, float], Any], held: set[int]) -> np.ndarray:
+    """What each of so many steps in a row removes, (step, leaf), these leaves of the state held."""
+    states, rates = [start(s, k) for s in (1, -1)], []
+    first, treedef = jax.tree.flatten(states[0])
+    hold = lambda state: jax.tree.unflatten(
+        treedef, [old if i in held else x for i, (old, x) in enumerate(zip(first, jax.tree.leaves(state), strict=True))]
+    )
+    for _ in range(steps):
+        rates.append(bench.removed(k, tuple(states)))
+        states = [hold(bench.step(s, k, state).state) for s, state in zip((1, -1), states, strict=True)]
+    return np.array(rates)
+
+
 def _limit(rates: np.ndarray) -> float | None:
-    """Where a geometric approach ends; None where the last four rates are none."""
+    """Where a geometric approach ends; None where four rates aren't one, or are a line (a schedule)."""
     a, b, c, d = rates[-4:]
     if abs(d - c) <= 1e-9 * abs(d):
         return float(d)
     r = (c - b) / (b - a) if b != a else np.nan
-    fits = 0 <= r < 1 - 1e-6 and abs(c + r * (c - b) - d) <= 1e-6 * abs(d)
+    fits = 0 <= r < 0.9995 and abs(c + r * (c - b) - d) <= 1e-6 * abs(d)
     return float(d + (d - c) * r / (1 - r)) if fits else None

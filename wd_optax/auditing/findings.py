@@ -68,8 +68,7 @@ def _mask_as_schedule(measured: Measured) -> Leaves | None:
 
 
 def _nothing(measured: Measured) -> Leaves | None:
-    nothing = measured.rows and not any(f.decays or not f.finite for f in measured.facts)
-    return () if nothing else None
+    return () if measured.rows and all(row.verdict == verdicts.SPARED for row in measured.rows) else None
 
 
 def _branch_without_decay(measured: Measured) -> Leaves | None:

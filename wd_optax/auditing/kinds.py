@@ -24,34 +24,48 @@ SIZES = (probes.LARGEST, 128, 512, 2048, 8192)
 
 
 class Kinds(NamedTuple):
-    """A tree, and the same with one leaf of each kind, None in place of the others."""
+    """A tree, and one leaf of each kind."""
 
     params: Any
     chosen: tuple[int, ...]  # leaves, in JAX's order
     of: tuple[int, ...]  # for each leaf of the tree the place of its kind in `chosen`
+    pruned: bool = False  # whether dicts without a chosen leaf are left out, which a tree of labels or bools forbids
 
     def tree(self) -> Any:
-        """The reduced tree."""
-        leaves, treedef = jax.tree.flatten(self.params)
-        keep = set(self.chosen)
-        return jax.tree.unflatten(treedef, [leaf if i in keep else None for i, leaf in enumerate(leaves)])
+        """The tree of the chosen leaves, None in place of the others."""
+        return self.part(self.params, set(self.chosen))
+
+    def part(self, params: Any, keep: set[int]) -> Any:
+        """A tree of these leaves."""
+        leaves, treedef = jax.tree.flatten(params)
+        tree = jax.tree.unflatten(treedef, [leaf if i in keep else None for i, leaf in enumerate(leaves)])
+        return _prune(tree) if self.pruned else tree
 
 
-def of(params: Any, keys: list[Any]) -> Kinds:
+def _prune(tree: Any) -> Any:
+    """Without the entries of dicts that hold nothing; a list keeps its numbers."""
+    if type(tree) is not dict:
+        return tree
+    return {key: _prune(value) for key, value in tree.items() if jax.tree.leaves(value)}
+
+
+def of(params: Any, keys: list[Any], pruned: bool = False) -> Kinds:
     """The first leaf of every key."""
     first: dict[Any, int] = {}
     for i, key in enumerate(keys):
         first.setdefault(key, i)
     chosen = tuple(first.values())
     place = {i: n for n, i in enumerate(chosen)}
-    return Kinds(params, chosen, tuple(place[first[key]] for key in keys))
+    return Kinds(params, chosen, tuple(place[first[key]] for key in keys), pruned)
 
 
 def guess(optimizer: Any, params: Any, found: list[roles.Parameter]) -> Kinds:
     """The kinds by path, shape and type; every leaf is one where the tree is small or has to be whole."""
     whole = of(params, list(range(len(found))))
-    kinds = of(params, [_key(p) for p in found])
-    return kinds if len(found) > FEW and accepts(optimizer, kinds.tree()) else whole
+    if len(found) <= FEW:
+        return whole
+    ways = (of(params, [_key(p) for p in found], pruned) for pruned in (True, False))
+    return next((kinds for kinds in ways if accepts(optimizer, kinds.tree())), whole)
 
 
 def check(bench: Bench, step: int, kinds: Kinds, found: list[roles.Parameter], loops: bool) -> Kinds:
@@ -61,9 +75,9 @@ def check(bench: Bench, step: int, kinds: Kinds, found: list[roles.Parameter], l
     most = LOOPED if loops else CHECKED
     random = np.random.default_rng(0).permutation(len(found))
     shown = sorted({*kinds.chosen, *random[:most].tolist()})
-    marks = dict(zip(shown, _behaviour(bench, step, kinds.params, shown, loops), strict=True))
+    marks = dict(zip(shown, _behaviour(bench, step, kinds, shown, loops), strict=True))
     first = {kinds.of[i]: marks[i] for i in kinds.chosen}
-    return of(kinds.params, [(kind, marks.get(i, first[kind])) for i, kind in enumerate(kinds.of)])
+    return of(kinds.params, [(kind, marks.get(i, first[kind])) for i, kind in enumerate(kinds.of)], kinds.pruned)
 
 
 def _key(p: roles.Parameter) -> Any:
@@ -82,11 +96,9 @@ def accepts(optimizer: Any, tree: Any) -> bool:
     return True
 
 
-def _behaviour(bench: Bench, step: int, params: Any, shown: list[int], compiled: bool) -> list[Any]:
+def _behaviour(bench: Bench, step: int, kinds: Kinds, shown: list[int], compiled: bool) -> list[Any]:
     """Of each of these leaves what one step removes and moves, in two digits: like leaves agree."""
-    leaves, treedef = jax.tree.flatten(params)
-    keep = set(shown)
-    part = jax.tree.unflatten(treedef, [_shape(x) if i in keep else None for i, x in enumerate(leaves)])
+    part = kinds.part(jax.tree.map(_shape, kinds.params), set(shown))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         large = Bench(bench.optimizer, probes.make(part, True), None, bench.extra_args, compiled=compiled)

@@ -39,7 +39,8 @@ def make(params: Any, stand_ins: bool, largest: int = LARGEST) -> Probes:
       stand_ins: whether to use small shapes.
       largest: what a dimension of a stand-in is at most.
     """
-    found = roles.parameters(params)
+    stored = lambda p: p._replace(dtype=jax.dtypes.canonicalize_dtype(p.dtype))  # NumPy's float64 becomes float32
+    found = [*map(stored, roles.parameters(params))]
     leaves, treedef = jax.tree.flatten(params)
     shapes = [p.shape for p in found]
     shapes = small_shapes(shapes, largest) if stand_ins else shapes

@@ -47,8 +47,9 @@ def check_own_types(wide: Bench, step: int, facts: list[Facts], opt_state: Any) 
     """Takes a step without and one with a gradient in the parameters' own types.
 
     A step that isn't finite there is an error, and a leaf that decays there alone (a mask may read types) is unknown:
-    it is not what was measured in float64. Updates that differ from those in float64 by more than their type's
-    rounding are rounded by the optimizer itself (stochastic, compensated), which a run tries.
+    it is not what was measured in float64. Where updates differ from those in float64 by more than their type's
+    rounding, or a decay that a plain addition loses is remembered, the optimizer may round by itself (stochastic,
+    compensated), which a run tries.
     """
     subject = wide.subject
     if all(p.dtype in (np.float64, np.complex128) for p in subject.found):
@@ -60,7 +61,7 @@ def check_own_types(wide: Bench, step: int, facts: list[Facts], opt_state: Any) 
     leaves = [jnp.asarray(x, own.dtype) if counts else own for own, x, counts in integers]
     bench.state = jax.tree.unflatten(jax.tree.structure(bench.state), leaves)
     plus, minus, driven = bench.step(1, 0), bench.step(-1, 0), bench.step(1, 1)
-    exact = wide.odd(0)
+    exact, remembers = wide.odd(0), _differ(bench, plus.state, minus.state)
     checked, own_rounding = [], []
     steps = zip(plus.updates, minus.updates, driven.updates, exact, strict=True)
     for f, p, value, (a, b, c, e) in zip(facts, subject.found, subject.values, steps, strict=True):
@@ -71,13 +72,27 @@ def check_own_types(wide: Bench, step: int, facts: list[Facts], opt_state: Any) 
             decays = bool(np.linalg.norm(a - b) > noise)
             f = f._replace(decays=decays, steady=f.steady and not decays)
         checked.append(f)
-        own_rounding.append(finite and f.decays and bool(np.linalg.norm((a - b) / 2 - e) > 0.05 * np.linalg.norm(e)))
+        rounded = bool(np.linalg.norm((a - b) / 2 - e) > 0.05 * np.linalg.norm(e)) if finite else False
+        saved = remembers and _is_lost_by_addition(f, p.dtype)
+        own_rounding.append(finite and f.decays and (rounded or saved))
     return _try_rounding(bench, wide, step, checked, own_rounding)
 
 
 def is_lost(f: Facts) -> bool:
     """Whether most entries don't move, or by much less or more than they should."""
     return f.decays and (f.moves < 0.5 or not 0.5 <= f.kept <= 1.5)
+
+
+def _differ(bench: Bench, one: Any, other: Any) -> bool:
+    """Whether two states differ in more than their copies of parameters."""
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), bench.copies, strict=True)
+    unequal = lambda a, b: jnp.issubdtype(a.dtype, jnp.inexact) and bool(jnp.any(a != b))
+    return any(unequal(a, b) for a, b, copy in leaves if not copy)
+
+
+def _is_lost_by_addition(f: Facts, dtype: Any) -> bool:
+    moves, kept = survives((), dtype, f.removed)
+    return is_lost(f._replace(moves=moves, kept=kept))
 
 
 def _try_rounding(own: Bench, wide: Bench, step: int, facts: list[Facts], on: list[bool]) -> list[Facts]:
