@@ -17,9 +17,9 @@ NAMES = [name for name in re.findall(r"^## \[(\w+)\.py\]", README.read_text(), r
 
 
 def shown(printed: str) -> str:
-    """What an example prints after the last table of what decays."""
-    *_, last = re.finditer(r"^\d+ of \d+ leaves decay.*\n", printed, re.M)
-    return printed[last.end() :].strip("\n")
+    """What an example prints after the last table of what decays, if it prints one."""
+    tables = list(re.finditer(r"^\d+ of \d+ leaves decay.*\n", printed, re.M))
+    return printed[tables[-1].end() if tables else 0 :].strip("\n")
 
 
 def updated(document: str, heading: str, text: str) -> str:
@@ -45,7 +45,7 @@ def main(names: list[str]) -> None:
         print(name, flush=True)
         with tempfile.TemporaryDirectory() as folder:
             script = HERE / f"{name}.py"
-            draws = "flags.DEFINE_string(\"out\"" in script.read_text()
+            draws = 'flags.DEFINE_string("out"' in script.read_text()
             command = [sys.executable, str(script), *["--out=out"] * draws]
             printed = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout
             put(name, printed, pathlib.Path(folder) / "out")

@@ -227,3 +227,25 @@ def test_what_momentum_holds_is_not_mixed_up_with_a_schedule(remembers, removed,
 def test_a_decay_that_is_coupled_from_the_fifth_step_on_is_found():
     verdicts = {row.verdict for row in audit(optax.chain(L2, optax.radam(LR)), params()).rows}
     assert verdicts == {"coupled: λ cancels"}
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda: optax.chain(
+            optax.masked(optax.adamw(LR, weight_decay=0.1), wd.optax_mask("weights")),
+            optax.masked(optax.adam(LR), lambda p: jax.tree.map(lambda m: not m, wd.optax_mask("weights")(p))),
+        ),
+        lambda: optax.apply_if_finite(optax.adamw(LR, weight_decay=0.1, mask=wd.optax_mask("weights")), 4),
+        lambda: optax.partition(
+            {"decays": optax.adamw(LR, weight_decay=0.1), "rest": optax.adam(LR)},
+            lambda p: jax.tree.map(lambda m: "decays" if m else "rest", wd.optax_mask("weights")(p)),
+        ),
+    ],
+    ids=["masked", "apply_if_finite", "partition"],
+)
+def test_an_optimizer_in_a_wrapper_in_a_chain_has_its_learning_rate(inner):
+    report = audit(optax.chain(optax.clip_by_global_norm(1.0), inner()), four())
+    assert {f.severity for f in report.findings} <= {"information"}
+    report.check(decays=["kernel"], spares=["bias", "scale"])
+    assert {row.verdict for row in report.rows} == {"decays", "spared"}

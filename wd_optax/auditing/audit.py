@@ -171,7 +171,7 @@ def _measure(bench: Bench, step: int | None, horizon: int | None, learning_rate:
         filled.append(
             f._replace(
                 stochastic=random[i],
-                lambdas=tuple(lambdas[i]),
+                lambdas=tuple(rate for rate in lambdas[i] if not math.isnan(rate)),
                 sources=1 if f.sided else max(len(lambdas[i]), 1 + more[i]),
                 finite=f.finite and math.isfinite(f.removed),
                 asked=asked[i][0],

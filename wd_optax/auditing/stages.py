@@ -6,6 +6,7 @@ what comes out differently is its own decay. `MultiSteps` is looked into; decays
 """
 
 import inspect
+import math
 from typing import Any
 
 import jax
@@ -35,34 +36,43 @@ def flatten(update: Any, state: Any) -> list[Stage]:
 
 
 def rates(bench: Bench) -> list[list[float]]:
-    """Per leaf the λ of every decaying stage of a chain, as it leaves the stage; none where there is no chain."""
+    """Per leaf the λ of every decaying stage of a chain, as it leaves the stage; none where there is no chain.
+
+    NaN for a stage that does more than add λ·p, such as an optimizer inside a mask or a partition: what it removes
+    contains its learning rate.
+    """
     found: list[list[float]] = [[] for _ in bench.subject.found]
     samples = [probes.sample(p) for p in bench.subject.values]
+    gradients = [probes.sample(g) for g in bench.subject.gradients]
     with precision(bench.wide):
         here, mirrored = (flatten(bench.optimizer.update, bench.scaled(s)) for s in (1, -1))
         if len(here) < 2:
             return found
         for (update, one), (_, other) in zip(here, mirrored, strict=True):
             run = _runner(update, bench)
-            pair = zip(jax.tree.leaves(run(one, 1)), jax.tree.leaves(run(other, -1)), samples, strict=True)
-            for i, (a, b, p) in enumerate(pair):
-                rate = fraction((probes.sample(a) - probes.sample(b)) / 2, p)
-                if abs(rate) > 1e4 * bench.eps:
-                    found[i].append(abs(rate))
+            pairs = lambda k, run=run, one=one, other=other: zip(run(one, 1, k), run(other, -1, k), strict=True)
+            removed = [fraction((a - b) / 2, p) for (a, b), p in zip(pairs(0), samples, strict=True)]
+            decaying = [i for i, rate in enumerate(removed) if abs(rate) > 1e4 * bench.eps]
+            driven = list(pairs(1)) if decaying else []
+            for i in decaying:
+                a, b = driven[i]
+                passed = -fraction((a + b) / 2, gradients[i])  # of the gradient
+                found[i].append(abs(removed[i]) if 0.5 < passed < 2 else math.nan)
     return found
 
 
 def _runner(update: Any, bench: Bench) -> Any:
-    """One stage on its own, with a zero gradient; one that needs what isn't here passes its updates on."""
+    """One stage alone, with k times the gradients, from s·p; one that needs what isn't here passes its updates on."""
     step = lambda u, state, p: update(u, state, p)[0]
     step = jax.jit(step) if bench.compiled else step
-    gradients = bench.gradients(0)
 
-    def run(state: Any, s: float) -> Any:
+    def run(state: Any, s: float, k: float) -> list[Any]:
+        gradients = bench.gradients(k)
         try:
-            return step(gradients, state, bench.params(s))
+            updates = step(gradients, state, bench.params(s))
         except Exception:
-            return gradients
+            updates = gradients
+        return [probes.sample(u) for u in jax.tree.leaves(updates)]
 
     return run
 
