@@ -105,7 +105,7 @@ def test_main_explains_first_and_writes_the_picture(
     }
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["path", "shape", "role", "multiplier", "because"]
-    assert any(line.startswith("error: lost in rounding (F6) at ") for line in lines)
+    assert any(line.startswith("error: lost in rounding at ") for line in lines)
     assert lines[-1].endswith(str(picture))
 
     from matplotlib import image

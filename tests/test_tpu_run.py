@@ -305,6 +305,8 @@ def test_a_second_run_on_the_same_folder_is_refused(left: pathlib.Path) -> None:
 # --- damaged checkpoints ----------------------------------------------------------------------------------------------
 
 
+# Orbax leaves coroutines behind where it can't read a file.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     whole: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

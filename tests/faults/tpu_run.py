@@ -5,6 +5,7 @@ import hashlib
 import pathlib
 import random
 import shutil
+import sys
 import tempfile
 import time
 
@@ -12,8 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..example_loading import load
 from .forks import Child, call
+
+sys.path.append(str(pathlib.Path(__file__).parents[1]))
+from example_loading import load
 
 tpu_run = load("tpu_run")
 SIZE = tpu_run.Size(layers=1, width=8, heads=1, context=8, batch_size=2, accumulate=1)

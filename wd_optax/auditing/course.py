@@ -104,15 +104,15 @@ def best_step(course: Course, stay: bool) -> int:
 
 
 def elsewhere(bench: Bench, facts: list[Facts], path: Course) -> list[Facts]:
-    """The facts, less what no longer holds in the middle of the run: RAdam divides by its moments from step 5 on."""
+    """The facts, coupled where they are in the middle of the run: RAdam divides by its moments from step 5 on."""
     step = path.steps[len(path.steps) // 2]
     if bench.given or not step or not any(f.decays and f.steady for f in facts):
         return facts
     with bench.trying(state=clock.set_counts(bench, bench.state, step)):
         others = [measuring.of(leaf) for leaf in measuring.read(bench, step)]
     return [
-        f._replace(steady=False, entrywise=f.entrywise or other.entrywise)
-        if f.decays and f.steady and other.decays and not other.steady
+        f._replace(steady=False, entrywise=True)
+        if f.decays and f.steady and other.decays and other.entrywise and not other.steady
         else f
         for f, other in zip(facts, others, strict=True)
     ]
