@@ -133,10 +133,7 @@ def test_the_explanation_prints_as_a_table():
 def test_nothing_to_decay_is_logged(caplog):
     import logging
 
-    from absl import logging as absl_logging
-
-    absl_logging.get_absl_logger().addHandler(caplog.handler)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="absl"):
         wd.adamw(1e-3, weight_decay=0.1).init({"bias": jnp.ones(3)})
         assert "nothing decays" in caplog.text
         caplog.clear()
