@@ -38,7 +38,7 @@ _ROUNDINGS = ("nearest", "stochastic", "compensated")
 VARIANTS: dict[str, dict[str, Make]] = {
     "adamw": {
         "wd_optax": _adamw,
-        "wd_optax, monitor": lambda: wd.monitor(_adamw()),
+        "wd_optax, monitor": lambda: wd.monitor_decay(_adamw()),
         "optax": lambda: optax.adamw(η, weight_decay=λ),
     },
     "adamw_flat": {  # one buffer per moment, by Optax's wrapper
@@ -48,12 +48,12 @@ VARIANTS: dict[str, dict[str, Make]] = {
     },
     "adam_l2": {
         "wd_optax": lambda: wd.adam_l2(η, weight_decay=λ, mask=None),
-        "wd_optax, monitor": lambda: wd.monitor(wd.adam_l2(η, weight_decay=λ, mask=None)),
+        "wd_optax, monitor": lambda: wd.monitor_decay(wd.adam_l2(η, weight_decay=λ, mask=None)),
         "optax": lambda: optax.chain(optax.add_decayed_weights(λ), optax.adam(η)),
     },
     "sgdw": {
         "wd_optax": _sgdw,
-        "wd_optax, monitor": lambda: wd.monitor(_sgdw()),
+        "wd_optax, monitor": lambda: wd.monitor_decay(_sgdw()),
         "optax": _optax_sgdw,
     },
     "lion": {
@@ -62,12 +62,12 @@ VARIANTS: dict[str, dict[str, Make]] = {
     },
     "adamw_bf16": {
         **{f"wd_optax, {rounding}": functools.partial(_adamw_bf16, rounding) for rounding in _ROUNDINGS},
-        "wd_optax, master": lambda: wd.with_master_weights(_adamw()),
+        "wd_optax, master": lambda: wd.precision.with_master_weights(_adamw()),
         "optax": lambda: optax.adamw(η, weight_decay=λ),
     },
     "sgdw_bf16": {
         **{f"wd_optax, {rounding}": functools.partial(_sgdw, rounding=rounding) for rounding in _ROUNDINGS},
-        "wd_optax, master": lambda: wd.with_master_weights(_sgdw()),
+        "wd_optax, master": lambda: wd.precision.with_master_weights(_sgdw()),
         "optax": _optax_sgdw,
     },
 }

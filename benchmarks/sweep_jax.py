@@ -15,7 +15,7 @@ import optax
 import serving
 
 import wd_optax as wd
-from wd_optax.sweeping import extras
+from wd_optax import optional
 
 Problem = dict[str, Any]
 RATES = ("learning_rate", "weight_decay")
@@ -88,8 +88,8 @@ def vmap(problem: Problem) -> Callable[[int], list[float]]:
 
 def sweep(problem: Problem) -> Callable[[int], list[float]]:
     """The whole grid by `wd.sweep`, a device for each core."""
-    for module in extras.PACKAGES:
-        extras.need(module)  # so that the first turn isn't slower
+    for module in optional.PACKAGES:
+        optional.require(module)  # so that the first turn isn't slower
 
     def run(points: int) -> list[float]:
         del points

@@ -108,7 +108,7 @@ def judge(model: Any, params: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.
 def optimizer(way: str, learning_rate: Any, weight_decay: float, key: Any) -> optax.GradientTransformation:
     """AdamW in one of the ways."""
     tx = wd.adamw(learning_rate, **({"weight_decay": weight_decay, "key": key} | WAYS[way][1]))
-    return wd.with_master_weights(tx) if way == "master weights" else tx
+    return wd.precision.with_master_weights(tx) if way == "master weights" else tx
 
 
 def train(way: str, task: Any, steps: int, seeds: int, learning_rate: float, weight_decay: float) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def second_moment(steps: int) -> dict[str, float]:
     """Adam's v under gradients of 1, kept in bfloat16 with either rounding: mean of 10⁴."""
     grads, ends = {"kernel": jnp.ones((100, 100))}, {"exact": 1 - 0.999**steps}
     for rounding in ("nearest", "stochastic"):
-        tx = wd.low_precision_state(optax.scale_by_adam(), rounding=rounding, nu=BF16)
+        tx = wd.precision.low_precision_state(optax.scale_by_adam(), rounding=rounding, nu=BF16)
         step = lambda _, state, tx=tx: tx.update(grads, state)[1]
         state = jax.lax.fori_loop(0, steps, step, tx.init(grads))
         ends[rounding] = float(state.inner.nu["kernel"].astype(jnp.float32).mean())

@@ -131,7 +131,7 @@ def run(
     widths: tuple[int, ...] = (32, 64),
 ) -> dict[str, dict[str, Any]]:
     """Per kind, an entry per seed: the best epoch, of it accuracy in %, loss, ‖w‖ and angle; the losses of each."""
-    model, tx = CNN(widths), wd.monitor(optimizer(learning_rate, weight_decay))
+    model, tx = CNN(widths), wd.monitor_decay(optimizer(learning_rate, weight_decay))
     runs: dict[str, Any] = {name: [] for name in RUNS}
     for seed in tqdm(range(seeds), unit="seed", disable=None):
         x_all, x_test, y_all, y_test = data.digits(seed, flat=False, test_size=0.5)
@@ -140,7 +140,7 @@ def run(
         for name, (decays, most) in RUNS.items():
             state = initial_state(model, tx, seed, decays * weight_decay)
             best, epoch, curves = train(model, tx, state, most, x, y, batches, patience)
-            info = wd.read_monitor(best["opt_state"])["weight"]
+            info = wd.read_decay(best["opt_state"])["weight"]
             found = {
                 "accuracy": 100 * float(evaluate(model, best, x_test, y_test)["accuracy"]),
                 "epoch": epoch,

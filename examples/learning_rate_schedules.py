@@ -23,7 +23,7 @@ import plots
 from absl import app, flags
 
 import wd_optax as wd
-from wd_optax.rates import COUPLINGS
+from wd_optax.couplings import COUPLINGS
 
 _STEPS = flags.DEFINE_integer("steps", 1000, "Steps of every schedule.", lower_bound=20)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.03, "η_max, the peak of every schedule.")

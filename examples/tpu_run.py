@@ -84,10 +84,10 @@ def optimizer(
     The monitor stands inside the rounding: it sees the step before its noise, and the copy that decay is computed from.
     """
     adamw = wd.adamw(learning_rate, weight_decay=weight_decay, b2=0.95, mask=RULES)
-    watched = adamw if bare else named("monitor", wd.monitor(named("adamw", adamw)))
+    watched = adamw if bare else named("monitor", wd.monitor_decay(named("adamw", adamw)))
     rounded = {
-        "master": wd.with_master_weights(watched),
-        "stochastic": optax.chain(wd.in_float32(watched), wd.round_updates("stochastic", key=seed)),
+        "master": wd.precision.with_master_weights(watched),
+        "stochastic": optax.chain(wd.precision.in_float32(watched), wd.precision.round_updates("stochastic", key=seed)),
         "float32": watched,
     }[precision]
     return rounded if bare else optax.chain(named("clip", optax.clip_by_global_norm(clip)), named("optimizer", rounded))
@@ -122,7 +122,7 @@ def train_step(tx: Any, state: State, batch: Any) -> tuple[State, dict[str, jax.
     grads, losses = jax.lax.scan(microbatch, optax.tree.zeros_like(state.params, dtype=jnp.float32), batch)
     state, _ = update(tx, state, grads)
     seen = {"loss": losses.mean(), "learning_rate": optax.tree.get(state.opt_state, "learning_rate")}
-    seen |= {"gradient_norm": optax.tree.norm(grads), **wd.read_monitor(state.opt_state)["weight"]._asdict()}
+    seen |= {"gradient_norm": optax.tree.norm(grads), **wd.read_decay(state.opt_state)["weight"]._asdict()}
     return state, seen
 
 

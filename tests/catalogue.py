@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import wd_optax as wd
-from wd_optax import decay, optimizers, wrap
+from wd_optax import optimizers, transforms, wrappers
 
 LEARNING_RATE, WEIGHT_DECAY, RATE = 0.5, 0.2, 0.1  # 10 % per step by any route
 REQUIRED = {
@@ -25,7 +25,7 @@ REQUIRED = {
 FACTORIES: dict[str, Callable[..., Any]] = {
     name: value
     for name, value in vars(wd).items()
-    if inspect.isfunction(value) and value.__module__ in (decay.__name__, optimizers.__name__, wrap.__name__)
+    if inspect.isfunction(value) and value.__module__ in (transforms.__name__, optimizers.__name__, wrappers.__name__)
 }
 NAMES = sorted(FACTORIES)
 takes = lambda name, argument: argument in inspect.signature(FACTORIES[name]).parameters

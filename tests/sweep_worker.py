@@ -56,7 +56,7 @@ def main(directory, chunk, out=None, kill=None, process=None, port=None):
     if port:
         jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
     if kill:
-        from wd_optax.sweeping.execute import Executor
+        from wd_optax.choosing.sweeping.execute import Executor
 
         place, count = kill
         kill_at(

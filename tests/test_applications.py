@@ -14,7 +14,7 @@ from example_loading import flagged, load
 from flax import nnx
 
 import wd_optax as wd
-from wd_optax import roles
+from wd_optax.masking import roles
 
 pytestmark = pytest.mark.optax_promotes  # Optax's bias correction and Flax's attention mask
 

@@ -13,9 +13,9 @@ import pytest
 from catalogue import NAMES, optimizer, params
 
 import wd_optax as wd
-from wd_optax.auditing import facts, probes, rounding, verdicts
+from wd_optax.auditing import low_precision, measurements, probes, verdicts
 from wd_optax.auditing.audit import audit
-from wd_optax.auditing.report import Finding, Report, Row
+from wd_optax.auditing.report import AuditFinding, AuditReport, AuditRow
 
 LR, WD = 0.01, 0.1
 PATHS = ("attn/bias", "attn/kernel", "embed/embedding", "norms/scale")  # in JAX's order
@@ -305,7 +305,7 @@ def test_f23_the_mask_does_not_reach_the_adam_branch():
 def test_rounding_is_what_apply_updates_does(dtype, c, moves):
     p = jnp.ones(1000, dtype)
     after = optax.apply_updates(p, (-c * p.astype(jnp.float32)).astype(dtype))
-    moved, kept = rounding.survives(np.ones(1000), dtype, c)
+    moved, kept = low_precision.survives(np.ones(1000), dtype, c)
     assert moved == moves == np.mean(np.asarray(after != p))
     assert kept == pytest.approx(float(1 - after[0].astype(jnp.float32)) / c)
 
@@ -316,7 +316,7 @@ def test_rounding_numbers_of_the_reference():
     assert verdict(1e-4, 1e-4)[8:10] == ("lost in rounding", 0.0)
     assert verdict(3e-4, 1e-4)[8:10] == ("lost in rounding", 1.0)
     twice = (1 - 0.998808) / (1 - 0.999400)
-    assert rounding.survives(np.ones(9), jnp.float32, 3e-8)[1] == pytest.approx(twice, rel=1e-2)
+    assert low_precision.survives(np.ones(9), jnp.float32, 3e-8)[1] == pytest.approx(twice, rel=1e-2)
     assert verdict(1e-3, 1e-3)[8:10] == ("decays", 1.0)
 
 
@@ -330,7 +330,11 @@ def test_rounding_goes_by_the_parameters_own_values():
 @pytest.mark.parametrize("how", ["stochastic", "compensated", "master", "nearest"])
 def test_rounding_that_is_fixed_is_not_reported(how):
     tx = wd.adamw(1e-3, weight_decay=0.1)
-    tx = wd.with_master_weights(tx) if how == "master" else optax.chain(wd.in_float32(tx), wd.round_updates(how))
+    tx = (
+        wd.precision.with_master_weights(tx)
+        if how == "master"
+        else optax.chain(wd.precision.in_float32(tx), wd.precision.round_updates(how))
+    )
     assert audit(tx, big(jnp.bfloat16)).rows[0].verdict == ("lost in rounding" if how == "nearest" else "decays")
 
 
@@ -428,7 +432,7 @@ def test_pandas_has_a_line_per_parameter_and_is_an_extra(monkeypatch):
     report = audit(wd.adamw(LR, weight_decay=WD), params())
     table = report.to_pandas()
     assert isinstance(table, pandas.DataFrame)
-    assert list(table.columns) == list(Row._fields)
+    assert list(table.columns) == list(AuditRow._fields)
     assert dict(zip(table.path, table.verdict, strict=True))["attn/kernel"] == "decays"
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"wd_optax\[pandas\]"):
@@ -471,14 +475,14 @@ def test_every_verdict_of_the_table_is_reached():
     words = {value for name, value in vars(verdicts).items() if name.isupper() and isinstance(value, str)}
     reached = {verdict for _, expected in CASES.values() for verdict in expected}
     assert words - reached == {"too little", "varies within the leaf", "lost in rounding"}  # each has tests of its own
-    assert verdicts.verdict(facts.Facts()) == "spared"
-    assert issubclass(Finding, tuple)
-    assert issubclass(Report, tuple)
+    assert verdicts.verdict(measurements.Measurements()) == "spared"
+    assert issubclass(AuditFinding, tuple)
+    assert issubclass(AuditReport, tuple)
 
 
 def test_an_empty_leaf_beside_a_lossy_one():
     params = {"kernel": jnp.ones((8, 8), jnp.bfloat16), "empty": jnp.zeros((0, 3))}
-    report = wd.audit(wd.with_master_weights(wd.adamw(1e-3, weight_decay=0.1)), params)
+    report = wd.audit(wd.precision.with_master_weights(wd.adamw(1e-3, weight_decay=0.1)), params)
     assert {row.path: row.verdict for row in report.rows}["kernel"] == "decays"
 
 
@@ -486,5 +490,5 @@ def test_master_weights_under_a_schedule_are_not_taken_for_lost():
     """The stand-ins' run sees the schedule too: after three steps of 1e-2 nothing is removed any more."""
     schedule = optax.piecewise_constant_schedule(1e-2, {3: 0.0})
     params = {"kernel": jnp.ones((8, 8), jnp.bfloat16)}
-    report = wd.audit(wd.with_master_weights(wd.adamw(schedule, weight_decay=0.1)), params, horizon=2)
+    report = wd.audit(wd.precision.with_master_weights(wd.adamw(schedule, weight_decay=0.1)), params, horizon=2)
     assert report.rows[0].verdict != "lost in rounding"

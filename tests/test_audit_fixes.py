@@ -13,7 +13,7 @@ import pytest
 
 import wd_optax as wd
 from wd_optax.auditing import findings
-from wd_optax.auditing.report import Report
+from wd_optax.auditing.report import AuditReport
 
 LR, WD = 0.01, 0.1
 L2 = optax.add_decayed_weights
@@ -185,7 +185,7 @@ def custom_masked(weight_decay):
     return wd.sgdw(1.0, weight_decay=weight_decay, mask=[("kernel", 1.5), (".*", 0.1)])
 
 
-def fixed(case: Case, fix: str) -> Report:
+def fixed(case: Case, fix: str) -> AuditReport:
     """The audit of what the fix makes."""
     if re.match(r"\w+=", fix):
         return wd.audit(
@@ -208,7 +208,7 @@ def fixed(case: Case, fix: str) -> Report:
             _, state = optimizer.update(optax.tree.ones_like(case.params), state, case.params)
         names["opt_state"] = state
     result = eval(fix, names)
-    if isinstance(result, Report):
+    if isinstance(result, AuditReport):
         return result
     return wd.audit(result if case.rebuild is None else case.rebuild(result), case.params, **case.options)
 
@@ -217,7 +217,7 @@ def default(case: Case) -> Any:
     return (case.make.__defaults__ or (None,))[0]
 
 
-def audited(case: Case) -> Report:
+def audited(case: Case) -> AuditReport:
     return wd.audit(case.make(), case.params, **case.options)
 
 
@@ -257,7 +257,7 @@ def test_every_rule_has_a_case_and_a_section_that_explains_it():
     sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
     assert set(sections) == set(names)
     for rule in findings.RULES:
-        found = wd.Finding(rule.severity, rule.name, (), "", "")
+        found = wd.AuditFinding(rule.severity, rule.name, (), "", "")
         assert found.see == f"docs/what_goes_wrong.md#{rule.name.lower().replace(' ', '-')}"
         assert "```python" in sections[rule.name], rule.name
 

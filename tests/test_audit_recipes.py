@@ -15,7 +15,7 @@ from flax import nnx
 from flax.training import train_state
 
 import wd_optax as wd
-from wd_optax.published import shares_of_run
+from wd_optax.choosing.published import shares_of_run
 
 BLOCK = {
     "ln_1": {"scale": jnp.ones(8), "bias": jnp.ones(8)},

@@ -126,7 +126,7 @@ def test_the_laws_see_a_copy_a_loop_and_a_read():
 def test_the_monitor_reads_once_more_what_the_step_reads():
     """Adam's p, g, m, v: 16 bytes; plain SGD's p, g: 8. Rows of sums are temporary: 5 per row."""
     for name, options, reads in [("adamw", {}, 16), ("sgdw", {}, 8), ("sgdw", {"momentum": 0.9}, 12)]:
-        plain, watched = traffic(optimizer(name, **options)), traffic(wd.monitor(optimizer(name, **options)))
+        plain, watched = traffic(optimizer(name, **options)), traffic(wd.monitor_decay(optimizer(name, **options)))
         # the sums of the rows: written, read by the second sum and by the loops that wait, 5 + 5 + 3 floats each
         assert watched.bytes - plain.bytes == pytest.approx(reads, abs=16 * 4 / COLUMNS + SCALARS)
         assert watched.copies == 0

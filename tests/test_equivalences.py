@@ -486,7 +486,7 @@ def test_s19_exact_zeros_need_an_update_of_the_parameters_type(dtype, steps):
     weights = {"w": jax.random.uniform(jax.random.key(0), (1000,), jnp.float32, -1e-2, 1e-2)}
     zero = {"w": jnp.zeros(1000, dtype)}
     tx = optax.chain(optax.sgd(0.1), wd.proximal(0.01, None, penalty="l1"))
-    for wrapped, needed in ((tx, steps), (wd.in_float32(tx), 1)):
+    for wrapped, needed in ((tx, steps), (wd.precision.in_float32(tx), 1)):
         p, state = weights, wrapped.init(weights)
         for step in range(needed):
             assert step == 0 or (p["w"] != 0).any()

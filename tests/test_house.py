@@ -16,33 +16,54 @@ import wd_optax as wd
 ROOT = Path(__file__).parents[1]
 # Each module imports only from those before it.
 FLOORS = [
-    {"casts", "dtypes", "hyperparams", "paths", "random_bits", "tables", "words"},
-    {"roles"},
-    {"anchors", "mask_errors", "partition", "precision", "rates", "schedules", "state_fields", "step_sums"},
-    {"mask_forms"},
-    {"low_precision_state", "masks", "master_weights"},
-    {"penalties", "pull"},
-    {"decay", "wrap"},
-    {"equilibrium", "migrate", "monitor", "optimizers", "timescales"},
-    {"published"},
+    {"dtypes", "hyperparams", "masking.paths", "masking.words", "optional", "tables", "version"},
+    {"couplings", "masking.roles", "precision.casts", "precision.random_bits"},
+    {"choosing.schedules", "masking.errors", "partition", "precision.rounding", "rules.toward", "state_fields"},
+    {"masking.forms", "step_sums"},
+    {"masking.masks", "precision.master_weights", "precision.state"},
+    {"core", "penalties", "precision.__init__"},
+    {"transforms", "wrappers"},
+    {"choosing.equilibrium", "choosing.timescales", "migrate", "monitor", "optimizers"},
+    {"choosing.published"},
     {"auditing.arguments", "auditing.probes", "auditing.text"},
-    {"auditing.bench"},
+    {"auditing.harness"},
     {"auditing.clock", "auditing.dataflow"},
-    {"auditing.facts", "auditing.kinds"},
-    {"auditing.course", "auditing.stages"},
-    {"auditing.experiments", "auditing.rounding"},
+    {"auditing.kinds", "auditing.measurements"},
+    {"auditing.stages", "auditing.trajectory"},
+    {"auditing.ablations", "auditing.low_precision"},
     {"auditing.verdicts"},
     {"auditing.report"},
     {"auditing.fixes"},
     {"auditing.findings"},
     {"auditing.audit"},
-    {"explaining"},
-    {"sweeping.axes", "sweeping.extras", "sweeping.hosts", "sweeping.memory", "sweeping.values"},
-    {"sweeping.chunk", "sweeping.fingerprint", "sweeping.grid", "sweeping.plan"},
-    {"sweeping.heatmap", "sweeping.identity", "sweeping.separability", "sweeping.traced"},
-    {"sweeping.execute", "sweeping.gathered", "sweeping.result", "sweeping.store"},
-    {"sweeping.training"},
-    {"sweeping.sweep"},
+    {"auditing.explaining"},
+    {
+        "choosing.sweeping.dataset",
+        "choosing.sweeping.memory",
+        "choosing.sweeping.multihost",
+        "choosing.sweeping.values",
+    },
+    {
+        "choosing.sweeping.batching",
+        "choosing.sweeping.chunk",
+        "choosing.sweeping.fingerprint",
+        "choosing.sweeping.grid",
+    },
+    {
+        "choosing.sweeping.heatmap",
+        "choosing.sweeping.identity",
+        "choosing.sweeping.separability",
+        "choosing.sweeping.trace",
+    },
+    {
+        "choosing.sweeping.execute",
+        "choosing.sweeping.metrics",
+        "choosing.sweeping.result",
+        "choosing.sweeping.store",
+    },
+    {"choosing.sweeping.training"},
+    {"choosing.sweeping.sweep"},
+    {"__init__"},
 ]
 PACKAGE = ROOT / "wd_optax"
 MODULES = {
@@ -52,24 +73,46 @@ MODULES = {
 
 
 def imported(tree):
+    """The full name of all that a module imports: `from a.b import c` is a.b.c, `import a.b` is a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
+def module_of(name):
+    """The module of ours that an imported name lives in: the longest that begins it."""
+    parts = name.split(".")[1:]
+    for end in range(len(parts), -1, -1):
+        for module in (".".join(parts[:end]), ".".join([*parts[:end], "__init__"])):
+            if module in MODULES:
+                return module
+    raise AssertionError(f"{name} is no module of wd_optax")
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("wd_optax", "__init__"),
+        ("wd_optax.__version__", "__init__"),
+        ("wd_optax.core.decayed", "core"),
+        ("wd_optax.precision.rounding", "precision.rounding"),
+        ("wd_optax.precision.round_updates", "precision.__init__"),
+    ],
+)
+def test_every_way_to_import_is_seen(name, module):
+    assert module_of(name) == module
+
+
 def test_imports_point_downward():
     floor = {module: i for i, modules in enumerate(FLOORS) for module in modules}
-    packages = {"auditing", "sweeping"}
-    assert set(floor) | {"__init__", *(f"{p}.__init__" for p in packages)} == set(MODULES), (
-        "give a new module its floor"
-    )
+    empty = {module for module, tree in MODULES.items() if module.endswith("__init__") and not list(imported(tree))}
+    assert set(floor) == set(MODULES) - empty, "give a new module its floor"
     for module in floor:
         for name in imported(MODULES[module]):
-            parts = name.split(".")[1:]
-            if name.startswith("wd_optax.") and not packages & {*parts[-1:]}:
-                below = ".".join(parts[:2]) if parts[0] in packages else parts[0]
+            if name.split(".")[0] == "wd_optax" and (below := module_of(name)) not in empty:
                 assert floor[below] < floor[module], f"{module} imports {name}"
 
 
@@ -80,10 +123,12 @@ def test_only_the_runtime_dependencies_are_imported():
 
 
 def test_public_names_are_listed_documented_and_have_one_address():
+    spaces = {"precision", "rules"}
     public = {name for name, x in vars(wd).items() if not name.startswith("_") and not inspect.ismodule(x)}
-    assert public == set(wd.__all__)
-    for name in public - {"scale_by_adam"}:
-        thing = getattr(wd, name)
+    assert public | spaces | {"__version__"} == set(wd.__all__)
+    everything = {name: getattr(wd, name) for name in public - {"scale_by_adam"}}
+    everything |= {name: getattr(getattr(wd, space), name) for space in spaces for name in getattr(wd, space).__all__}
+    for name, thing in everything.items():
         assert getattr(sys.modules[thing.__module__], name) is thing
         assert thing.__doc__, name
         if callable(thing) and not isinstance(thing, type):

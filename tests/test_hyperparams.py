@@ -211,7 +211,9 @@ def test_python_numbers_as_parameters(name, rounding):
     assert float(arrays["w"]) < 1
 
 
-@pytest.mark.parametrize("wrapper", [wd.with_master_weights, wd.in_float32, wd.low_precision_state])
+@pytest.mark.parametrize(
+    "wrapper", [wd.precision.with_master_weights, wd.precision.in_float32, wd.precision.low_precision_state]
+)
 @pytest.mark.optax_promotes
 def test_python_numbers_in_the_wrappers(wrapper):
     tx = wrapper(wd.adamw(0.1, weight_decay=0.2))

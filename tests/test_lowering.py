@@ -12,10 +12,10 @@ pytestmark = pytest.mark.optax_promotes  # Optax's Adam
 PLATFORMS = ("cpu", "cuda", "tpu")
 ROUNDINGS = ("nearest", "stochastic", "compensated", "compensated_all")
 WRAPPED = {
-    "monitor": lambda: wd.monitor(wd.adamw(0.1, weight_decay=0.1)),
-    "in_float32": lambda: wd.in_float32(optax.adamw(0.1)),
-    "with_master_weights": lambda: wd.with_master_weights(optax.adamw(0.1)),
-    "low_precision_state": lambda: wd.low_precision_state(optax.adamw(0.1), mu=jnp.bfloat16, nu=jnp.bfloat16),
+    "monitor": lambda: wd.monitor_decay(wd.adamw(0.1, weight_decay=0.1)),
+    "in_float32": lambda: wd.precision.in_float32(optax.adamw(0.1)),
+    "with_master_weights": lambda: wd.precision.with_master_weights(optax.adamw(0.1)),
+    "low_precision_state": lambda: wd.precision.low_precision_state(optax.adamw(0.1), mu=jnp.bfloat16, nu=jnp.bfloat16),
     "scale_by_adam": lambda: wd.scale_by_adam(),
 }
 CASES = {name: lambda name=name: optimizer(name) for name in NAMES} | WRAPPED

@@ -14,7 +14,7 @@ import xarray
 from example_loading import flagged, load
 
 import wd_optax as wd
-from wd_optax.sweeping.result import SweepResult
+from wd_optax.choosing.sweeping.result import SweepResult
 
 pytestmark = pytest.mark.optax_promotes  # Optax's bias correction
 

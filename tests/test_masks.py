@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wd_optax as wd
-from wd_optax import masks
+from wd_optax.masking import masks
 
 PARAMS = {
     "embed": {"embedding": jnp.ones((5, 3))},

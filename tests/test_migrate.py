@@ -36,8 +36,8 @@ TARGETS = {
     "stochastic": ADAMW(rounding="stochastic"),
     "compensated_all": ADAMW(rounding="compensated_all"),
     "low-precision state": ADAMW(nu_dtype=jnp.float32),
-    "master weights": wd.with_master_weights(ADAMW()),
-    "monitored": wd.monitor(ADAMW()),
+    "master weights": wd.precision.with_master_weights(ADAMW()),
+    "monitored": wd.monitor_decay(ADAMW()),
     "MultiSteps": optax.MultiSteps(ADAMW(), 1),
     "apply_if_finite": optax.apply_if_finite(ADAMW(), 5),
     "injected": optax.inject_hyperparams(wd.adamw, static_args=("mask", "b1", "b2", "eps", "eps_root"))(

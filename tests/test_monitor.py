@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import wd_optax as wd
-from wd_optax.equilibrium import equilibrium
-from wd_optax.monitor import ROLES, MonitorState, monitor, read_monitor
+from wd_optax.choosing.equilibrium import equilibrium
+from wd_optax.monitor import ROLES, DecayMonitorState, monitor_decay, read_decay
 
 C = LEARNING_RATE * WEIGHT_DECAY
 STEPS = 3
@@ -56,7 +56,7 @@ def test_the_optimizer_is_the_same_to_the_bit(name, mode, dtype):
     p = params(dtype)
     gradients = jax.tree.map(lambda *g: jnp.stack(g), *(grads(p, seed) for seed in range(STEPS)))
     base, base_state = run(build(name), p, gradients, mode)
-    watched, state = run(monitor(build(name)), p, gradients, mode)
+    watched, state = run(monitor_decay(build(name)), p, gradients, mode)
     if (
         mode == "scan"
     ):  # a·g + b·m is contracted in one program or the other, and LAMB's norms are summed in another order
@@ -70,7 +70,7 @@ def test_a_whole_run_in_one_program_differs_by_roundings_at_most():
     p, tx = params(), wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, momentum=0.9)
     loop = lambda tx: jax.lax.fori_loop(0, 10, lambda _, c: step(tx, grads(p), c[1], c[0]), (p, tx.init(p)))[0]
     # p + (a·g − c·p) is contracted in one program or the other: 10 roundings of 2⁻²⁴ of values that may cancel
-    chex.assert_trees_all_close(loop(monitor(tx)), loop(tx), rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(loop(monitor_decay(tx)), loop(tx), rtol=1e-6, atol=1e-6)
 
 
 def oracle(p, u, d):
@@ -95,12 +95,12 @@ DECOUPLED = [*(n for n in NAMES if n not in ("adam_l2", "proximal")), "optax.ada
 def test_the_numbers_are_their_definitions(name, dtype):
     p = params(dtype)
     p["more"] = {"kernel": jnp.full((3, 3), 0.5, dtype)}
-    tx = monitor(build(name))
+    tx = monitor_decay(build(name))
     updates, state = tx.update(grads(p), tx.init(p), p)
     decays = lambda x: C * (1.0 if name in OPTAX else x)
     kernels = lambda tree: [tree["attn"]["kernel"], tree["more"]["kernel"]]
     biases = lambda tree: [tree["attn"]["bias"]]
-    found = read_monitor(state)
+    found = read_decay(state)
     for role, pick, m in (("weight", kernels, 1.0), ("bias", biases, 0.0)):
         d = [-decays(m) * np.float64(x) for x in pick(p)]
         for field, expected in oracle(pick(p), pick(updates), d).items():
@@ -113,12 +113,12 @@ def test_the_numbers_are_their_definitions(name, dtype):
 def test_proximal_l2_and_cautious_decay_are_seen_exactly():
     p = {"kernel": jnp.array([[3.0, 4.0]])}
     g = {"kernel": jnp.array([[1.0, -1.0]])}
-    tx = monitor(optax.chain(optax.sgd(0.1), wd.proximal(0.25)))
-    share = read_monitor(tx.update(g, tx.init(p), p)[1])["weight"].decay_share
+    tx = monitor_decay(optax.chain(optax.sgd(0.1), wd.proximal(0.25)))
+    share = read_decay(tx.update(g, tx.init(p), p)[1])["weight"].decay_share
     d, s = 5.0 * 0.25 / 1.25, np.sqrt(0.02) / 1.25
     assert float(share) == pytest.approx(d / (d + s), rel=1e-6)
-    tx = monitor(wd.sgdw(0.1, weight_decay=0.5, cautious=True))  # only the first entry agrees
-    share = read_monitor(tx.update(g, tx.init(p), p)[1])["weight"].decay_share
+    tx = monitor_decay(wd.sgdw(0.1, weight_decay=0.5, cautious=True))  # only the first entry agrees
+    share = read_decay(tx.update(g, tx.init(p), p)[1])["weight"].decay_share
     d, s = 3.0 * 0.05, np.sqrt(0.02)
     assert float(share) == pytest.approx(d / (d + s), rel=1e-6)
 
@@ -126,8 +126,8 @@ def test_proximal_l2_and_cautious_decay_are_seen_exactly():
 @pytest.mark.parametrize("name", [n for n in ALL if n not in ("adam_l2", "optax.lamb", "optax.sgd")])
 def test_a_step_without_gradient_is_nothing_but_decay(name):
     p = params()
-    tx = monitor(build(name))
-    info = read_monitor(tx.update(optax.tree.zeros_like(p), tx.init(p), p)[1])
+    tx = monitor_decay(build(name))
+    info = read_decay(tx.update(optax.tree.zeros_like(p), tx.init(p), p)[1])
     assert float(info["weight"].decay_share) == pytest.approx(1.0, abs=1e-6)
     assert float(info["weight"].update_norm / info["weight"].weight_norm) == pytest.approx(
         C / (1 + C) if name == "proximal" else C, rel=1e-5
@@ -142,22 +142,22 @@ def test_without_decay_the_share_is_zero_and_small_angles_are_resolved():
     p = {"kernel": jnp.full((100, 100), 1.0)}
     g = {"kernel": jnp.where(jnp.arange(100) % 2 == 0, 1.0, -1.0)[None, :] * jnp.ones((100, 1))}
     for angle in (1e-6, 1e-3, 0.5):
-        tx = monitor(optax.sgd(float(np.tan(angle))))
-        info = read_monitor(tx.update(g, tx.init(p), p)[1])["weight"]
+        tx = monitor_decay(optax.sgd(float(np.tan(angle))))
+        info = read_decay(tx.update(g, tx.init(p), p)[1])["weight"]
         assert float(info.angle) == pytest.approx(angle, rel=1e-4)
         assert float(info.decay_share) == 0
-    over = monitor(optax.sgd(3.0))
-    info = read_monitor(over.update(p, over.init(p), p)[1])["weight"]  # p → −2p
+    over = monitor_decay(optax.sgd(3.0))
+    info = read_decay(over.update(p, over.init(p), p)[1])["weight"]  # p → −2p
     assert float(info.angle) == pytest.approx(np.pi)
     zero = {"bias": jnp.zeros(3)}
-    info = read_monitor(over.update({"bias": jnp.ones(3)}, over.init(zero), zero)[1])["bias"]
+    info = read_decay(over.update({"bias": jnp.ones(3)}, over.init(zero), zero)[1])["bias"]
     assert float(info.angle) == 0
 
 
 def test_complex_updates_keep_the_sign_of_zero():
     p = {"kernel": jnp.ones((2, 2), jnp.complex64)}
     g = {"kernel": jnp.array([[complex(-0.0, -0.0), complex(0.0, -0.0)], [complex(-0.0, 0.0), 1j]], jnp.complex64)}
-    updates, _ = monitor(optax.identity()).update(g, monitor(optax.identity()).init(p), p)
+    updates, _ = monitor_decay(optax.identity()).update(g, monitor_decay(optax.identity()).init(p), p)
     chex.assert_trees_all_equal(*(np.asarray(x["kernel"]).view(np.uint32) for x in (updates, g)))
 
 
@@ -166,8 +166,8 @@ def test_around_a_rounding_the_decay_is_what_it_is_without(rounding):
     """A rounding has no derivative: taken as it is, the whole weight would count as decay, a share of one half."""
     p = {"kernel": jax.random.normal(jax.random.key(0), (64, 64)).astype(jnp.bfloat16)}
     g = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), p)
-    tx = monitor(wd.adamw(1e-2, weight_decay=0.1, rounding=rounding))
-    info = read_monitor(tx.update(g, tx.init(p), p)[1])["weight"]
+    tx = monitor_decay(wd.adamw(1e-2, weight_decay=0.1, rounding=rounding))
+    info = read_decay(tx.update(g, tx.init(p), p)[1])["weight"]
     decay = float(
         info.decay_share * info.update_norm / (1 - info.decay_share)
     )  # ‖d‖, where nearly all of u is the gradient's
@@ -178,20 +178,20 @@ def test_strict_promotion():
     with jax.numpy_dtype_promotion("strict"):
         for name in (n for n in NAMES if not n.startswith("adam")):
             for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
-                tx = monitor(build(name))
+                tx = monitor_decay(build(name))
                 _, state = jax.eval_shape(tx.update, grads(params()), tx.init(params(dtype)), params(dtype))
                 assert {x.dtype for x in state.info} == {jnp.dtype("float32")}
 
 
 def test_half_precision_norms_do_not_overflow():
     p = {"kernel": jnp.full((300, 300), 1000.0, jnp.float16), "turn_kernel": jnp.array([[3 + 4j]], jnp.complex64)}
-    tx = monitor(wd.sgdw(0.1, weight_decay=0.1))
-    info = read_monitor(tx.update(optax.tree.zeros_like(p), tx.init(p), p)[1])["weight"]
+    tx = monitor_decay(wd.sgdw(0.1, weight_decay=0.1))
+    info = read_decay(tx.update(optax.tree.zeros_like(p), tx.init(p), p)[1])["weight"]
     assert float(info.weight_norm) == pytest.approx(np.sqrt(300**2 * 1e6 + 25), rel=1e-5)
     assert float(info.decay_share) == pytest.approx(1.0, abs=1e-6)
     p = {"turn_kernel": jnp.array([[3 + 4j]], jnp.complex64)}
-    tx = monitor(optax.sgd(1.0))  # turned by a small angle in the complex plane
-    info = read_monitor(tx.update({"turn_kernel": 1e-3j * p["turn_kernel"]}, tx.init(p), p)[1])["weight"]
+    tx = monitor_decay(optax.sgd(1.0))  # turned by a small angle in the complex plane
+    info = read_decay(tx.update({"turn_kernel": 1e-3j * p["turn_kernel"]}, tx.init(p), p)[1])["weight"]
     assert float(info.weight_norm) == pytest.approx(5.0)
     assert float(info.angle) == pytest.approx(1e-3, rel=1e-4)
 
@@ -199,21 +199,21 @@ def test_half_precision_norms_do_not_overflow():
 @pytest.mark.parametrize("name", ALL)
 def test_state_is_one_tree_of_arrays(name):
     p = params()
-    tx = monitor(build(name))
+    tx = monitor_decay(build(name))
     state = tx.init(p)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state.info))
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, p), state)
     chex.assert_trees_all_equal_shapes_and_dtypes(tx.update(grads(p), state, p)[1], state)
-    other = monitor(build(name)).init({"w": jnp.ones((2, 2), jnp.bfloat16)})
+    other = monitor_decay(build(name)).init({"w": jnp.ones((2, 2), jnp.bfloat16)})
     chex.assert_trees_all_equal_shapes_and_dtypes(other.info, state.info)
-    assert {role: float(info.size) for role, info in read_monitor(state).items()} == {
+    assert {role: float(info.size) for role, info in read_decay(state).items()} == {
         "weight": 24, "embedding": 15, "bias": 8, "norm": 12, "other": 0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_step_two_does_not_recompile_and_buffers_can_be_donated(name):
-    tx = monitor(build(name))
+    tx = monitor_decay(build(name))
     p = params()
     state = jax.jit(tx.init)(p)
     one = jax.jit(lambda g, s, p: step(tx, g, s, p), donate_argnums=(1, 2))
@@ -229,18 +229,18 @@ def test_step_two_does_not_recompile_and_buffers_can_be_donated(name):
 def test_tree_map_params_finds_every_parameter_like_leaf(name):
     tx, p = build(name), params()
     mark = lambda tx: optax.tree.map_params(tx, lambda x: "p", tx.init(p), transform_non_params=lambda x: "other")
-    assert mark(monitor(tx)) == MonitorState(mark(tx), (("other",) * 5))
+    assert mark(monitor_decay(tx)) == DecayMonitorState(mark(tx), (("other",) * 5))
 
 
 def test_vmap_over_weight_decay_equals_a_loop():
     p = params()
-    tx = monitor(wd.adamw(1e-2, weight_decay=0.1))
+    tx = monitor_decay(wd.adamw(1e-2, weight_decay=0.1))
     state = tx.init(p)
     measure = lambda decay: tx.update(grads(p), optax.tree.set(state, weight_decay=decay), p)[1]
     values = jnp.array([0.0, 0.1, 1.0])
-    together = read_monitor(jax.vmap(measure)(values))
+    together = read_decay(jax.vmap(measure)(values))
     for i, value in enumerate(values):
-        alone = read_monitor(measure(value))
+        alone = read_decay(measure(value))
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=1e-5, atol=1e-7)
     assert np.all(np.diff(together["weight"].decay_share) > 0)
 
@@ -251,12 +251,12 @@ def test_sharded_over_eight_devices(name):
     rows = NamedSharding(mesh, PartitionSpec("data"))
     p = {"dense": {"kernel": 1 + jnp.arange(64, dtype=jnp.float32).reshape(16, 4), "bias": jnp.arange(1.0, 9.0)}}
     g = jax.tree.map(jnp.cos, p)
-    tx = monitor(build(name))
+    tx = monitor_decay(build(name))
     one = jax.jit(tx.update)
-    alone = read_monitor(one(g, tx.init(p), p)[1])
+    alone = read_decay(one(g, tx.init(p), p)[1])
     sharded, g_sharded = jax.device_put((p, g), rows)
     updates, state = one(g_sharded, jax.jit(tx.init)(sharded), sharded)
-    chex.assert_trees_all_close(read_monitor(state), alone, rtol=1e-5)
+    chex.assert_trees_all_close(read_decay(state), alone, rtol=1e-5)
     assert updates["dense"]["kernel"].sharding.is_equivalent_to(rows, 2)
     text = one.lower(g_sharded, jax.jit(tx.init)(sharded), sharded).compile().as_text()
     assert not re.search("all-to-all|collective-permute", text)
@@ -265,8 +265,8 @@ def test_sharded_over_eight_devices(name):
 
 
 def test_found_in_any_wrapper_and_inside_jit():
-    p, tx = params(), monitor(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
-    alone = read_monitor(tx.update(grads(p), tx.init(p), p)[1])
+    p, tx = params(), monitor_decay(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
+    alone = read_decay(tx.update(grads(p), tx.init(p), p)[1])
     wrapped = {
         "chain": optax.chain(optax.scale(1.0), tx),
         "MultiSteps": optax.MultiSteps(tx, 1).gradient_transformation(),
@@ -275,27 +275,29 @@ def test_found_in_any_wrapper_and_inside_jit():
         "inject_hyperparams": optax.inject_hyperparams(lambda lr: tx)(lr=0.1),
     }
     for wrapper in wrapped.values():
-        update = lambda g, s, p, wrapper=wrapper: read_monitor(wrapper.update(g, s, p)[1])
+        update = lambda g, s, p, wrapper=wrapper: read_decay(wrapper.update(g, s, p)[1])
         chex.assert_trees_all_close(jax.jit(update)(grads(p), wrapper.init(p), p), alone, rtol=1e-5)
     both = optax.partition({"a": tx, "b": optax.sgd(1.0)}, {"embed": "b", "attn": "a", "norms": "b", "frozen": None})
-    info = read_monitor(both.update(grads(p), both.init(p), p)[1])
+    info = read_decay(both.update(grads(p), both.init(p), p)[1])
     assert [role for role in ROLES if info[role].size] == ["weight", "bias"]
     chex.assert_trees_all_close(info["weight"], alone["weight"], rtol=1e-5)
 
 
 def test_around_wrappers_it_watches_the_whole():
     p = params()
-    tx = monitor(optax.MultiSteps(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY), 2).gradient_transformation())
+    tx = monitor_decay(optax.MultiSteps(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY), 2).gradient_transformation())
     update = jax.jit(tx.update)
     _, state = update(grads(p), tx.init(p), p)
-    assert float(read_monitor(state)["weight"].update_norm) == 0
-    assert float(read_monitor(state)["weight"].decay_share) == 0
+    assert float(read_decay(state)["weight"].update_norm) == 0
+    assert float(read_decay(state)["weight"].decay_share) == 0
     _, state = update(grads(p), state, p)
-    alone = monitor(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
-    expected = read_monitor(alone.update(grads(p), alone.init(p), p)[1])
-    chex.assert_trees_all_close(read_monitor(state), expected, rtol=1e-5)
-    masked = monitor(optax.masked(wd.shrink(0.1), {"embed": True, "attn": False, "norms": False, "frozen": False}))
-    info = read_monitor(masked.update(optax.tree.zeros_like(p), masked.init(p), p)[1])
+    alone = monitor_decay(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
+    expected = read_decay(alone.update(grads(p), alone.init(p), p)[1])
+    chex.assert_trees_all_close(read_decay(state), expected, rtol=1e-5)
+    masked = monitor_decay(
+        optax.masked(wd.shrink(0.1), {"embed": True, "attn": False, "norms": False, "frozen": False})
+    )
+    info = read_decay(masked.update(optax.tree.zeros_like(p), masked.init(p), p)[1])
     assert (float(info["embedding"].decay_share), float(info["weight"].decay_share)) == (1.0, 0.0)
 
 
@@ -307,11 +309,11 @@ def test_none_integer_and_extra_leaves_pass():
         lambda p: optax.EmptyState(),
         lambda u, s, p=None, *, value: (seen.append(value) or optax.tree.scale(-1.0, u), s),
     )
-    tx = monitor(inner)
+    tx = monitor_decay(inner)
     updates, state = tx.update(g, tx.init(p), p, value=7.0)
     assert set(seen) == {7.0}
     assert updates["steps"] is None
-    info = read_monitor(state)
+    info = read_decay(state)
     assert float(info["weight"].weight_norm) == pytest.approx(np.sqrt(8))
     assert float(info["weight"].update_norm) == pytest.approx(2.0)
     assert (float(info["other"].size), float(info["other"].weight_norm)) == (3, 0)
@@ -319,7 +321,7 @@ def test_none_integer_and_extra_leaves_pass():
 
 def test_under_nnx_optimizer():
     model = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
-    watched = nnx.Optimizer(model, monitor(wd.sgdw(0.1, weight_decay=0.5)), wrt=nnx.Param)
+    watched = nnx.Optimizer(model, monitor_decay(wd.sgdw(0.1, weight_decay=0.5)), wrt=nnx.Param)
     kernel = np.asarray(model.kernel[...])
 
     @nnx.jit
@@ -328,26 +330,26 @@ def test_under_nnx_optimizer():
 
     for n in range(2):
         train(model, watched)
-        info = read_monitor(watched.opt_state)["weight"]
+        info = read_decay(watched.opt_state)["weight"]
         assert float(info.weight_norm) == pytest.approx(np.linalg.norm(kernel) * 0.95**n, rel=1e-5)
         assert float(info.decay_share) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_schedule_free_outside_watches_the_inner_steps():
     p = params()
-    tx = optax.contrib.schedule_free(monitor(wd.sgdw(0.1, weight_decay=0.5)), 0.1)
+    tx = optax.contrib.schedule_free(monitor_decay(wd.sgdw(0.1, weight_decay=0.5)), 0.1)
     _, state = tx.update(optax.tree.zeros_like(p), tx.init(p), p)
-    assert float(read_monitor(state)["weight"].decay_share) == pytest.approx(1.0, abs=1e-6)
+    assert float(read_decay(state)["weight"].decay_share) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_what_cannot_be_read_says_what_to_do():
-    p, tx = params(), monitor(wd.sgdw(0.1, weight_decay=0.1))
+    p, tx = params(), monitor_decay(wd.sgdw(0.1, weight_decay=0.1))
     with pytest.raises(ValueError, match=r"update needs them: tx.update\(grads, state, params\)"):
         tx.update(grads(p), tx.init(p))
-    with pytest.raises(ValueError, match=r"has 0 monitors.*wrap the optimizer as wd_optax.monitor\(optimizer\)"):
-        read_monitor(optax.adam(0.1).init(p))
+    with pytest.raises(ValueError, match=r"has 0 monitors.*wrap the optimizer as wd_optax.monitor_decay\(optimizer\)"):
+        read_decay(optax.adam(0.1).init(p))
     with pytest.raises(ValueError, match=r"has 2 monitors.*pass the part that holds one"):
-        read_monitor(optax.chain(tx, tx).init(p))
+        read_decay(optax.chain(tx, tx).init(p))
 
 
 # --- sums -----------------------------------------------------------------------------------------------------------
@@ -360,9 +362,9 @@ def test_sums_are_right_for_every_shape(shape, value):
     """In float32, added one after another, 3·10⁷ equal entries read a norm 6.5 % off, and a decay that turns."""
     c = 1e-3
     x = jnp.full(shape, value) if value else jax.random.normal(jax.random.key(0), shape)
-    tx = monitor(wd.shrink(c))
+    tx = monitor_decay(wd.shrink(c))
     p = {"kernel": x}
-    info = read_monitor(jax.jit(lambda p: tx.update(p, tx.init(p), p)[1])(p))["weight"]  # u = g − c·p, g = p
+    info = read_decay(jax.jit(lambda p: tx.update(p, tx.init(p), p)[1])(p))["weight"]  # u = g − c·p, g = p
     norm = np.sqrt(x.size) * np.float64(x.ravel()[0]) if value else np.linalg.norm(np.float64(x))
     np.testing.assert_allclose(info.weight_norm, norm, rtol=2.0**-23)
     np.testing.assert_allclose(info.update_norm, (1 - c) * norm, rtol=2.0**-22)  # u is rounded, too
@@ -372,8 +374,8 @@ def test_sums_are_right_for_every_shape(shape, value):
 
 def test_a_pure_decay_does_not_turn():
     c, p = 1e-2, {"kernel": jax.random.normal(jax.random.key(1), (512, 512))}
-    tx = monitor(wd.sgdw(1.0, weight_decay=c))
-    info = read_monitor(jax.jit(lambda p: tx.update(optax.tree.zeros_like(p), tx.init(p), p)[1])(p))["weight"]
+    tx = monitor_decay(wd.sgdw(1.0, weight_decay=c))
+    info = read_decay(jax.jit(lambda p: tx.update(optax.tree.zeros_like(p), tx.init(p), p)[1])(p))["weight"]
     assert float(info.angle) <= 1e-6 * c  # float32 roundings of c·p turn it by c·2⁻²⁴
 
 
@@ -396,7 +398,8 @@ NO_DECAY = {
     "dog": (lambda: optax.contrib.dog(1.0), "random"),
     "grows": (lambda: optax.chain(optax.adam(0.1), optax.add_decayed_weights(0.1)), "random"),
     "master weights inside": (
-        lambda: optax.chain(wd.with_master_weights(wd.sgdw(0.1, weight_decay=0.1)), optax.identity()), "bfloat16",
+        lambda: optax.chain(wd.precision.with_master_weights(wd.sgdw(0.1, weight_decay=0.1)), optax.identity()),
+        "bfloat16",
     ),
 }  # fmt: skip
 
@@ -415,13 +418,13 @@ def setting(kind):
 def test_where_the_step_is_no_decay_the_share_is_nan(name):
     build, kind = NO_DECAY[name]
     p, gradients = setting(kind)
-    tx = monitor(build())
+    tx = monitor_decay(build())
     state, shares = tx.init(p), []
     for g in gradients:
         p, state = jax.jit(functools.partial(step, tx))(g, state, p)
-        shares.append(float(read_monitor(state)["weight"].decay_share))
+        shares.append(float(read_decay(state)["weight"].decay_share))
     assert np.isnan(shares[-1]), shares
-    assert np.isfinite(float(read_monitor(state)["weight"].angle))
+    assert np.isfinite(float(read_decay(state)["weight"].angle))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -433,8 +436,8 @@ def test_a_decay_beside_a_clip_is_a_number(options, dtype):
     keys = jax.random.split(jax.random.key(0), 3)
     p = {"a": {"kernel": jax.random.normal(keys[0], (64, 32), dtype)}, "b": {"kernel": jnp.ones((3, 3), dtype)}}
     g = {"a": {"kernel": jax.random.normal(keys[1], (64, 32), dtype)}, "b": {"kernel": -jnp.ones((3, 3), dtype)}}
-    tx = monitor(optax.chain(optax.clip_by_global_norm(1.0), wd.adamw(1e-2, weight_decay=0.1, **options)))
-    info = read_monitor(tx.update(g, tx.init(p), p)[1])["weight"]
+    tx = monitor_decay(optax.chain(optax.clip_by_global_norm(1.0), wd.adamw(1e-2, weight_decay=0.1, **options)))
+    info = read_decay(tx.update(g, tx.init(p), p)[1])["weight"]
     decay = info.decay_share * info.update_norm / (1 - info.decay_share)  # ‖d‖; the gradient's part is nearly all of u
     expected = 1e-3 * float(jnp.linalg.norm(p["a"]["kernel"].astype(jnp.float32)))
     assert 0.6 * expected < float(decay) < 1.1 * expected  # cautious: about half of the entries, √½ of the norm
@@ -453,38 +456,38 @@ def test_wrappers_that_cannot_be_watched_say_the_right_order():
     lookahead = lambda tx: optax.lookahead(tx, 5, 0.5)
     pair = optax.LookaheadParams.init_synced(p)
     for around in (lookahead(sgdw), optax.chain(optax.clip(1.0), lookahead(sgdw))):
-        with pytest.raises(ValueError, match=r"around optax.lookahead.*as optax.lookahead\(wd_optax.monitor\("):
-            monitor(around).init(pair)
-    right = lookahead(monitor(sgdw))
+        with pytest.raises(ValueError, match=r"around optax.lookahead.*as optax.lookahead\(wd_optax.monitor_decay\("):
+            monitor_decay(around).init(pair)
+    right = lookahead(monitor_decay(sgdw))
     _, state = right.update(optax.tree.zeros_like(p), right.init(pair), pair)
-    assert float(read_monitor(state)["weight"].decay_share) == pytest.approx(1.0, abs=1e-6)
+    assert float(read_decay(state)["weight"].decay_share) == pytest.approx(1.0, abs=1e-6)
 
     with pytest.raises(
-        ValueError, match=r"as optax.contrib.schedule_free\(wd_optax.monitor\(optimizer\), learning_rate"
+        ValueError, match=r"as optax.contrib.schedule_free\(wd_optax.monitor_decay\(optimizer\), learning_rate"
     ):
-        monitor(optax.contrib.schedule_free(sgdw, 0.1)).init(p)
+        monitor_decay(optax.contrib.schedule_free(sgdw, 0.1)).init(p)
 
     cut = optax.GradientTransformation(lambda p: optax.EmptyState(), lambda u, s, p=None: (u["kernel"], s))
     with pytest.raises(ValueError, match=r"are not a tree like the parameters.* goes outside"):
-        monitor(cut).update(p, monitor(cut).init(p), p)
+        monitor_decay(cut).update(p, monitor_decay(cut).init(p), p)
 
     shrunk = optax.stateless(lambda u, p: jax.tree.map(lambda u, p: u - halved(p), u, p))
     for call in (lambda f: f, jax.jit):
         with pytest.raises(
-            TypeError, match=r"a jax.custom_vjp function.*jax.custom_jvp.*chain\(part, wd_optax.monitor"
+            TypeError, match=r"a jax.custom_vjp function.*jax.custom_jvp.*chain\(part, wd_optax.monitor_decay"
         ):
-            call(monitor(shrunk).update)(p, monitor(shrunk).init(p), p)
-    tx = optax.chain(shrunk, monitor(optax.sgd(0.1)))
-    assert float(read_monitor(tx.update(p, tx.init(p), p)[1])["weight"].decay_share) == 0
+            call(monitor_decay(shrunk).update)(p, monitor_decay(shrunk).init(p), p)
+    tx = optax.chain(shrunk, monitor_decay(optax.sgd(0.1)))
+    assert float(read_decay(tx.update(p, tx.init(p), p)[1])["weight"].decay_share) == 0
 
 
 # --- flat -------------------------------------------------------------------------------------------------------------
 
 
 def test_flat_is_a_dict_of_floats_for_any_logger():
-    p, tx = params(), monitor(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
+    p, tx = params(), monitor_decay(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
     state = tx.update(grads(p), tx.init(p), p)[1]
-    flat, read = read_monitor(state, flat=True), read_monitor(state)
+    flat, read = read_decay(state, flat=True), read_decay(state)
     assert list(flat)[:5] == [
         "weight/size",
         "weight/weight_norm",
@@ -497,21 +500,21 @@ def test_flat_is_a_dict_of_floats_for_any_logger():
     for key, x in flat.items():
         role, name = key.split("/")
         assert x == float(getattr(read[role], name))
-    traced = jax.jit(lambda s: read_monitor(s, flat=True))(state)
+    traced = jax.jit(lambda s: read_decay(s, flat=True))(state)
     assert {key: float(x) for key, x in traced.items() if key in flat} == flat
     assert all(float(x) == 0 for key, x in traced.items() if key not in flat)
 
 
 def test_flat_of_many_runs_says_how_to_read_one():
-    p, tx = params(), monitor(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
+    p, tx = params(), monitor_decay(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY))
     update = lambda scale: tx.update(jax.tree.map(lambda g: scale * g, grads(p)), tx.init(p), p)[1]
     state = jax.vmap(update)(jnp.array([1.0, 2.0, 3.0]))
-    for read in (lambda s: read_monitor(s, flat=True), jax.jit(lambda s: read_monitor(s, flat=True))):
+    for read in (lambda s: read_decay(s, flat=True), jax.jit(lambda s: read_decay(s, flat=True))):
         with pytest.raises(ValueError, match=r"batched, shape \(3,\).*jax.tree.map\(lambda x: x\[0\], opt_state\)"):
             read(state)
-    one = read_monitor(jax.tree.map(lambda x: x[1], state), flat=True)
-    assert one["weight/angle"] == pytest.approx(float(read_monitor(update(2.0))["weight"].angle), rel=1e-6)
-    inside = jax.vmap(lambda scale: read_monitor(update(scale), flat=True))(jnp.array([2.0]))
+    one = read_decay(jax.tree.map(lambda x: x[1], state), flat=True)
+    assert one["weight/angle"] == pytest.approx(float(read_decay(update(2.0))["weight"].angle), rel=1e-6)
+    inside = jax.vmap(lambda scale: read_decay(update(scale), flat=True))(jnp.array([2.0]))
     assert float(inside["weight/angle"][0]) == pytest.approx(one["weight/angle"], rel=1e-6)
 
 
@@ -540,7 +543,7 @@ def simulate(tx, w, steps):
         norm = jnp.linalg.norm(w, axis=0, keepdims=True)
         g = (g - w / norm * jnp.sum(g * w / norm, axis=0, keepdims=True)) / norm
         w, state = step(tx, {"kernel": g}, state, {"kernel": w})
-        info = read_monitor(state)["weight"]
+        info = read_decay(state)["weight"]
         return (w["kernel"], state), (info.weight_norm / COLUMNS**0.5, info.angle)
 
     carry = (w, tx.init({"kernel": w}))
@@ -553,7 +556,7 @@ def test_the_equilibrium_is_what_random_gradients_reach(name):
     weight_decay = 5e-3 if options.get("coupling") else 0.05 if name.startswith("sgd_l2") else 0.5
     found = equilibrium(ETA, weight_decay=weight_decay, size=FAN_IN, gradient_rms=1.0, **options)
     w = jax.random.normal(jax.random.key(0), (FAN_IN, COLUMNS)) * (1.5 * found.norm / FAN_IN**0.5)
-    norm, angle = map(np.asarray, simulate(monitor(tx), w, 3000))
+    norm, angle = map(np.asarray, simulate(monitor_decay(tx), w, 3000))
     last = slice(1000, None)  # 2000 steps are 20 times `steps` or more, over 32 columns; seen: 2.6 % and 0.1 % at most
     assert norm[last].mean() == pytest.approx(found.norm, rel=0.05)
     assert angle[last].mean() == pytest.approx(found.angle, rel=0.05)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wd_optax as wd
-from wd_optax import paths
+from wd_optax.masking import paths
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wd_optax as wd
-from wd_optax import casts, precision, random_bits
+from wd_optax.precision import casts, random_bits, rounding
 
 TINY, HUGE = np.finfo(np.float32).tiny, np.finfo(np.float32).max
 WIDE = [np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16)]
@@ -39,7 +39,7 @@ def bits(x):
 
 def landed(p, u, rounding="nearest"):
     """What the step makes of p, by `optax.apply_updates`; float8, which JAX doesn't promote, is added by hand."""
-    tx = wd.round_updates(rounding)
+    tx = wd.precision.round_updates(rounding)
     rounded, _ = tx.update(u, tx.init(p), p)
     if p.dtype.itemsize == 1:
         return (p.astype(jnp.float32) + rounded).astype(p.dtype)
@@ -120,7 +120,7 @@ def test_where_float32_cannot_carry_the_difference(dtype):
     wide = values.astype(np.float32)
     top = 2.0 ** np.floor(np.log2(min(wide.max(), 2.0**100)))
     starts = values[(wide >= top) & (wide < 2 * top)][:: 1 if dtype.itemsize == 1 else 8]
-    add = jax.jit(lambda p: (p.astype(jnp.float32) + precision.difference(jnp.asarray(values), p)).astype(p.dtype))
+    add = jax.jit(lambda p: (p.astype(jnp.float32) + rounding.difference(jnp.asarray(values), p)).astype(p.dtype))
     shrinks = []
     for p in starts:
         slip = np.abs(np.asarray(add(jnp.full(values.shape, p))).astype(float) - wide)
@@ -139,7 +139,7 @@ def test_removing_nearly_all_of_a_weight(jit):
     p = jnp.asarray((np.arange(128, dtype=np.uint16) + 0x3F80).view(ml_dtypes.bfloat16))
     for exponent in (14, 16, 17, 18, 20):
         c = np.float32(1 - 1.37 * 2.0**-exponent)
-        tx = optax.chain(wd.in_float32(wd.shrink(float(c), mask=None)), wd.round_updates("nearest"))
+        tx = optax.chain(wd.precision.in_float32(wd.shrink(float(c), mask=None)), wd.precision.round_updates("nearest"))
         step = lambda p, tx=tx: optax.apply_updates(p, tx.update(jnp.zeros_like(p), tx.init(p), p)[0])
         exact = (1 - np.float64(c)) * np.float64(p)
         got = np.float64((jax.jit(step) if jit else step)(p))
@@ -151,7 +151,7 @@ def test_removing_nearly_all_of_a_weight(jit):
 def test_float8_is_not_promoted_by_jax():
     """So that `optax.apply_updates` says so, rather than drop the update."""
     p = jnp.ones(2, jnp.float8_e5m2)
-    tx = wd.round_updates("stochastic")
+    tx = wd.precision.round_updates("stochastic")
     rounded, _ = tx.update(jnp.full(2, 0.01, jnp.float32), tx.init(p), p)
     assert rounded.dtype == jnp.float32
     with jax.numpy_dtype_promotion("standard"), pytest.raises(ValueError, match="8-bit floats do not support implicit"):

@@ -14,11 +14,11 @@ import pytest
 from flax import nnx
 
 import wd_optax as wd
-from wd_optax import precision
+from wd_optax.precision import rounding
 
 pytestmark = pytest.mark.optax_promotes
 
-ROUNDINGS = precision.ROUNDINGS
+ROUNDINGS = rounding.ROUNDINGS
 each_rounding = pytest.mark.parametrize("rounding", ROUNDINGS)
 
 
@@ -81,7 +81,7 @@ def test_the_argument_is_the_chain(name, weight_decay, rounding):
     options |= {"optimizer": optax.sgd(1e-2)} if name == "with_decay" else {}
     options |= {"momentum": 0.9} if name == "sgdw" else {}
     make = lambda **more: getattr(wd, name)(learning_rate=1e-2, **options, **more)
-    long = optax.chain(wd.in_float32(make()), wd.round_updates(rounding, key=5))
+    long = optax.chain(wd.precision.in_float32(make()), wd.precision.round_updates(rounding, key=5))
     p, g = narrow(), like(narrow())
     same_bits(trained(make(rounding=rounding, key=5), p, g)[0], trained(long, p, g)[0])
 
@@ -116,7 +116,7 @@ def test_stochastic_moments_are_right_in_the_mean():
 def test_mixed_trees(rounding):
     p = mixed()
     u = {**like(p), "steps": jnp.zeros(3, jnp.int32), "frozen": None}
-    tx = wd.round_updates(rounding)
+    tx = wd.precision.round_updates(rounding)
     updates, state = tx.update(u, tx.init(p), p)
     assert updates["frozen"] is None
     assert updates["steps"] is u["steps"]
@@ -142,7 +142,7 @@ def test_compensation_keeps_decay_and_step(dtype):
     unit = float(jnp.finfo(dtype).eps)
     c, u = unit / 64, unit / 50
     p = jnp.ones(16, dtype)
-    tx = optax.chain(wd.in_float32(wd.shrink(c, mask=None)), wd.round_updates("compensated_all"))
+    tx = optax.chain(wd.precision.in_float32(wd.shrink(c, mask=None)), wd.precision.round_updates("compensated_all"))
     one = lambda carry, _: (step(tx, jnp.full_like(p, -u), carry[1], carry[0])[::1], None)
     end, _ = jax.lax.scan(one, (p, tx.init(p)), length=1000)[0]
     exact = (1 + u / c) * (1 - c) ** 1000 - u / c
@@ -156,7 +156,7 @@ def test_compensation_keeps_decay_and_step(dtype):
 def test_infinite_steps_leave_no_residual(dtype):
     p = jnp.array([1, 1, jnp.inf, 1, 3e38], dtype)
     u = jnp.array([jnp.inf, -jnp.inf, 1, 1e-4, 3e38], jnp.float32)
-    tx = wd.round_updates("compensated_all")
+    tx = wd.precision.round_updates("compensated_all")
     updates, state = tx.update(u, tx.init(p), p)
     np.testing.assert_array_equal(
         np.float64(optax.apply_updates(p, updates))[[0, 1, 2, 4]], [np.inf, -np.inf, *[np.inf] * 2]
@@ -166,16 +166,20 @@ def test_infinite_steps_leave_no_residual(dtype):
 
 
 def test_errors():
-    for make in (wd.round_updates, lambda r: adamw(r), lambda r: wd.low_precision_state(optax.adam(1e-3), rounding=r)):
+    for make in (
+        wd.precision.round_updates,
+        lambda r: adamw(r),
+        lambda r: wd.precision.low_precision_state(optax.adam(1e-3), rounding=r),
+    ):
         with pytest.raises(ValueError, match=r"rounding='up': .*\"?'?nearest"):
             make("up")
     with pytest.raises(ValueError, match="compensated"):
-        wd.low_precision_state(optax.adam(1e-3), rounding="compensated")
-    for tx in (wd.round_updates("nearest"), wd.with_master_weights(optax.sgd(1e-3))):
+        wd.precision.low_precision_state(optax.adam(1e-3), rounding="compensated")
+    for tx in (wd.precision.round_updates("nearest"), wd.precision.with_master_weights(optax.sgd(1e-3))):
         with pytest.raises(ValueError, match="parameters"):
             tx.update(narrow(), tx.init(narrow()))
     with pytest.raises(ValueError, match=r"second_moment=.*no such field"):
-        wd.low_precision_state(optax.adam(1e-3), second_moment=jnp.bfloat16).init(narrow())
+        wd.precision.low_precision_state(optax.adam(1e-3), second_moment=jnp.bfloat16).init(narrow())
 
 
 # --- the same bits, wherever and however it runs
@@ -202,7 +206,7 @@ def test_a_leaf_has_its_bits_whatever_stands_beside_it():
 
 def went_up(rounding_key=0, steps=8, names=("a", "b"), size=2**14):
     """±1: which way each entry went, halfway between two values; for every step and leaf."""
-    tx = wd.round_updates("stochastic", key=rounding_key)
+    tx = wd.precision.round_updates("stochastic", key=rounding_key)
     p = {name: jnp.ones(size, jnp.bfloat16) for name in names}
     state, found = tx.init(p), []
     for _ in range(steps):
@@ -356,7 +360,7 @@ KEYS = {
 def test_updates_have_the_parameters_shapes_for_every_kind_of_key(key):
     p = narrow() | {"scalar": jnp.bfloat16(1), "two": normal(3, (2,)), "empty": normal(4, (0, 3)), "number": 1.0}
     g = jax.tree.map(lambda x: jnp.ones_like(x, jnp.bfloat16), p)
-    for tx in (adamw(key=KEYS[key], nu_dtype=jnp.bfloat16), wd.round_updates("stochastic", key=KEYS[key])):
+    for tx in (adamw(key=KEYS[key], nu_dtype=jnp.bfloat16), wd.precision.round_updates("stochastic", key=KEYS[key])):
         state = jax.eval_shape(tx.init, p)
         updates, new = jax.eval_shape(tx.update, g, state, p)
         chex.assert_trees_all_equal_shapes(updates, jax.tree.map(jnp.asarray, p))
@@ -375,7 +379,9 @@ def test_apply_if_finite_goes_inside_or_gets_float32_gradients(rounding, dtype):
     """The two orders of the docstring: a skipped step leaves every bit of parameters and moments as it was."""
     p = optax.tree.cast(narrow(), dtype)
     g, bad = optax.tree.cast(like(narrow()), dtype), jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), p)
-    inside = optax.chain(wd.in_float32(optax.apply_if_finite(adamw(None), 5)), wd.round_updates(rounding))
+    inside = optax.chain(
+        wd.precision.in_float32(optax.apply_if_finite(adamw(None), 5)), wd.precision.round_updates(rounding)
+    )
     outside = optax.apply_if_finite(adamw(rounding), 5)
     for tx, cast in ((inside, lambda g: g), (outside, lambda g: optax.tree.cast(g, jnp.float32))):
         plain, _ = trained(adamw(rounding), p, g, steps=2)
@@ -409,7 +415,7 @@ class Variational(NamedTuple):
 )
 @pytest.mark.parametrize("field", ["mu", "nu"])
 def test_parameters_named_like_moments_keep_their_type(params, field):
-    tx = wd.low_precision_state(optax.scale_by_adam(), **{field: jnp.bfloat16})
+    tx = wd.precision.low_precision_state(optax.scale_by_adam(), **{field: jnp.bfloat16})
     state = tx.init(params)
     _, new = tx.update(params, state, params)
     for s in (state.inner, new.inner):

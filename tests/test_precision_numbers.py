@@ -27,7 +27,7 @@ WAYS = {
     "nearest": lambda lr: wd.adamw(lr, weight_decay=0.1, rounding="nearest"),
     "stochastic": lambda lr: wd.adamw(lr, weight_decay=0.1, rounding="stochastic"),
     "compensated": lambda lr: wd.adamw(lr, weight_decay=0.1, rounding="compensated"),
-    "master": lambda lr: wd.with_master_weights(optax.adamw(lr, weight_decay=0.1)),
+    "master": lambda lr: wd.precision.with_master_weights(optax.adamw(lr, weight_decay=0.1)),
     "with_decay": lambda lr: wd.with_decay(optax.adam(lr), learning_rate=lr, weight_decay=0.1, rounding="stochastic"),
     "sgdw": lambda lr: wd.sgdw(lr, weight_decay=0.1, momentum=0.9, rounding="stochastic"),
 }
@@ -88,7 +88,7 @@ def test_what_is_too_small_is_lost_still(rounding, rate, kept):
     """A residual of 8 bits stalls where c < 2⁻¹⁸ = 3.8·10⁻⁶; p + u in float32 where c < 2⁻²⁵ = 3·10⁻⁸."""
     p = jnp.ones(4096, jnp.bfloat16)
     steps = min(round(0.1 / rate), 40_000)
-    tx = optax.chain(wd.in_float32(wd.shrink(rate, mask=None)), wd.round_updates(rounding))
+    tx = optax.chain(wd.precision.in_float32(wd.shrink(rate, mask=None)), wd.precision.round_updates(rounding))
     end = np.float64(decayed(tx, p, steps))
     exact = (1 - rate) ** steps
     if not kept:
@@ -105,7 +105,7 @@ def test_what_is_too_small_is_lost_still(rounding, rate, kept):
 
 def second_moments(rounding, steps=3000, g=1.0, start=0.5, entries=4096):
     """nu after some steps of a constant g: 1 − (1 − start)·b2^t of g²."""
-    tx = wd.low_precision_state(optax.scale_by_adam(b2=0.999), rounding=rounding, nu=jnp.bfloat16)
+    tx = wd.precision.low_precision_state(optax.scale_by_adam(b2=0.999), rounding=rounding, nu=jnp.bfloat16)
     p = jnp.ones(entries, jnp.bfloat16)
     state = tx.init(p)
     state = state._replace(inner=state.inner._replace(nu=jnp.full(entries, start * g**2, jnp.bfloat16)))

@@ -38,7 +38,7 @@ def matrices():
 
 def rounder(partition=None):
     """Nothing but the rounding: float32 arithmetic before it may differ by a unit from one sharding to the next."""
-    return wd.round_updates("stochastic", key=2, partition=partition)
+    return wd.precision.round_updates("stochastic", key=2, partition=partition)
 
 
 def tiny(p):

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import wd_optax as wd
-from wd_optax import schedules
-from wd_optax.published import shares_of_run
+from wd_optax.choosing import schedules
+from wd_optax.choosing.published import PublishedRuns, shares_of_run
 
 RUNS = wd.published()
 NAMES = [run.name for run in RUNS]
@@ -100,7 +100,7 @@ def test_a_run_prints_its_figures_timescale_and_sources(name):
 
 
 def test_a_selection_is_a_table_too():
-    tokens = wd.PublishedRuns(run for run in RUNS if run.unit == "tokens")
+    tokens = PublishedRuns(run for run in RUNS if run.unit == "tokens")
     assert 1 < len(tokens) < len(RUNS)
     assert len(str(tokens).splitlines()) == len(tokens) + 1
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wd_optax import random_bits
+from wd_optax.precision import random_bits
 
 N = 2**16
 WORDS = np.random.default_rng(0).integers(0, 2**32, (64, 4), dtype=np.uint32)

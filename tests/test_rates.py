@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wd_optax as wd
-from wd_optax.rates import COUPLINGS
+from wd_optax.couplings import COUPLINGS
 
 WARM_UP = lambda t: 1e-3 * jnp.minimum(t / 10, 1.0)
 

@@ -16,8 +16,9 @@ import sweep_worker
 import xarray
 
 import wd_optax as wd
-from wd_optax.sweeping import memory
-from wd_optax.sweeping.execute import Executor
+from wd_optax.choosing.sweeping import memory
+from wd_optax.choosing.sweeping.execute import Executor
+from wd_optax.choosing.sweeping.result import SweepResult
 
 RATES = {"learning_rate": [0.01, 0.1, 1.0], "weight_decay": [0.0, 0.01, 0.1]}
 sweep = functools.partial(wd.sweep, progress=False)
@@ -215,11 +216,11 @@ def test_integers_of_64_bits_keep_them(dtype, diverges, x64, tmp_path):
         assert data["small"].dtype == np.float64  # as without divergence, where it holds every value
         assert data["small"].values[1].item() == 7
         assert np.isnan(float(data["big"].values[0, 0])) == np.isnan(data["small"].values[0, 0]) == diverges
-        assert wd.SweepResult(data).best("big", "max").hyperparams == {"x": 1.0 + diverges}
+        assert SweepResult(data).best("big", "max").hyperparams == {"x": 1.0 + diverges}
 
 
 def test_a_real_optimizer_grid_survives_divergence():
-    result = wd.SweepResult(sweep_worker.sweep())
+    result = SweepResult(sweep_worker.sweep())
     assert 0 < result.data["diverged"].sum() < result.data["diverged"].size
     assert np.isfinite(result.best("loss", "min").mean)
     assert result.data["positive"].dtype == np.float64

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import wd_optax as wd
-from wd_optax.sweeping import store
+from wd_optax.choosing.sweeping import store
 
 ROOT = pathlib.Path(__file__).parents[1]
 

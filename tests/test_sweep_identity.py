@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import wd_optax as wd
-from wd_optax.sweeping import fingerprint, identity
+from wd_optax.choosing.sweeping import fingerprint, identity
 
 ROOT = pathlib.Path(__file__).parents[1]
 

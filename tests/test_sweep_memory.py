@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import wd_optax as wd
-from wd_optax.sweeping import memory, plan
-from wd_optax.sweeping.execute import Executor
+from wd_optax.choosing.sweeping import batching, memory
+from wd_optax.choosing.sweeping.execute import Executor
 
 MB = 10**6
 MEMINFO = {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    9000000 kB\n"}
@@ -186,7 +186,7 @@ def test_memory_is_checked_again_on_resume(monkeypatch, tmp_path):
     expected = sweep(tmp_path, chunk=8)
     for file in sorted(tmp_path.glob("*.nc"))[2:]:
         file.unlink()
-    monkeypatch.setattr(plan, "working_set", lambda program: 1000)
+    monkeypatch.setattr(batching, "working_set", lambda program: 1000)
     monkeypatch.setattr(memory, "free", lambda local: 10.0)
     found = sweep(tmp_path)
     assert found.attrs["strategy"].startswith("1 to 8 runs")

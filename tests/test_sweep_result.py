@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray
 
-import wd_optax as wd
+from wd_optax.choosing.sweeping.result import SweepResult
 
 RATES, DECAYS = np.logspace(-4, 0, 13), np.logspace(-5, -1, 12)
 LOG_RATE, LOG_DECAY = np.meshgrid(np.log(RATES), np.log(DECAYS), indexing="ij")
@@ -24,7 +24,7 @@ def result(values, **axes):
         "diverged": (dims, np.isnan(values)),
         "curve": ([*dims, "curve_0"], values[..., None]),
     }
-    return wd.SweepResult(xarray.Dataset(data, {**axes, "seed": range(values.shape[-1])}))
+    return SweepResult(xarray.Dataset(data, {**axes, "seed": range(values.shape[-1])}))
 
 
 def basin(rho, width=0.15):
@@ -77,13 +77,13 @@ def test_a_saved_dataset_with_names_is_a_result_again(tmp_path):
     axes = {"optimizer": ["SGD", "Adam"], "learning_rate": RATES, "weight_decay": DECAYS}
     first = result(np.stack([basin(0.5), basin(0.5) - 1])[..., None] + np.arange(2), **axes)
     first.data.to_netcdf(tmp_path / "sweep.nc", engine="scipy")
-    assert wd.SweepResult(xarray.load_dataset(tmp_path / "sweep.nc")).best("score", "max") == first.best("score", "max")
+    assert SweepResult(xarray.load_dataset(tmp_path / "sweep.nc")).best("score", "max") == first.best("score", "max")
 
 
 def test_a_saved_dataset_is_a_result_again(tmp_path):
     first = result(basin(0.5)[..., None] + np.arange(2))
     first.data.to_netcdf(tmp_path / "sweep.nc", engine="scipy")
-    assert wd.SweepResult(xarray.load_dataset(tmp_path / "sweep.nc")).best("score", "max") == first.best("score", "max")
+    assert SweepResult(xarray.load_dataset(tmp_path / "sweep.nc")).best("score", "max") == first.best("score", "max")
 
 
 def panels(figure):
@@ -270,7 +270,7 @@ def test_dollars_in_names_are_dollars_and_long_titles_are_wrapped(suffix, tmp_pa
     name = "an optimizer with $a name and$ much to say about $x"
     axes = {"opti$mizer": [name], "$η$": RATES, "λ_$w": DECAYS}
     data = result(basin(0.0)[None, ..., None], **axes).data.rename(score="$s$core$")
-    figure = wd.SweepResult(data).heatmap("$s$core$", mode="max", path=tmp_path / f"map.{suffix}")
+    figure = SweepResult(data).heatmap("$s$core$", mode="max", path=tmp_path / f"map.{suffix}")
     (panel,) = panels(figure)
     assert panel.get_title().replace("\n", " ") == f"opti$mizer = {name}"
     assert max(map(len, panel.get_title().splitlines())) <= 36

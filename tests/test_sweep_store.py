@@ -19,8 +19,8 @@ import sweep_worker
 import xarray
 
 import wd_optax as wd
-from wd_optax.sweeping import store
-from wd_optax.sweeping.execute import Executor
+from wd_optax.choosing.sweeping import store
+from wd_optax.choosing.sweeping.execute import Executor
 
 CHUNK = 4
 LAUNCHES = 8  # 32 runs in chunks of 4

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import wd_optax as wd
-from wd_optax.rates import COUPLINGS
-from wd_optax.timescales import half_life, timescale, weight_decay_for
+from wd_optax.choosing.timescales import half_life, timescale, weight_decay_for
+from wd_optax.couplings import COUPLINGS
 
 STEPS = 200
 number = lambda t: jnp.asarray(t, jnp.float32)

@@ -462,12 +462,12 @@ def test_the_monitor_stands_inside_the_rounding_for_a_reason() -> None:
     share = {}
     adamw = wd.adamw(1e-2, weight_decay=0.1)
     for name, tx in {
-        "inside": wd.with_master_weights(wd.monitor(adamw)),
-        "outside": wd.monitor(wd.with_master_weights(adamw)),
-        "float32": wd.monitor(adamw),
+        "inside": wd.precision.with_master_weights(wd.monitor_decay(adamw)),
+        "outside": wd.monitor_decay(wd.precision.with_master_weights(adamw)),
+        "float32": wd.monitor_decay(adamw),
     }.items():
         start = optax.tree.cast(params, jnp.float32) if name == "float32" else params
-        share[name] = float(wd.read_monitor(tx.update(grads, tx.init(start), start)[1])["weight"].decay_share)
+        share[name] = float(wd.read_decay(tx.update(grads, tx.init(start), start)[1])["weight"].decay_share)
     assert share["inside"] == pytest.approx(share["float32"], rel=1e-3)
     assert math.isnan(share["outside"])
 

@@ -2,41 +2,26 @@
 
 from optax import scale_by_adam
 
+from wd_optax import precision, rules
 from wd_optax.auditing.audit import audit
-from wd_optax.auditing.report import Finding, Report
-from wd_optax.decay import add_decayed_weights, add_l2_to_loss, proximal, shrink
-from wd_optax.equilibrium import Equilibrium, equilibrium
-from wd_optax.explaining import explain
-from wd_optax.low_precision_state import low_precision_state
-from wd_optax.masks import multipliers, optax_mask
-from wd_optax.master_weights import with_master_weights
+from wd_optax.auditing.explaining import explain
+from wd_optax.choosing.equilibrium import equilibrium
+from wd_optax.choosing.published import published
+from wd_optax.choosing.sweeping.sweep import sweep
+from wd_optax.choosing.timescales import half_life, timescale, weight_decay_for
+from wd_optax.couplings import convert_weight_decay, decay_rate
+from wd_optax.masking.masks import multipliers, optax_mask
 from wd_optax.migrate import migrate_state
-from wd_optax.monitor import Info, MonitorState, monitor, read_monitor
+from wd_optax.monitor import monitor_decay, read_decay
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
 from wd_optax.partition import partition
 from wd_optax.penalties import l1_penalty, l2_penalty
-from wd_optax.precision import in_float32, round_updates
-from wd_optax.published import PublishedRun, PublishedRuns, published
-from wd_optax.pull import DecayState
-from wd_optax.rates import convert_weight_decay, decay_rate
-from wd_optax.sweeping.result import SweepResult
-from wd_optax.sweeping.sweep import sweep
-from wd_optax.timescales import Timescale, half_life, timescale, weight_decay_for
-from wd_optax.wrap import coupled, decoupled, with_decay
-
-__version__ = "0.1.0"
+from wd_optax.transforms import add_decayed_weights, add_l2_to_loss, proximal, shrink
+from wd_optax.version import __version__
+from wd_optax.wrappers import coupled, decoupled, with_decay
 
 __all__ = [
-    "DecayState",
-    "Equilibrium",
-    "Finding",
-    "Info",
-    "MonitorState",
-    "PublishedRun",
-    "PublishedRuns",
-    "Report",
-    "SweepResult",
-    "Timescale",
+    "__version__",
     "adam_l2",
     "adamw",
     "add_decayed_weights",
@@ -49,19 +34,18 @@ __all__ = [
     "equilibrium",
     "explain",
     "half_life",
-    "in_float32",
     "l1_penalty",
     "l2_penalty",
-    "low_precision_state",
     "migrate_state",
-    "monitor",
+    "monitor_decay",
     "multipliers",
     "optax_mask",
     "partition",
+    "precision",
     "proximal",
     "published",
-    "read_monitor",
-    "round_updates",
+    "read_decay",
+    "rules",
     "scale_by_adam",
     "sgd_l2",
     "sgdw",
@@ -70,5 +54,4 @@ __all__ = [
     "timescale",
     "weight_decay_for",
     "with_decay",
-    "with_master_weights",
 ]

@@ -10,9 +10,10 @@ import numpy as np
 import optax
 from absl import logging
 
-from wd_optax import roles, state_fields
+from wd_optax import state_fields
+from wd_optax.core import DecayState
 from wd_optax.hyperparams import check_transformation
-from wd_optax.pull import DecayState
+from wd_optax.masking import roles
 from wd_optax.state_fields import Field
 
 COUNTS = ("count", "step", "gradient_step")  # of the optimizer, of ours, of MultiSteps

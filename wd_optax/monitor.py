@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from wd_optax import roles, step_sums
+from wd_optax import step_sums
+from wd_optax.masking import roles
 
 ROLES = ("weight", "embedding", "bias", "norm", "other")  # the order of the arrays in the state
 
 
-class Info(NamedTuple):
+class DecayInfo(NamedTuple):
     """One step in numbers. In the state each is an array over the roles, shape=(5,); as read, one role's, shape=().
 
     All are float32, and 0 for a role that the model doesn't have. On a CPU the sums are float64: norms are right to
@@ -28,14 +29,14 @@ class Info(NamedTuple):
     angle: jax.Array  # ∠(p, p + u) in radians, the role as one vector; 0 where p is 0; see above
 
 
-class MonitorState(NamedTuple):
+class DecayMonitorState(NamedTuple):
     """State of `monitor`: arrays only, the same tree for any model."""
 
     inner: Any  # the optimizer's state
-    info: Info  # shapes=(5,), dtype=float32: the last step; zeros before the first, except size
+    info: DecayInfo  # shapes=(5,), dtype=float32: the last step; zeros before the first, except size
 
 
-def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Wraps `optimizer` and records, per role, ‖p‖, ‖u‖, the share of decay and the angle turned in the last step.
 
     Updates are the optimizer's own: bit for bit outside jit, and compiled up to how XLA contracts products and sums in
@@ -52,7 +53,7 @@ def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
       - a step whose size follows the weights: LAMB, LARS, DoWG, Adafactor's `multiply_by_parameter_scale`,
         `adaptive_grad_clip` where it clips.
       - steps onto a constraint where it is active: `keep_params_nonnegative`, L1 where `proximal` sets weights to 0.
-      - a `with_master_weights` inside, which sets the weights from its copy: `wd.with_master_weights(wd.monitor(...))`.
+      - a `with_master_weights` inside, which sets the weights from its copy: monitor inside it.
       - L2 in the gradient where Adam cancels it, as in its first step.
     And it is a number, but not −c·m·(p − a) or all of λ·p, for
       - decay to an anchor a: d is −c·m·p; and L1 where no weight reaches 0: a constant, not counted.
@@ -65,7 +66,7 @@ def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
       optimizer: any Optax optimizer, finished: the monitor goes around a chain. Extra arguments reach it.
 
     Returns:
-      A transformation with a `MonitorState`; read it with `read_monitor`. `update` needs the parameters.
+      A transformation with a `DecayMonitorState`; read it with `read_decay`. `update` needs the parameters.
 
     Raises:
       ValueError: `update` without the parameters; around `optax.lookahead`, `optax.contrib.schedule_free` and whatever
@@ -74,10 +75,10 @@ def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
 
     Example:
       >>> import jax.numpy as jnp, optax, wd_optax as wd
-      >>> tx = wd.monitor(optax.adamw(1e-2, weight_decay=0.1))
+      >>> tx = wd.monitor_decay(optax.adamw(1e-2, weight_decay=0.1))
       >>> params = {"kernel": jnp.array([[3.0, 4.0]])}
       >>> updates, state = tx.update({"kernel": jnp.array([[1.0, -0.75]])}, tx.init(params), params)
-      >>> info = wd.read_monitor(state)["weight"]
+      >>> info = wd.read_decay(state)["weight"]
       >>> print(f"{info.weight_norm:.3f} {info.update_norm:.4f} {info.decay_share:.3f} {info.angle:.5f}")
       5.000 0.0143 0.261 0.00280
 
@@ -87,13 +88,15 @@ def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
     """
     inner = optax.with_extra_args_support(optimizer)
 
-    def init(params: Any) -> MonitorState:
+    def init(params: Any) -> DecayMonitorState:
         state = inner.init(params)
         _check_order(state)
-        nothing = (jnp.zeros((len(ROLES),), jnp.float32) for _ in step_sums.Row._fields)
-        return MonitorState(state, Info(_sizes(params), *nothing))
+        nothing = (jnp.zeros((len(ROLES),), jnp.float32) for _ in step_sums.RoleSums._fields)
+        return DecayMonitorState(state, DecayInfo(_sizes(params), *nothing))
 
-    def update(updates: Any, state: MonitorState, params: Any = None, **extra: Any) -> tuple[Any, MonitorState]:
+    def update(
+        updates: Any, state: DecayMonitorState, params: Any = None, **extra: Any
+    ) -> tuple[Any, DecayMonitorState]:
         if params is None:
             raise ValueError("monitor measures the parameters, so update needs them: tx.update(grads, state, params)")
         leaves = step_sums.leaves(lambda p: inner.update(updates, state.inner, p, **extra)[0], params)
@@ -101,16 +104,16 @@ def monitor(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
         squares, rows = step_sums.measure(leaves, groups, len(ROLES))
         waiting = _after(updates, squares, jax.tree.structure(params))
         step, inner_state = inner.update(waiting, state.inner, params, **extra)
-        return step, MonitorState(inner_state, Info(_sizes(params), *map(jnp.stack, zip(*rows, strict=True))))
+        return step, DecayMonitorState(inner_state, DecayInfo(_sizes(params), *map(jnp.stack, zip(*rows, strict=True))))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 @overload
-def read_monitor(opt_state: Any, *, flat: Literal[False] = False) -> dict[str, Info]: ...
+def read_decay(opt_state: Any, *, flat: Literal[False] = False) -> dict[str, DecayInfo]: ...
 @overload
-def read_monitor(opt_state: Any, *, flat: Literal[True]) -> dict[str, float]: ...
-def read_monitor(opt_state: Any, *, flat: bool = False) -> dict[str, Info] | dict[str, float]:
+def read_decay(opt_state: Any, *, flat: Literal[True]) -> dict[str, float]: ...
+def read_decay(opt_state: Any, *, flat: bool = False) -> dict[str, DecayInfo] | dict[str, float]:
     """What `monitor` saw in the last step, by role: found by its type, anywhere in a state.
 
     Args:
@@ -120,37 +123,37 @@ def read_monitor(opt_state: Any, *, flat: bool = False) -> dict[str, Info] | dic
         the model has. Under `jit` they are traced scalars of all roles: return them, and take `float` of each outside.
 
     Returns:
-      {"weight": Info, "embedding": ..., "bias": ..., "norm": ..., "other": ...}, each of scalars (with a leading axis
-      where the state is batched by `vmap`). A role that the model doesn't have is all zeros.
+      {"weight": DecayInfo, "embedding": ..., "bias": ..., "norm": ..., "other": ...}, each of scalars (with a leading
+      axis where the state is batched by `vmap`). A role that the model doesn't have is all zeros.
 
     Raises:
       ValueError: where no monitor is found, or more than one; with `flat`, where the state is batched.
 
     Example: a line for any logger.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
-      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), wd.monitor(wd.sgdw(1.0, weight_decay=0.1)))
+      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), wd.monitor_decay(wd.sgdw(1.0, weight_decay=0.1)))
       >>> params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
       >>> _, state = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
-      >>> {key: round(x, 3) for key, x in wd.read_monitor(state, flat=True).items() if "share" in key}
+      >>> {key: round(x, 3) for key, x in wd.read_decay(state, flat=True).items() if "share" in key}
       {'weight/decay_share': 1.0, 'bias/decay_share': 0.0}
 
     """
-    is_monitor = lambda x: isinstance(x, MonitorState)
+    is_monitor = lambda x: isinstance(x, DecayMonitorState)
     found = [x for x in jax.tree.leaves(opt_state, is_leaf=is_monitor) if is_monitor(x)]
     if len(found) != 1:
-        fix = "wrap the optimizer as wd_optax.monitor(optimizer)" if not found else "pass the part that holds one"
-        raise ValueError(f"opt_state has {len(found)} monitors, and read_monitor reads one: {fix}")
+        fix = "wrap the optimizer as wd_optax.monitor_decay(optimizer)" if not found else "pass the part that holds one"
+        raise ValueError(f"opt_state has {len(found)} monitors, and read_decay reads one: {fix}")
     arrays = [roles.unwrap(x) for x in found[0].info]
-    read = {role: Info(*(x[..., i] for x in arrays)) for i, role in enumerate(ROLES)}
+    read = {role: DecayInfo(*(x[..., i] for x in arrays)) for i, role in enumerate(ROLES)}
     return _flat(read) if flat else read
 
 
-def _flat(read: dict[str, Info]) -> dict[str, float]:
+def _flat(read: dict[str, DecayInfo]) -> dict[str, float]:
     size = next(iter(read.values())).size
     if size.ndim:
         raise ValueError(
             f"flat=True: opt_state is batched, shape {size.shape}, and a logger takes one number: pass the state of "
-            "one run, read_monitor(jax.tree.map(lambda x: x[0], opt_state), flat=True)"
+            "one run, read_decay(jax.tree.map(lambda x: x[0], opt_state), flat=True)"
         )
     items = lambda infos: {f"{role}/{name}": x for role, info in infos.items() for name, x in info._asdict().items()}
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(read)):
@@ -159,8 +162,8 @@ def _flat(read: dict[str, Info]) -> dict[str, float]:
 
 
 REBUILDS = {  # wrappers whose step is made of weights in their state: the type of that state, and the right order
-    optax.LookaheadState: "optax.lookahead(wd_optax.monitor(optimizer), sync_period, slow_step_size)",
-    optax.contrib.ScheduleFreeState: "optax.contrib.schedule_free(wd_optax.monitor(optimizer), learning_rate)",
+    optax.LookaheadState: "optax.lookahead(wd_optax.monitor_decay(optimizer), sync_period, slow_step_size)",
+    optax.contrib.ScheduleFreeState: "optax.contrib.schedule_free(wd_optax.monitor_decay(optimizer), learning_rate)",
 }
 
 

@@ -4,14 +4,14 @@ Each is a direction in `wd_optax.decoupled` or `wd_optax.coupled`. What is true 
 
     - `weight_decay` is required: no default travels between frameworks (Optax 1e-4, PyTorch 1e-2, ...).
     - `learning_rate`, `weight_decay` are numbers, JAX arrays or schedules (step -> number), and leaves of the
-      state: see `wd_optax.pull.DecayState`. λ = 0 is bitwise the optimizer without decay; for `adam_l2` the gradient
+      state: see `wd_optax.core.DecayState`. λ = 0 is bitwise the optimizer without decay; for `adam_l2` the gradient
       is, and under `jit` XLA may round the moments' (1 − b)·g + b·m in the other order, in the last bit.
     - `optax.tree.get(state, "count")`, `"learning_rate"` and `"weight_decay"` find one leaf each.
-    - `mask="weights"` decays weights and embeddings, never biases, norms, scalars or tokens: see `wd_optax.masks`.
+    - `mask="weights"` decays weights and embeddings, never biases, norms, scalars or tokens: see `wd_optax.masking`.
     - `coupling`, `peak_learning_rate`: c_t, the fraction of a weight removed per step: see `wd_optax.decay_rate`.
     - `anchor`, `cautious`: see `wd_optax.add_decayed_weights`.
     - `rounding`, `key`: None, "nearest", "stochastic", "compensated" or "compensated_all": the optimizer computes in
-      float32, and its step is rounded so that low-precision parameters land well: see `wd_optax.round_updates`.
+      float32, and its step is rounded so that low-precision parameters keep it: see `wd_optax.precision.round_updates`.
     - A bad number is a ValueError at once, a mask that doesn't fit the parameters one at `init`, each naming the fix.
 """
 
@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import optax
 
 from wd_optax import hyperparams as live
-from wd_optax import precision
-from wd_optax.anchors import Anchor
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
-from wd_optax.low_precision_state import low_precision_state
-from wd_optax.masks import Mask
-from wd_optax.wrap import build, build_coupled
+from wd_optax.masking.masks import Mask
+from wd_optax.precision.rounding import rounded
+from wd_optax.precision.state import low_precision_state
+from wd_optax.rules.toward import Anchor
+from wd_optax.wrappers import build, build_coupled
 
 
 def sgdw(
@@ -74,7 +74,7 @@ def sgdw(
         "sgdw", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
         peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
     )  # fmt: skip
-    return precision.rounded(tx, rounding, key)
+    return rounded(tx, rounding, key)
 
 
 def sgd_l2(
@@ -138,7 +138,7 @@ def adamw(
       weight_decay: λ.
       b1, b2, eps, eps_root, mu_dtype, nesterov: as in `optax.scale_by_adam`.
       nu_dtype: the type of the second moment; stored with nearest rounding, or stochastic where `rounding` asks for
-        more than nearest: see `wd_optax.low_precision_state`.
+        more than nearest: see `wd_optax.precision.low_precision_state`.
       mask, coupling, peak_learning_rate, cautious, anchor, rounding, key: see the module.
 
     Example: λ is live: switch decay off in the middle of a run.
@@ -167,7 +167,7 @@ def adamw(
         "adamw", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
         peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
     )  # fmt: skip
-    return precision.rounded(tx, rounding, key)
+    return rounded(tx, rounding, key)
 
 
 def adam_l2(

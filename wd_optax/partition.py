@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import optax
 
-from wd_optax import roles
 from wd_optax.hyperparams import check_transformation
+from wd_optax.masking import roles
 
 Label = Callable[[roles.Parameter], str]
 
@@ -22,7 +22,7 @@ def partition(
 
     Args:
       optimizers: name -> optimizer, such as `wd_optax.decoupled(...)` or `wd_optax.adamw(...)`.
-      label: a `wd_optax.roles.Parameter` (path, shape, dtype, role, reason) -> a name in `optimizers`. Roles are
+      label: a `roles.Parameter` (path, shape, dtype, role, reason) -> a name in `optimizers`. Roles are
         "weight", "embedding", "bias", "norm" and "other".
 
     Returns:

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wd_optax import dtypes, masks
+from wd_optax import dtypes
 from wd_optax.hyperparams import Scalar, check_number
+from wd_optax.masking import masks
 
 
 def l2_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = "weights", *, half: bool = True) -> jax.Array:
@@ -20,7 +21,7 @@ def l2_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = "weights", 
     Args:
       params: a tree of arrays.
       weight_decay: λ ≥ 0, a scalar; it means the first form unless `half=False`.
-      mask: which leaves, see `wd_optax.masks`: weights and embeddings by default, as the optimizers; None is all.
+      mask: which leaves, see `wd_optax.masking`: weights and embeddings by default, as the optimizers; None is all.
       half: whether the ½ stands in front.
 
     Returns:
@@ -47,7 +48,7 @@ def l1_penalty(params: Any, weight_decay: Scalar, mask: masks.Mask = "weights") 
     Args:
       params: a tree of arrays.
       weight_decay: λ ≥ 0, a scalar.
-      mask: which leaves, see `wd_optax.masks`: weights and embeddings by default, as the optimizers; None is all.
+      mask: which leaves, see `wd_optax.masking`: weights and embeddings by default, as the optimizers; None is all.
 
     Returns:
       A scalar in the widest of float32 and the leaves' types.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from wd_optax import roles
+from wd_optax.masking import roles
 
 
 class Field(NamedTuple):

@@ -34,8 +34,8 @@ class Sums(NamedTuple):
     xx: Any  # |d|² where d contradicts a decay
 
 
-class Row(NamedTuple):
-    """What one role did in the step, see `monitor.Info`."""
+class RoleSums(NamedTuple):
+    """What one role did in the step, see `monitor.DecayInfo`."""
 
     weight_norm: Any
     update_norm: Any
@@ -67,8 +67,8 @@ def leaves(step: Callable[[Any], Any], params: Any) -> list[Leaf]:
     return lax.stop_gradient([next(measured) if f else empty for f in is_float])
 
 
-def measure(step: Sequence[Leaf], groups: Sequence[int], n: int) -> tuple[list[jax.Array], list[Row]]:
-    """(|p|² of each leaf, the `Row` of each of n groups), float32 scalars; `groups` has each leaf's index among them.
+def measure(step: Sequence[Leaf], groups: Sequence[int], n: int) -> tuple[list[jax.Array], list[RoleSums]]:
+    """(|p|² of each leaf, the `RoleSums` of each of n groups), float32 scalars; `groups`: each leaf's index.
 
     On a CPU each leaf takes one loop with float64 accumulators: as fast as with float32, where 3·10⁷ equal entries lose
     6 % of their norm, and nothing is written out. Elsewhere `jnp.sum` adds in a tree, in float32.
@@ -97,9 +97,9 @@ def _derivative(f: Callable[[list[jax.Array]], list[jax.Array]], at: list[jax.Ar
     jaxpr, shape = jax.make_jaxpr(along, return_shape=True)(at)
     if any(equation.primitive.name == "custom_lin" for equation in _equations(jaxpr.jaxpr)):
         raise TypeError(
-            "monitor takes the derivative of the update along the parameters, and the optimizer calls a "
+            "monitor_decay takes the derivative of the update along the parameters, and the optimizer calls a "
             "jax.custom_vjp function, which has none in this direction: define it with jax.custom_jvp, or leave that "
-            "part outside, as optax.chain(part, wd_optax.monitor(optimizer))"
+            "part outside, as optax.chain(part, wd_optax.monitor_decay(optimizer))"
         )
     return lambda p: jax.tree.unflatten(jax.tree.structure(shape), jax.extend.core.jaxpr_as_fun(jaxpr)(*p))
 
@@ -119,8 +119,8 @@ def _flat_like(treedef: Any, updates: Any) -> list[Any]:
         return treedef.flatten_up_to(updates)
     except ValueError as error:
         raise ValueError(
-            f"monitor: the optimizer's updates, {jax.tree.structure(updates)}, are not a tree like the parameters, "
-            f"{treedef}: a wrapper that changes the tree goes outside, as wrapper(wd_optax.monitor(optimizer))"
+            f"monitor_decay: updates are {jax.tree.structure(updates)}, not a tree like the parameters, "
+            f"{treedef}: a wrapper that changes the tree goes outside, as wrapper(wd_optax.monitor_decay(optimizer))"
         ) from error
 
 
@@ -148,7 +148,7 @@ def _one_loop(*terms: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(lax.reduce(terms, zeros, add, tuple(range(terms[0].ndim))))
 
 
-def _row(sums: Sums) -> Row:
+def _row(sums: Sums) -> RoleSums:
     """arctan2 of the update's parts across and along p, because arccos can't resolve small angles."""
     p, u, d, r = (jnp.sqrt(x) for x in (sums.pp, sums.uu, sums.dd, sums.rr))
     some = lambda x: jnp.where(x > 0, x, jnp.ones_like(x))
@@ -156,4 +156,4 @@ def _row(sums: Sums) -> Row:
     across = jnp.sqrt(jnp.maximum(sums.uu - along**2, jnp.zeros_like(u)))
     angle = jnp.where(p > 0, jnp.arctan2(across, p + along), jnp.zeros_like(p))
     share = jnp.where(sums.xx > CONTRADICTED * sums.dd, jnp.full_like(d, jnp.nan), d / some(d + r))
-    return Row(p, u, share, angle)
+    return RoleSums(p, u, share, angle)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from typing import Any
 
-from wd_optax.sweeping.store import MANIFEST
+from wd_optax.choosing.sweeping.store import MANIFEST
 
 from . import sweeps
 from .kills import verdict

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from wd_optax.sweeping import store
+from wd_optax.choosing.sweeping import store
 
 from . import sweeps
 from .changes import OPTIONS, base

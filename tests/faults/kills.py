@@ -9,8 +9,8 @@ import signal
 import time
 from typing import Any
 
-from wd_optax.sweeping import store
-from wd_optax.sweeping.execute import Executor
+from wd_optax.choosing.sweeping import store
+from wd_optax.choosing.sweeping.execute import Executor
 
 from . import sweeps
 from .forks import Child, call

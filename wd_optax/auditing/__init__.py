@@ -1,1 +1,1 @@
-"""How `wd_optax.audit` measures an optimizer: probes, a test stand, facts, verdicts, findings, a report."""
+"""How `wd_optax.audit` measures an optimizer: probes, a harness, measurements, verdicts, findings, a report."""

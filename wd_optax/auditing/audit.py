@@ -9,28 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wd_optax import roles
 from wd_optax.auditing import (
+    ablations,
     arguments,
     clock,
-    course,
-    experiments,
-    facts,
     findings,
     kinds,
+    low_precision,
+    measurements,
     probes,
-    rounding,
     stages,
+    trajectory,
     verdicts,
 )
-from wd_optax.auditing.bench import Bench
-from wd_optax.auditing.facts import Facts
 from wd_optax.auditing.fixes import Measured
-from wd_optax.auditing.report import Finding, Report, Row
+from wd_optax.auditing.harness import Harness
+from wd_optax.auditing.measurements import Measurements
+from wd_optax.auditing.report import AuditFinding, AuditReport, AuditRow
+from wd_optax.masking import roles
 
 LARGE = 2**18  # entries; larger trees are measured on stand-ins
 
-__all__ = ["Finding", "Report", "Row", "audit"]
+__all__ = ["AuditFinding", "AuditReport", "AuditRow", "audit"]
 
 
 def audit(
@@ -44,7 +44,7 @@ def audit(
     learning_rate: Any = None,
     stand_ins: bool | None = None,
     extra_args: dict[str, Any] | None = None,
-) -> Report:
+) -> AuditReport:
     """What the optimizer removes of each parameter per step, c in p ← (1 − c)·p + …, by running it.
 
     Nothing is read off names of optimizers: `update` is called with ± the same probe parameters, with gradients of
@@ -69,7 +69,7 @@ def audit(
       extra_args: what `optimizer.update` needs by keyword.
 
     Returns:
-      A `Report`: `print` it, or read `.rows`, `.findings`; `.check(decays=..., spares=...)` is for unit tests.
+      A `AuditReport`: `print` it, or read `.rows`, `.findings`; `.check(decays=..., spares=...)` is for unit tests.
 
     Raises:
       TypeError: for an optimizer or parameters that aren't, with the line that works.
@@ -96,21 +96,27 @@ def audit(
     found = roles.parameters(params)
     clock.find_period(bench)
     clock.hold_anchors(bench)
-    path = course.follow(bench, horizon)
-    at = step if step is not None else None if bench.given and not horizon else course.best_step(path, stay=not horizon)
+    path = trajectory.follow(bench, horizon)
+    at = (
+        step
+        if step is not None
+        else None
+        if bench.given and not horizon
+        else trajectory.best_step(path, stay=not horizon)
+    )
     split = kinds.check(bench, at or 0, of, found, loops)
     if split.chosen != of.chosen:  # once more, with the leaves that are treated in another way
         bench, of, loops = _set_up(optimizer, params, opt_state, stand_ins, extra_args, split)
         clock.find_period(bench)
         clock.hold_anchors(bench)
-        path = course.follow(bench, horizon)
+        path = trajectory.follow(bench, horizon)
     bench.state = bench.state if at is None or not any(bench.counts) else clock.set_counts(bench, bench.state, at)
     measured = _measure(bench, at, horizon, learning_rate, path)
-    measured = rounding.check_own_types(bench, at or 0, measured, opt_state)
-    measured = rounding.of_values(measured, of.of, params)
+    measured = low_precision.check_own_types(bench, at or 0, measured, opt_state)
+    measured = low_precision.of_values(measured, of.of, params)
     rows = tuple(map(_row, found, measured))
     seen = findings.find(Measured(bench, rows, measured, learning_rate, horizon))
-    return Report(rows, seen, _how(bench, at, horizon, of), horizon, steps_per_epoch)
+    return AuditReport(rows, seen, _how(bench, at, horizon, of), horizon, steps_per_epoch)
 
 
 def _whole(name: str, value: Any) -> int | None:
@@ -128,7 +134,7 @@ def _whole(name: str, value: Any) -> int | None:
 
 def _set_up(
     optimizer: Any, params: Any, opt_state: Any, stand_ins: bool | None, extra_args: Any, of: Any = None
-) -> tuple[Bench, kinds.Kinds, bool]:
+) -> tuple[Harness, kinds.Kinds, bool]:
     """The bench, on one leaf of each kind; which leaf is of which kind; and whether an update has loops."""
     leaves = jax.tree.leaves(params)
     abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
@@ -145,26 +151,28 @@ def _set_up(
     tree = of.tree()
     large = sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree)) > LARGE
     if not (abstract or stand_ins or (large and stand_ins is None and opt_state is None)):
-        return Bench(optimizer, probes.make(tree, False), opt_state, extra_args), of, False
+        return Harness(optimizer, probes.make(tree, False), opt_state, extra_args), of, False
     subject, carried, loops = kinds.stand_ins(optimizer, tree)
-    bench = Bench(optimizer, subject, None, extra_args)
+    bench = Harness(optimizer, subject, None, extra_args)
     bench.carried = carried
     return bench, of, loops
 
 
-def _measure(bench: Bench, step: int | None, horizon: int | None, learning_rate: Any, path: Any) -> list[Facts]:
+def _measure(
+    bench: Harness, step: int | None, horizon: int | None, learning_rate: Any, path: Any
+) -> list[Measurements]:
     """Every fact of every leaf of the bench."""
-    measured = [facts.of(leaf) for leaf in facts.read(bench, step)]
-    measured = course.elsewhere(bench, measured, path)
-    start = facts.start(bench, step)
-    measured = course.sustained(bench, measured, step, start)
-    random = experiments.stochastic(bench, measured)
+    measured = [measurements.of(leaf) for leaf in measurements.read(bench, step)]
+    measured = trajectory.elsewhere(bench, measured, path)
+    start = measurements.start(bench, step)
+    measured = trajectory.sustained(bench, measured, step, start)
+    random = ablations.stochastic(bench, measured)
     lambdas = stages.rates(bench)
-    more = experiments.decays_without_live_lambda(bench, measured)
-    measured = experiments.scaled_by_learning_rate(bench, measured, lambdas, path, learning_rate)
-    asked, anchors = experiments.learning_rates(bench, measured), experiments.toward(bench, measured)
-    later = experiments.later(bench, measured, step or 0)
-    logs = course.mean_log(path, measured, horizon) if horizon else None
+    more = ablations.decays_without_live_lambda(bench, measured)
+    measured = ablations.scaled_by_learning_rate(bench, measured, lambdas, path, learning_rate)
+    asked, anchors = ablations.learning_rates(bench, measured), ablations.toward(bench, measured)
+    later = ablations.later(bench, measured, step or 0)
+    logs = trajectory.mean_log(path, measured, horizon) if horizon else None
     branches = stages.branches(bench)
     filled = []
     for i, f in enumerate(measured):
@@ -187,10 +195,10 @@ def _measure(bench: Bench, step: int | None, horizon: int | None, learning_rate:
     return filled
 
 
-def _row(p: Any, f: Facts) -> Row:
+def _row(p: Any, f: Measurements) -> AuditRow:
     verdict = verdicts.verdict(f)
     rate = verdicts.rate(f)
-    return Row(
+    return AuditRow(
         path=p.path,
         shape=p.shape,
         dtype=p.dtype,
@@ -207,7 +215,7 @@ def _row(p: Any, f: Facts) -> Row:
     )
 
 
-def _how(bench: Bench, step: int | None, horizon: int | None, of: kinds.Kinds) -> str:
+def _how(bench: Harness, step: int | None, horizon: int | None, of: kinds.Kinds) -> str:
     """The sentence that says how it was measured."""
     where = "at the state's own step" if step is None else f"at step {step}"
     over = f", rates are the mean of {horizon:,} steps" if horizon else ""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wd_optax.auditing import probes
-from wd_optax.auditing.bench import Bench, name_of, precision
+from wd_optax.auditing.harness import Harness, name_of, precision
 
 COUNTS = ("count", "step", "step_count", "gradient_step")
 PATIENCE = 1024  # calls of `update` until a cycle closes
@@ -20,7 +20,7 @@ SOME = (30, 300, 3000)  # steps
 IDLE = 64  # calls that may move nothing before the optimizer is taken at its word
 
 
-def set_counts(bench: Bench, state: Any, step: int) -> Any:
+def set_counts(bench: Harness, state: Any, step: int) -> Any:
     """The state with every step count set."""
     leaves, treedef = jax.tree.flatten(state)
     with precision(bench.wide):
@@ -28,14 +28,14 @@ def set_counts(bench: Bench, state: Any, step: int) -> Any:
         return jax.tree.unflatten(treedef, [*map(setting, leaves, bench.counts)])
 
 
-def set_named_counts(bench: Bench, state: Any, step: int) -> Any:
+def set_named_counts(bench: Harness, state: Any, step: int) -> Any:
     """The same for a bench whose counts haven't been found, by their names."""
     named = _named_counts(bench)
     with bench.trying(counts=[int(i in named) for i in range(len(bench.copies))]):
         return set_counts(bench, state, step)
 
 
-def at(bench: Bench, step: int, s: float, k: float) -> Any:
+def at(bench: Harness, step: int, s: float, k: float) -> Any:
     """The state that `step` steps from s·p with k times the probe gradient lead to, the parameters staying."""
     states = [set_counts(bench, bench.scaled(s), step)]
     if not step:
@@ -45,7 +45,7 @@ def at(bench: Bench, step: int, s: float, k: float) -> Any:
     return set_counts(bench, _forward(bench, *states, n=step), step)
 
 
-def _forward(bench: Bench, b0: Any, b1: Any, b2: Any, b3: Any, *, n: int) -> Any:
+def _forward(bench: Harness, b0: Any, b1: Any, b2: Any, b3: Any, *, n: int) -> Any:
     """Every geometric buffer at its n-th step, the third as a proof; other buffers after three, and the bench knows."""
 
     def one(x0: Any, x1: Any, x2: Any, x3: Any, copy: bool) -> Any:
@@ -73,7 +73,7 @@ def _forward(bench: Bench, b0: Any, b1: Any, b2: Any, b3: Any, *, n: int) -> Any
         return jax.tree.unflatten(treedef, [*map(one, leaves, *rest, bench.copies)])
 
 
-def find_period(bench: Bench) -> bool:
+def find_period(bench: Harness) -> bool:
     """Finds how many calls of `update` make one real step (MultiSteps, SAM) and what counts steps.
 
     Returns whether the first step moves anything.
@@ -108,20 +108,20 @@ def _integers(state: Any) -> dict[int, int]:
     return {i: int(x) for i, x in enumerate(jax.tree.leaves(state)) if is_integer(x)}
 
 
-def _named_counts(bench: Bench) -> set[int]:
+def _named_counts(bench: Harness) -> set[int]:
     """Leaves whose names say that they count all steps: no need to wait for their reset."""
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(bench.state)[0]]
     return {i for i, path in enumerate(paths) if name_of(path) in COUNTS}
 
 
-def _finish_cycle(bench: Bench, calls: int) -> None:
+def _finish_cycle(bench: Harness, calls: int) -> None:
     """A state in the middle of a cycle goes on to the beginning of the next."""
     with bench.trying(period=1):
         for _ in range(calls):
             bench.state = bench.step(1, 0).state
 
 
-def hold_anchors(bench: Bench) -> None:
+def hold_anchors(bench: Harness) -> None:
     """Leaves copies of parameters where they are if they are what the weights decay to.
 
     Those are copies that steps never change, as starting points are, too; an anchor shows in a decay that is there
@@ -148,7 +148,7 @@ def hold_anchors(bench: Bench) -> None:
     bench.copies = everything
 
 
-def _some_steps(bench: Bench) -> Iterator[None]:
+def _some_steps(bench: Harness) -> Iterator[None]:
     """The bench at its own step and at later ones, where a warm-up from 0 is over."""
     for step in (None, *SOME) if any(bench.counts) else (None,):
         state = bench.state if step is None else set_counts(bench, bench.state, step)
@@ -156,7 +156,7 @@ def _some_steps(bench: Bench) -> Iterator[None]:
             yield
 
 
-def _pulls(bench: Bench) -> np.ndarray:
+def _pulls(bench: Harness) -> np.ndarray:
     """How far the steps from p and −p are from one another, per leaf; 0 within rounding."""
     plus, minus = bench.step(1, 0), bench.step(-1, 0)
     pulls = [np.linalg.norm(a - b) for a, b in zip(plus.updates, minus.updates, strict=True)]

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from wd_optax import roles
 from wd_optax.auditing import fixes, verdicts
-from wd_optax.auditing.facts import Facts
 from wd_optax.auditing.fixes import Leaves, Measured
-from wd_optax.auditing.report import Finding, Row
+from wd_optax.auditing.measurements import Measurements
+from wd_optax.auditing.report import AuditFinding, AuditRow
+from wd_optax.masking import roles
 
 SEVERITIES = ("error", "warning", "information")
 
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
     fix: Callable[[Measured, Leaves], str]
 
 
-def _where(test: Callable[[Row, Facts], bool]) -> Callable[[Measured], Leaves | None]:
+def _where(test: Callable[[AuditRow, Measurements], bool]) -> Callable[[Measured], Leaves | None]:
     """The leaves that pass, where there are any."""
     return lambda measured: [i for i, pair in enumerate(measured.pairs) if test(*pair)] or None
 
@@ -47,18 +47,18 @@ def _role(role: str, stacked: bool | None = None) -> Callable[[Measured], Leaves
     return leaves
 
 
-def _rates_differ(row: Row, f: Facts) -> bool:
+def _rates_differ(row: AuditRow, f: Measurements) -> bool:
     return f.decays and f.asked > 0 and (f.steps_by / f.asked < 0.5 or f.steps_by / f.asked > 2)  # not where one is nan
 
 
-def _shrinks(row: Row) -> bool:
+def _shrinks(row: AuditRow) -> bool:
     return row.decays or row.verdict == verdicts.LOST
 
 
 _embedding = _where(lambda row, f: row.role == "embedding" and _shrinks(row) and f.still)
 
 
-def _light(row: Row) -> bool:
+def _light(row: AuditRow) -> bool:
     return row.role not in roles.DECAYING_ROLES
 
 
@@ -187,7 +187,7 @@ RULES: list[Rule] = [
 # fmt: on
 
 
-def find(measured: Measured) -> tuple[Finding, ...]:
+def find(measured: Measured) -> tuple[AuditFinding, ...]:
     """All findings, worst first."""
     found = []
     for severity, name, holds, what, fix in RULES:
@@ -195,5 +195,5 @@ def find(measured: Measured) -> tuple[Finding, ...]:
         if leaves is not None:
             paths = tuple(measured.rows[i].path for i in leaves)
             text = what if isinstance(what, str) else what(measured, leaves)
-            found.append(Finding(severity, name, paths, text, fix(measured, leaves)))
+            found.append(AuditFinding(severity, name, paths, text, fix(measured, leaves)))
     return tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))

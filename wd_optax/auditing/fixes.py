@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wd_optax.auditing import verdicts
-from wd_optax.auditing.bench import Bench, is_scalar
-from wd_optax.auditing.experiments import LAMBDAS
-from wd_optax.auditing.facts import Facts
-from wd_optax.auditing.report import Row
-from wd_optax.published import shares_of_run
+from wd_optax.auditing.ablations import LAMBDAS
+from wd_optax.auditing.harness import Harness, is_scalar
+from wd_optax.auditing.measurements import Measurements
+from wd_optax.auditing.report import AuditRow
+from wd_optax.choosing.published import shares_of_run
 
 LONGEST = 60  # characters of a regex that lists paths
 STEPS = 1000  # the timescale of a fix where no horizon is given
@@ -31,9 +31,9 @@ class Measured:
 
     def __init__(
         self,
-        bench: Bench,
-        rows: tuple[Row, ...],
-        facts: list[Facts],
+        bench: Harness,
+        rows: tuple[AuditRow, ...],
+        facts: list[Measurements],
         learning_rate: Any = None,
         horizon: int | None = None,
     ) -> None:
@@ -41,7 +41,7 @@ class Measured:
         self.given, self.horizon = learning_rate, horizon
 
     @property
-    def pairs(self) -> list[tuple[Row, Facts]]:
+    def pairs(self) -> list[tuple[AuditRow, Measurements]]:
         """Each leaf's row and facts."""
         return list(zip(self.rows, self.facts, strict=True))
 
@@ -161,15 +161,15 @@ def rescale(measured: Measured, leaves: Leaves) -> str:
 def round_well(measured: Measured, leaves: Leaves) -> str:
     """Rounding that keeps small steps: random up and down, or with a residual where float32 is too coarse."""
     low = [measured.is_low(i) for i in leaves]
-    inner = "wd.in_float32(optimizer)" if any(low) else "optimizer"
-    return f'optax.chain({inner}, wd.round_updates("{"stochastic" if all(low) else "compensated_all"}"))'
+    inner = "wd.precision.in_float32(optimizer)" if any(low) else "optimizer"
+    return f'optax.chain({inner}, wd.precision.round_updates("{"stochastic" if all(low) else "compensated_all"}"))'
 
 
 def finite(measured: Measured, leaves: Leaves) -> str:
     """Hyperparameters in float32, or arithmetic in float32, by what may have made the NaN."""
     if measured.nodes("hyperparams_states"):
         return "optax.inject_hyperparams(factory, hyperparam_dtype=jnp.float32)  # factory: what was injected"
-    return "wd.in_float32(optimizer)"
+    return "wd.precision.in_float32(optimizer)"
 
 
 def later_state(measured: Measured, leaves: Leaves) -> str:

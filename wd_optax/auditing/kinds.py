@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from wd_optax import roles
 from wd_optax.auditing import clock, dataflow, probes
-from wd_optax.auditing.bench import Bench, precision
+from wd_optax.auditing.harness import Harness, precision
+from wd_optax.masking import roles
 
 FEW = 48  # leaves that are audited one by one
 CHECKED = 128
@@ -68,7 +68,7 @@ def guess(optimizer: Any, params: Any, found: list[roles.Parameter]) -> Kinds:
     return next((kinds for kinds in ways if accepts(optimizer, kinds.tree())), whole)
 
 
-def check(bench: Bench, step: int, kinds: Kinds, found: list[roles.Parameter], loops: bool) -> Kinds:
+def check(bench: Harness, step: int, kinds: Kinds, found: list[roles.Parameter], loops: bool) -> Kinds:
     """The kinds after all leaves, or a sample, have taken one step: those that took another are split off."""
     if len(kinds.chosen) == len(found):
         return kinds
@@ -96,12 +96,12 @@ def accepts(optimizer: Any, tree: Any) -> bool:
     return True
 
 
-def _behaviour(bench: Bench, step: int, kinds: Kinds, shown: list[int], compiled: bool) -> list[Any]:
+def _behaviour(bench: Harness, step: int, kinds: Kinds, shown: list[int], compiled: bool) -> list[Any]:
     """Of each of these leaves what one step removes and moves, in two digits: like leaves agree."""
     part = kinds.part(jax.tree.map(_shape, kinds.params), set(shown))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        large = Bench(bench.optimizer, probes.make(part, True), None, bench.extra_args, compiled=compiled)
+        large = Harness(bench.optimizer, probes.make(part, True), None, bench.extra_args, compiled=compiled)
     large.period, large.quiet = bench.period, bench.quiet
     large.state = clock.set_named_counts(large, large.state, step)
     plus, minus = large.step(1, 1).updates, large.step(-1, 1).updates

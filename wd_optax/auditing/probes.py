@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wd_optax import roles
+from wd_optax.masking import roles
 
 LARGEST = 32  # of a stand-in's dimensions
 SAMPLE = 4096  # entries of a leaf that are looked at

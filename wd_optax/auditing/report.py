@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from wd_optax import tables
 from wd_optax.auditing import text, verdicts
 from wd_optax.auditing.text import WIDTH
-from wd_optax.published import shares_of_run
+from wd_optax.choosing.published import shares_of_run
 
 
-class Row(NamedTuple):
+class AuditRow(NamedTuple):
     """One parameter."""
 
     path: str
@@ -43,7 +43,7 @@ class Row(NamedTuple):
         return self.verdict in verdicts.SHRINKS or (self.verdict == verdicts.LOST and self.moves >= 0.5)
 
 
-class Finding(NamedTuple):
+class AuditFinding(NamedTuple):
     """A problem, and the code that fixes it."""
 
     severity: str  # "error", "warning" or "information"
@@ -77,11 +77,11 @@ class Finding(NamedTuple):
         return [line for text in texts if text != "    # " for line in wrap(text)]
 
 
-class Report(NamedTuple):
+class AuditReport(NamedTuple):
     """What `wd_optax.auditing.audit` measured; prints as a table that fits 100 columns."""
 
-    rows: tuple[Row, ...]
-    findings: tuple[Finding, ...]  # worst first
+    rows: tuple[AuditRow, ...]
+    findings: tuple[AuditFinding, ...]  # worst first
     how: str  # how it was measured
     horizon: int | None = None  # the length of the run, in steps
     steps_per_epoch: float | None = None
@@ -194,7 +194,7 @@ class Report(NamedTuple):
         return "\n\n".join("\n".join(lines) for lines in (table, found, self._below()[:-1], [self.totals()]) if lines)
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame` with one line per parameter and the fields of `Row` as columns.
+        """A `pandas.DataFrame` with one line per parameter and the fields of `AuditRow` as columns.
 
         Raises:
           ImportError: without pandas, which is an extra.
@@ -204,11 +204,11 @@ class Report(NamedTuple):
             pandas = importlib.import_module("pandas")
         except ImportError:
             raise ImportError('to_pandas needs pandas: pip install "wd_optax[pandas]"') from None
-        return pandas.DataFrame([row._asdict() for row in self.rows], columns=list(Row._fields))
+        return pandas.DataFrame([row._asdict() for row in self.rows], columns=list(AuditRow._fields))
 
     def _folded(self) -> list[list[str]]:
         """Header and rows; leaves that differ only in the numbers in their paths are one row."""
-        groups: dict[Any, list[Row]] = {}
+        groups: dict[Any, list[AuditRow]] = {}
         for row in self.rows:
             key = (re.sub(r"\d+", "*", row.path), row.shape, str(row.dtype), row.role, _verdict(row))
             groups.setdefault((*key, f"{row.removed_per_step:.2g}"), []).append(row)
@@ -228,7 +228,7 @@ def _share(x: float) -> str:
     return f"{100 * x:.3g} % of" if x < 1.01 else f"{x:.3g} times"
 
 
-def _verdict(row: Row) -> str:
+def _verdict(row: AuditRow) -> str:
     return f"{row.verdict} to {row.anchor}" if row.anchor in ("init", "tree") and row.decays else row.verdict
 
 

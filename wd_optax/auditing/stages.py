@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wd_optax import roles
 from wd_optax.auditing import probes
-from wd_optax.auditing.bench import Bench, fraction, precision
+from wd_optax.auditing.harness import Harness, fraction, precision
+from wd_optax.masking import roles
 
 Stage = tuple[Any, Any]  # update, state
 
@@ -35,7 +35,7 @@ def flatten(update: Any, state: Any) -> list[Stage]:
     return [(update, state)]
 
 
-def rates(bench: Bench) -> list[list[float]]:
+def rates(bench: Harness) -> list[list[float]]:
     """Per leaf the λ of every decaying stage of a chain, as it leaves the stage; none where there is no chain.
 
     NaN for a stage that does more than add λ·p, such as an optimizer inside a mask or a partition: what it removes
@@ -61,7 +61,7 @@ def rates(bench: Bench) -> list[list[float]]:
     return found
 
 
-def _runner(update: Any, bench: Bench) -> Any:
+def _runner(update: Any, bench: Harness) -> Any:
     """One stage alone, with k times the gradients, from s·p; one that needs what isn't here passes its updates on."""
     step = lambda u, state, p: update(u, state, p)[0]
     step = jax.jit(step) if bench.compiled else step
@@ -77,7 +77,7 @@ def _runner(update: Any, bench: Bench) -> Any:
     return run
 
 
-def branches(bench: Bench) -> list[str | None]:
+def branches(bench: Harness) -> list[str | None]:
     """The label of each leaf in an `optax.partition`: a branch keeps moments of its own leaves only."""
     holds = lambda node: isinstance(getattr(node, "inner_states", None), dict)
     label: dict[str, str] = {}

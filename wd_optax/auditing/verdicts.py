@@ -2,9 +2,9 @@
 
 import math
 
-from wd_optax import timescales
-from wd_optax.auditing.facts import Facts
-from wd_optax.auditing.rounding import is_lost
+from wd_optax.auditing.low_precision import is_lost
+from wd_optax.auditing.measurements import Measurements
+from wd_optax.choosing import timescales
 
 DECAYS = "decays"
 SPARED = "spared"
@@ -28,8 +28,8 @@ HALF = 0.5  # c from which a step takes more of the weight than it leaves: no we
 NOTICED = 1e-4  # removing less than this over the whole horizon is a tenth of the least of any published run
 
 
-def verdict(f: Facts) -> str:
-    """The word for one leaf; see `wd_optax.auditing.facts` for what each question measures."""
+def verdict(f: Measurements) -> str:
+    """The word for one leaf; see `wd_optax.auditing.measurements` for what each question measures."""
     tests = (
         (UNKNOWN, not f.finite or f.overflows or f.stochastic or not f.carried),
         (SPARED, not f.decays and f.steady),
@@ -52,7 +52,7 @@ def verdict(f: Facts) -> str:
     return next((word for word, holds in tests if holds), DECAYS)
 
 
-def rate(f: Facts) -> float:
+def rate(f: Measurements) -> float:
     """What a step removes: the mean over the horizon where there is one; nan where it isn't one number."""
     if not f.settled or verdict(f) in (UNKNOWN, COUPLED):
         return math.nan
@@ -61,7 +61,7 @@ def rate(f: Facts) -> float:
     return f.removed if f.mean is None else f.mean
 
 
-def half_life(f: Facts) -> float:
+def half_life(f: Measurements) -> float:
     """Steps until half is left; inf where nothing shrinks, nan where the rate isn't one number."""
     c = math.nan if verdict(f) == NOT_PROPORTIONAL else rate(f)
     return math.inf if c <= 0 else timescales.half_life(c) if c < 1 else c if math.isnan(c) else 0.0

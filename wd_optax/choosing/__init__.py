@@ -1,0 +1,1 @@
+"""Which weight decay: timescales, equilibria, published runs, sweeps."""

@@ -1,0 +1,121 @@
+"""The map of a metric over two axes, a panel for each value of the others."""
+
+import itertools
+import math
+import textwrap
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from wd_optax.choosing.sweeping.dataset import logarithmic, scalar
+from wd_optax.optional import require
+
+TITLE = 36  # characters in a line of a panel's title
+
+
+def draw(data: Any, metric: str, mode: str, pair: list[str], path: Any, vmin: float | None, vmax: float | None) -> Any:
+    """See `SweepResult.heatmap`."""
+    figure_module = require("matplotlib.figure")
+    values = scalar(data, metric, mode).sortby(pair)
+    mean = values.mean("seed", skipna=False)
+    if not np.isfinite(mean).any():
+        raise ValueError(f"{metric!r}: every point has a diverged run; sweep lower learning rates")
+    others = [dim for dim in mean.dims if dim not in pair]
+    panels = list(itertools.product(*(range(mean.sizes[dim]) for dim in others)))
+    rows = math.ceil(len(panels) / 4)
+    columns = math.ceil(len(panels) / rows)  # six panels are two rows of three
+    figure = figure_module.Figure(figsize=(1.2 + 3.6 * columns, 3.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    colours = {
+        "cmap": "viridis" if mode == "max" else "viridis_r",
+        "vmin": float(mean.min()) if vmin is None else vmin,
+        "vmax": float(mean.max()) if vmax is None else vmax,
+    }
+    scales = [_scale(values[name].values) for name in pair]
+    for i, (axes, index) in enumerate(itertools.zip_longest(grid.flat, panels)):
+        if index is None:
+            axes.remove()
+            continue
+        where = dict(zip(others, index, strict=True))
+        image = _panel(axes, values.isel(where), pair, mode, scales, colours)
+        _label(axes, pair, scales, bottom=i + columns >= len(panels), left=i % columns == 0)
+        title = ", ".join(f"{dim} = {mean[dim].values[i]}" for dim, i in where.items())
+        axes.set_title(textwrap.fill(title, TITLE), parse_math=False)
+    runs = f"mean of {values.sizes['seed']} seeds" if values.sizes["seed"] > 1 else "one seed"
+    bar = figure.colorbar(image, ax=list(grid.flat[: len(panels)]))
+    bar.set_label(f"{metric}, {runs}", parse_math=False)
+    figure.supxlabel("star: best; dots: within its standard error; hatched: diverged", fontsize="small")
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+class _Scale(NamedTuple):
+    """Where an axis' values are drawn; 0 on a logarithmic axis is one more cell at its lower end, after a gap."""
+
+    log: bool
+    places: Any
+    edges: Any
+    broken: bool
+
+
+def _scale(given: Any) -> _Scale:
+    numbers = np.asarray(given, float)
+    log = logarithmic(numbers)
+    broken = log and bool((numbers == 0).any())
+    if broken:
+        least, second = numbers[1:3]  # they are sorted
+        numbers = np.array([least * (least / second), *numbers[1:]])
+    return _Scale(log, numbers, _edges(numbers, log), broken)
+
+
+def _label(axes: Any, pair: list[str], scales: list[_Scale], *, bottom: bool, left: bool) -> None:
+    """Labels and ticks where no panel is below or beside."""
+    axes.tick_params(labelbottom=bottom, labelleft=left, which="both")
+    axes.set_xlabel(pair[0] if bottom else "", parse_math=False)
+    axes.set_ylabel(pair[1] if left else "", parse_math=False)
+    for axis, scale in zip((axes.xaxis, axes.yaxis), scales, strict=True):
+        if len(scale.places) == 1:
+            axis.set_ticks(scale.places, [f"{scale.places[0]:g}"])
+            axis.set_ticks([], minor=True)
+        elif scale.broken:
+            decades = range(math.ceil(np.log10(scale.edges[1])), math.floor(np.log10(scale.edges[-1])) + 1)
+            at = [10.0**k for k in decades] or [float(scale.places[1]), float(scale.places[-1])]
+            axis.set_ticks([scale.places[0], *at], ["0", *(f"{x:g}" for x in at)])
+            axis.set_ticks([], minor=True)
+
+
+def _panel(axes: Any, values: Any, pair: list[str], mode: str, scales: list[_Scale], colours: dict[str, Any]) -> Any:
+    """One map."""
+    x, y = pair
+    runs = values.transpose(y, x, "seed").values
+    mean, error = runs.mean(-1), _standard_error(runs)
+    axes.set_facecolor("0.85")
+    axes.patch.set(hatch="////", edgecolor="0.6")
+    axes.set(xscale="log" if scales[0].log else "linear", yscale="log" if scales[1].log else "linear")
+    image = axes.pcolormesh(*(scale.edges for scale in scales), np.ma.masked_invalid(mean), **colours)
+    for line, scale in zip((axes.axvline, axes.axhline), scales, strict=True):
+        if scale.broken:
+            line(scale.edges[1], color="white", linewidth=4)
+    if np.isfinite(mean).any():
+        score = np.where(np.isfinite(mean), mean if mode == "max" else -mean, -np.inf)
+        best = np.unravel_index(np.argmax(score), score.shape)
+        near = np.argwhere(score >= score[best] - np.nan_to_num(error[best]))
+        at = lambda rows, columns: (scales[0].places[columns], scales[1].places[rows])
+        axes.scatter(*at(near[:, 0], near[:, 1]), s=12, color="white", edgecolors="black", linewidths=0.7)
+        axes.scatter(*at(*best), s=160, marker="*", color="red", edgecolors="white", linewidths=0.8)
+    return image
+
+
+def _standard_error(runs: Any) -> Any:
+    n = runs.shape[-1]
+    return runs.std(-1, ddof=1) / math.sqrt(n) if n > 1 else np.full(runs.shape[:-1], np.nan)
+
+
+def _edges(numbers: Any, log: bool) -> Any:
+    """Cells' edges half way between neighbours; half a decade or 0.5 around a single value."""
+    at = np.log10(numbers) if log else numbers
+    middle = (at[1:] + at[:-1]) / 2
+    first, last = (2 * at[0] - middle[0], 2 * at[-1] - middle[-1]) if len(middle) else (at[0] - 0.5, at[0] + 0.5)
+    edges = np.array([first, *middle, last])
+    return 10**edges if log else edges

@@ -1,0 +1,230 @@
+"""Finished runs on disk: a folder with a manifest, a lock, and a file for each launch, each written atomically."""
+
+import contextlib
+import errno
+import itertools
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from wd_optax.choosing.sweeping import chunk as chunks
+from wd_optax.choosing.sweeping import identity
+from wd_optax.choosing.sweeping.chunk import Chunk
+
+FORMAT = 2  # 1 had no checksums
+MANIFEST = "manifest.json"
+CHUNK = re.compile(r"runs-\d{8,}\.nc")
+PART = re.compile(rf"({MANIFEST}|{CHUNK.pattern})\.part")
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+FIXES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or ")
+FIXES |= dict.fromkeys(READ_ONLY, "make it writable, or ")
+
+
+class Store:
+    """A folder that one sweep owns; only one process at a time has it open to write."""
+
+    def __init__(self, directory: pathlib.Path, manifest: dict[str, Any]):
+        """Opens or makes the folder.
+
+        Raises:
+          ValueError: if another sweep made it, with what differs, or if its manifest is damaged.
+          RuntimeError: if another process has it open.
+          OSError: if it can't be written, unless it holds a sweep already, which may be finished: see `load`.
+
+        """
+        self.path, self.manifest, self.sweep = directory, manifest, identity.digest(manifest)
+        self.lock: Any = None
+        self.read_only: OSError | None = None  # why nothing can be saved
+        try:
+            self._open()
+            self._own()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        """Takes the lock; the kernel releases it when this process ends, however it ends."""
+        import fcntl
+
+        try:
+            with self._clear():
+                self.path.mkdir(parents=True, exist_ok=True)
+                self.lock = (self.path / "lock").open("a")
+        except OSError as error:
+            if error.errno not in READ_ONLY or not os.path.isfile(self.path / MANIFEST):
+                raise
+            self.read_only = error
+            return
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what = f"directory={str(self.path)!r} is in use by another process: wait for it, or pass another directory"
+            raise RuntimeError(what) from None
+
+    def close(self) -> None:
+        """Gives the folder back."""
+        if self.lock:
+            self.lock.close()
+
+    def _own(self) -> None:
+        """Makes sure that the folder is this sweep's, or nobody's, before anything in it is changed."""
+        file = self.path / MANIFEST
+        with self._clear():
+            manifest = file.read_bytes() if os.path.exists(file) else None
+        self.owned = manifest is not None and self._compare(manifest)  # whether the manifest is this sweep's
+        if manifest is None and (files := sorted(self.path.glob("*.nc"))):
+            self._recover(files)
+        if not self.read_only:
+            for left in self._files(PART):  # by a process that was killed while it wrote
+                with self._clear():
+                    left.unlink()
+
+    def _recover(self, files: list[pathlib.Path]) -> None:
+        """Writes a manifest that was lost, if one of the files names this sweep as its own."""
+        problems = []
+        for path in files:
+            try:
+                self._decode(path)
+            except ValueError as error:
+                problems.append(f"{path.name}: {error}")
+        if len(problems) == len(files):
+            raise ValueError(
+                f"directory={str(self.path)!r} has .nc files and no {MANIFEST}, and none is of this sweep "
+                f"({problems[0]}): pass another directory"
+            )
+        self._own_from_now()
+
+    def _own_from_now(self) -> None:
+        if not self.owned:
+            self._write(MANIFEST, _as_bytes(self.manifest))
+            self.owned = True
+
+    def _compare(self, content: bytes) -> bool:
+        """Whether a manifest is this sweep's; that of another without a finished run counts as nobody's.
+
+        Raises:
+          ValueError: for that of another sweep, or a damaged one.
+
+        """
+        where = f"directory={str(self.path)!r}"
+        try:
+            found = dict(json.loads(content))
+        except (ValueError, TypeError):
+            found = {}
+        if {"axes", "train", "widths"} <= set(found):
+            raise ValueError(
+                f"{where} was made by an earlier version of wd_optax, whose files have no checksums: "
+                "pass another directory, or finish it with that version"
+            )
+        if "identity" not in found or _as_bytes(found["identity"]) != content:
+            file = self.path / MANIFEST
+            raise ValueError(
+                f"{where}: {MANIFEST} is damaged, or not a sweep's; nothing in the folder was changed. If it is this "
+                "sweep's, move the manifest away and call again; files that this sweep wrote carry its identity and "
+                f"are taken: pathlib.Path({str(file)!r}).rename({str(file) + '.bad'!r})"
+            )
+        lines = list(identity.differences(found["identity"], self.manifest))
+        if lines and self._files(CHUNK):
+            raise ValueError(
+                f"{where} was made by another sweep:\n  " + "\n  ".join(lines) + "\n"
+                "make the same call to resume it, or pass another directory"
+            )
+        return not lines
+
+    def load(self) -> Iterator[Chunk]:
+        """What `save` wrote, bit for bit. A damaged or foreign file is logged and kept aside; its runs aren't done."""
+        taken: set[int] = set()
+        for path in self._files(CHUNK):
+            try:
+                chunk = self._decode(path)
+                if path.name != _name(chunk.runs) or taken & {*chunk.runs.tolist()}:
+                    raise ValueError("it is a copy of another file, or has runs of another file")
+            except ValueError as error:
+                self._set_aside(path, error)
+                continue
+            taken |= {*chunk.runs.tolist()}
+            yield chunk
+
+    def save(self, chunk: Chunk) -> None:
+        """Writes a launch, and before the first one the manifest."""
+        self.check_writable()
+        self._own_from_now()
+        self._write(_name(chunk.runs), chunks.encode(self.sweep, chunk))
+
+    def check_writable(self) -> None:
+        """Raises the OSError of a folder that can only be read."""
+        if self.read_only:
+            raise self.read_only
+
+    def _decode(self, path: pathlib.Path) -> Chunk:
+        with self._clear():
+            return chunks.decode(self.sweep, path.read_bytes(), list(self.manifest["metrics"]))
+
+    def _set_aside(self, path: pathlib.Path, why: ValueError) -> None:
+        """Renames a bad file; in a folder that can only be read it stays."""
+        aside = path
+        if not self.read_only:
+            names = (path.with_name(f"{path.name}.bad{i or ''}") for i in itertools.count())
+            aside = next(name for name in names if not name.exists())
+            with self._clear():
+                path.rename(aside)
+        logging.warning("sweep: %s: %s; its runs are trained again, and it is kept as %s", path, why, aside.name)
+
+    def _files(self, pattern: re.Pattern[str]) -> list[pathlib.Path]:
+        """Files with a name of one's own; others in the folder are somebody else's."""
+        with self._clear():
+            return sorted(path for path in self.path.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+
+    def _write(self, name: str, content: bytes) -> None:
+        """All or nothing, and for good: the file and then its name are on the disk before this returns."""
+        part = self.path / f"{name}.part"
+        with self._clear():
+            try:
+                with part.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(self.path / name)
+                _sync(self.path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    part.unlink()
+                raise
+
+    @contextlib.contextmanager
+    def _clear(self) -> Iterator[None]:
+        """Says which folder, and what of it is safe."""
+        try:
+            yield
+        except OSError as error:
+            what = f"{error.strerror}: directory={str(self.path)!r}; what was finished is kept"
+            fix = f"{FIXES.get(error.errno or 0, '')}pass another directory, and call again"
+            raise OSError(error.errno, f"{what}: {fix}") from error
+
+
+def _name(runs: np.ndarray) -> str:
+    return f"runs-{runs[0]:08d}.nc"
+
+
+def _as_bytes(manifest: Any) -> bytes:
+    """The manifest's file, of which every byte counts."""
+    content = {"format": FORMAT, "sweep": identity.digest(manifest), "identity": manifest}
+    return json.dumps(content, indent=1).encode()
+
+
+def _sync(folder: pathlib.Path) -> None:
+    """Puts the names in a folder on the disk, where its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

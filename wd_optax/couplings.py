@@ -1,0 +1,201 @@
+"""How fast weights decay: the coupling between the learning rate η and the weight decay λ.
+
+"Is λ multiplied by the learning rate?" has several answers in the wild; here each has a name.
+c_t is the fraction of a weight removed in step t:
+
+    coupling      c_t                 who does it
+    "lr"          η_t·λ               PyTorch, Optax, Keras, timm
+    "schedule"    (η_t/η_max)·λ       the AdamW paper, AXLearn, optimī decouple_lr, Composer, big_vision
+    "corrected"   (η_t²/η_max)·λ      AdamC (for normalised layers)
+    "constant"    λ                   Hanson & Pratt, TF-Addons, Optax's adafactor
+
+References: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2 ("schedule");
+Defazio 2025, arXiv 2506.02285 ("corrected"); Hanson & Pratt 1988 ("constant").
+"""
+
+from typing import Any, NamedTuple
+
+from wd_optax.hyperparams import Scalar, ScalarOrSchedule, Schedule, check_number, is_concrete, is_static
+
+# c_t = λ · (η_t/η_max)^ratio · η_t^power
+COUPLINGS = {"lr": (0, 1), "schedule": (1, 0), "corrected": (1, 1), "constant": (0, 0)}
+
+
+def parse_coupling(name: str, coupling: Any) -> tuple[int, int]:
+    """The (ratio, power) of a coupling, or a ValueError that lists the couplings."""
+    if coupling not in COUPLINGS:
+        raise ValueError(f"{name}={coupling!r} is not a coupling: use one of {', '.join(map(repr, COUPLINGS))}")
+    return COUPLINGS[coupling]
+
+
+def removed(coupling: str, *, learning_rate: Any, weight_decay: Any, peak_learning_rate: Any = None) -> Any:
+    """c_t for values (not schedules) of η_t, λ and η_max."""
+    ratio, power = COUPLINGS[coupling]
+    if ratio:
+        weight_decay = weight_decay * (learning_rate / peak_learning_rate)
+    return weight_decay * learning_rate if power else weight_decay
+
+
+def resolve_peak(coupling: str, learning_rate: ScalarOrSchedule, peak_learning_rate: Scalar) -> Scalar:
+    """η_max where the coupling needs it, else None.
+
+    A constant learning rate is its own peak. The peak of a schedule, or of an array whose value
+    may change from step to step (under `optax.inject_hyperparams`), can't be known here.
+    """
+    ratio, _ = parse_coupling("coupling", coupling)
+    if not ratio:
+        return None
+    if peak_learning_rate is None and not is_static(learning_rate):
+        kind = "a schedule" if callable(learning_rate) else "an array"
+        raise ValueError(
+            f"coupling={coupling!r} divides by the peak learning rate, and learning_rate is {kind}, "
+            "whose peak can't be known here: pass peak_learning_rate, the largest value that "
+            "learning_rate takes in the run (for an array that stays constant: the array itself)"
+        )
+    peak = learning_rate if peak_learning_rate is None else peak_learning_rate
+    check_number("peak_learning_rate", peak)
+    if is_concrete(peak) and float(peak) == 0:
+        raise ValueError(
+            f"peak_learning_rate={peak!r}: coupling={coupling!r} divides by it; pass the largest "
+            "learning rate of the run"
+        )
+    return peak
+
+
+class Rates(NamedTuple):
+    """What is known of c_t before the first step."""
+
+    peak: Scalar  # η_max where the coupling needs it, else None
+    largest: float | None  # the largest c_t, where it is known now
+
+
+def resolve_rates(
+    coupling: str,
+    *,
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule,
+    peak_learning_rate: Scalar = None,
+) -> Rates:
+    """Checks every number and array that is known now, and c_t < 1."""
+    check_number("learning_rate", learning_rate)
+    check_number("weight_decay", weight_decay)
+    peak = resolve_peak(coupling, learning_rate, peak_learning_rate)
+    eta = peak if callable(learning_rate) else learning_rate
+    needed = {"weight_decay": weight_decay}
+    if any(COUPLINGS[coupling]):
+        needed |= {"learning_rate": eta} | ({} if peak is None else {"peak_learning_rate": peak})
+    if any(value is None or not is_concrete(value) for value in needed.values()):
+        return Rates(peak, None)
+    c = removed(coupling, **{"learning_rate": None} | {name: float(value) for name, value in needed.items()})
+    if c >= 1:
+        given = "" if eta is None else f"learning_rate={eta!r} and "
+        raise ValueError(
+            f"weight_decay={weight_decay!r} with {given}coupling={coupling!r} removes "
+            f"{c:.3g} of each weight per step; it must be below 1: lower weight_decay"
+        )
+    return Rates(peak, c)
+
+
+def decay_rate(
+    weight_decay: ScalarOrSchedule,
+    *,
+    learning_rate: ScalarOrSchedule,
+    coupling: str = "lr",
+    peak_learning_rate: Scalar | None = None,
+) -> Schedule:
+    """The fraction of a weight removed at each step, c_t = λ·(η_t/η_max)^r·η_t^k.
+
+    Args:
+      weight_decay: λ, a number ≥ 0, an array or a schedule.
+      learning_rate: η_t, likewise.
+      coupling: "lr" (c = η_t·λ), "schedule" ((η_t/η_max)·λ), "corrected" ((η_t²/η_max)·λ) or "constant" (λ).
+      peak_learning_rate: η_max, needed by "schedule" and "corrected" where `learning_rate` isn't a plain number.
+
+    Returns:
+      A function step -> c_t, a scalar, unit: fraction per step. It is a valid rate for `wd_optax.shrink`.
+
+    Raises:
+      ValueError: for an unknown coupling, a negative or non-finite number, an unknown peak, c ≥ 1.
+
+    Example:
+      >>> import wd_optax as wd
+      >>> wd.decay_rate(0.1, learning_rate=1e-3)(0)
+      0.0001
+      >>> wd.decay_rate(0.1, learning_rate=lambda t: 1e-3 / (1 + t), coupling="schedule", peak_learning_rate=1e-3)(1)
+      0.05
+    """
+    peak = resolve_rates(
+        coupling, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate
+    ).peak
+
+    def at(value: ScalarOrSchedule, step: Any) -> Any:
+        return value(step) if callable(value) else value
+
+    def rate(step: Any) -> Any:
+        return removed(
+            coupling,
+            learning_rate=at(learning_rate, step),
+            weight_decay=at(weight_decay, step),
+            peak_learning_rate=peak,
+        )
+
+    return rate
+
+
+def convert_weight_decay(
+    weight_decay: Scalar,
+    *,
+    learning_rate: ScalarOrSchedule,
+    from_coupling: str,
+    to_coupling: str,
+    peak_learning_rate: Scalar | None = None,
+) -> Scalar:
+    """The λ' that removes what λ removes under another coupling: λ' = λ·η^(r+k−r'−k')·η_max^(r'−r).
+
+    A `Coupling` is c_t = λ·(η_t/η_max)^r·η_t^k, see `decay_rate`. For a schedule the result is exact at every step if
+    r + k = r' + k', as from "lr" to "schedule"; otherwise no constant λ' exists, and this refuses. For a number it is
+    exact at that η; where the run's η is another one in between, convert to a coupling with the same r + k.
+
+    Args:
+      weight_decay: λ under `from_coupling`.
+      learning_rate: η: a schedule, or the number at which both are to remove the same.
+      from_coupling: where λ comes from: "lr", "schedule", "corrected" or "constant".
+      to_coupling: where λ' goes.
+      peak_learning_rate: η_max; by default η where that is a number.
+
+    Returns:
+      λ', a scalar, to be used with `to_coupling` and the same peak.
+
+    Raises:
+      ValueError: where no exact conversion exists, η_max is unknown, or η is 0 where it divides.
+
+    Example: optimī's decoupled 1e-5 at learning rate 1e-3 is PyTorch's 0.01; a constant 0.1 per step is λ = 100 at
+    η = 1e-3, whatever the peak is.
+      >>> import wd_optax as wd
+      >>> round(wd.convert_weight_decay(1e-5, learning_rate=1e-3, from_coupling="schedule", to_coupling="lr"), 10)
+      0.01
+      >>> wd.convert_weight_decay(
+      ...     0.1, learning_rate=1e-3, from_coupling="constant", to_coupling="lr", peak_learning_rate=1e-2
+      ... )
+      100.0
+    """
+    check_number("learning_rate", learning_rate)
+    check_number("weight_decay", weight_decay)
+    ratio_from, power_from = parse_coupling("from_coupling", from_coupling)
+    ratio_to, power_to = parse_coupling("to_coupling", to_coupling)
+    if from_coupling == to_coupling:
+        return weight_decay
+    power = ratio_from + power_from - ratio_to - power_to  # of η
+    if callable(learning_rate) and power:
+        raise ValueError(
+            f"no weight_decay under to_coupling={to_coupling!r} equals {weight_decay!r} under "
+            f"from_coupling={from_coupling!r} at every step of a scheduled learning_rate: keep that coupling, "
+            "or pass the schedule decay_rate(...) to wd_optax.shrink"
+        )
+    given = learning_rate if peak_learning_rate is None and not callable(learning_rate) else peak_learning_rate
+    peak = resolve_peak("schedule", learning_rate, given)
+    if not power:
+        return weight_decay * peak ** (ratio_to - ratio_from)
+    if is_concrete(learning_rate) and float(learning_rate) == 0:
+        raise ValueError(f"learning_rate={learning_rate!r}: pass the learning rate at which both remove the same")
+    return weight_decay * learning_rate**power * peak ** (ratio_to - ratio_from)

@@ -1,0 +1,1 @@
+"""Which parameters: paths, roles, and the forms of a mask."""

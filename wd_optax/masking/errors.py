@@ -1,0 +1,54 @@
+"""What a mask that can't be right says: the argument, the leaves it is about, and the line that fixes it."""
+
+import difflib
+import re
+import warnings
+from typing import NoReturn
+
+from wd_optax import tables
+from wd_optax.masking import roles
+
+
+def refuse(message: str, about: list[roles.Parameter], error: type[Exception] = ValueError, most: int = 5) -> NoReturn:
+    """Raises with the lines of `explain` that the message is about."""
+    lines = [("path", "shape", "role"), *((p.path, tables.show_shape(p.shape), p.role) for p in about[:most])]
+    rest = f"\n... and {len(about) - most} more" if len(about) > most else ""
+    raise error(message + ("\n" + tables.align(lines) + rest if about else ""))
+
+
+def nearest(text: str, found: list[roles.Parameter]) -> list[roles.Parameter]:
+    """The three parameters whose paths are most like `text`."""
+    words = re.sub(r"[^\w/]+", " ", text).strip()
+    return sorted(found, key=lambda p: -difflib.SequenceMatcher(None, words, p.path).ratio())[:3]
+
+
+def refuse_to_guess(found: list[roles.Parameter]) -> None:
+    """Raises where a class or `optax.masked` hides what a matrix is, and warns where plain lists do."""
+    by_doubt = {doubt: [p for p in found if p.doubt == doubt] for doubt in (roles.KEYLESS, roles.HIDDEN, roles.UNNAMED)}
+    if about := by_doubt[roles.KEYLESS]:
+        refuse(
+            f'mask="weights" goes by names, and the class that holds {about[0].path!r} is registered without keys: '
+            "register it by jax.tree_util.register_dataclass or register_pytree_with_keys_class, or give the mask "
+            f"rules, such as mask=[({_exactly(about[0].path)!r}, 1.0)]",
+            about,
+        )
+    if about := by_doubt[roles.HIDDEN]:
+        refuse(
+            f"mask=\"weights\" can't tell whether {about[0].path!r} is a matrix or a stacked norm's scale: the bias "
+            "beside it, whose shape would show it, is hidden by optax.masked or optax.partition: decide on the whole "
+            'tree, mask=wd.multipliers("weights", params), or by a rule, '
+            f'mask=[({_exactly(about[0].path)!r}, 1.0), (".*", "weights")]',
+            about,
+        )
+    if about := by_doubt[roles.UNNAMED]:
+        warnings.warn(
+            f'mask="weights" goes by names, and {about[0].path!r} of shape {about[0].shape} has none: by its rank '
+            "it decays, as a stacked norm or a bias of two axes would. Pass a dict of arrays by name, or rules, "
+            f"such as mask=[({_exactly(about[0].path)!r}, 1.0)]; for Keras: "
+            'mask=wd.multipliers("weights", model.trainable_variables)',
+            stacklevel=2,
+        )
+
+
+def _exactly(path: str) -> str:
+    return f"^{re.escape(path)}$"

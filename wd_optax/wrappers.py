@@ -1,0 +1,237 @@
+"""Decay around an optimizer: `decoupled` and `coupled` for directions, `with_decay` for finished optimizers.
+
+The two words are those of the AdamW paper (Loshchilov & Hutter 2019, arXiv 1711.05101).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wd_optax import couplings
+from wd_optax.core import Pull, decayed
+from wd_optax.hyperparams import Scalar, ScalarOrSchedule, check_number, check_transformation
+from wd_optax.masking.masks import Mask
+from wd_optax.precision.rounding import rounded
+from wd_optax.rules.toward import Anchor
+
+
+def with_decay(
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: ScalarOrSchedule,
+    weight_decay: ScalarOrSchedule,
+    mask: Mask = "weights",
+    coupling: str = "lr",
+    peak_learning_rate: Scalar | None = None,
+    cautious: bool = False,
+    anchor: Anchor = None,
+    rounding: str | None = None,
+    key: Any = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Decoupled weight decay on any finished optimizer: p ← p + step − c_t·m·p; removes c_t = η_t·λ per step.
+
+    Args:
+      optimizer: any Optax optimizer, its learning rate included and its own decay switched off (Optax's lion, adamw,
+        nadamw, ... decay by default); extra arguments of `update` reach it.
+      learning_rate: η_t, the optimizer's, to which the decay is coupled; editing this leaf in the state changes
+        the decay alone, for the optimizer keeps its own.
+      weight_decay: λ.
+      mask, coupling, peak_learning_rate, anchor, rounding, key: see `wd_optax.optimizers`.
+      cautious: decay only entries where the step does not move away from zero. Where a step is 0 the direction can't be
+        seen: at η_t = 0 nothing decays, and entries that underflow do; `wd_optax.decoupled` sees the direction.
+
+    Averaging wrappers such as schedule-free stand outside, so that every sequence they keep decays:
+    `optax.contrib.schedule_free(wd.with_decay(optax.sgd(lr), ...), lr)`. `optax.contrib.cocob`, `madgrad` and
+    `mechanize` compute the weights from a copy that they keep, and take the decay back: for these use
+    `add_l2_to_loss`. Where the optimizer scales `learning_rate` itself (prodigy, dog, ...), c_t does not follow.
+    `optax.MultiSteps` and `apply_if_finite` go outside, too: they skip updates, and a decay around them would not.
+
+    Raises:
+      ValueError: at `init`, for an optimizer that skips updates.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> tx = wd.with_decay(optax.lion(1e-3, weight_decay=0.0), learning_rate=1e-3, weight_decay=1.0)
+      >>> params = {"kernel": jnp.array([[2.0]]), "bias": jnp.array([2.0])}
+      >>> updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+      >>> print(f"{updates['kernel'].item():.4f}", updates["bias"].item() == 0)
+      -0.0020 True
+    """
+    tx = build(
+        "with_decay", optimizer, learning_rate, finished=True, weight_decay=weight_decay, mask=mask, coupling=coupling,
+        peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
+    )  # fmt: skip
+    return rounded(tx, rounding, key)
+
+
+def decoupled(
+    direction: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule,
+    mask: Mask = "weights",
+    coupling: str = "lr",
+    peak_learning_rate: Scalar | None = None,
+    cautious: bool = False,
+    anchor: Anchor = None,
+    rounding: str | None = None,
+    key: Any = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Any direction u with decoupled weight decay: p ← p − η_t·u − c_t·m·p; removes c_t = η_t·λ per step.
+
+    η is one live leaf, for the step and the decay: editing it in the state changes both.
+
+    Args:
+      direction: what comes before the learning rate: `optax.scale_by_lion()`, `optax.trace(0.9)`, a chain of such, or
+        an optimizer at learning rate 1, turned around: `optax.chain(optax.contrib.muon(1.0), optax.scale(-1.0))`. It
+        climbs: the step is −η·u. Extra arguments of `update` reach it.
+      learning_rate: η_t.
+      weight_decay: λ.
+      mask, coupling, peak_learning_rate, cautious, anchor, rounding, key: see `wd_optax.optimizers`.
+
+    Returns:
+      A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
+
+    Raises:
+      ValueError, TypeError: for a bad number at once; at `init` for a mask or anchor that doesn't fit, and for a
+        direction that skips updates, such as `optax.MultiSteps`.
+
+    Example: Lion; halving η in the state halves step and decay.
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> tx = wd.decoupled(optax.scale_by_lion(), 1e-3, weight_decay=1.0)
+      >>> params = {"kernel": jnp.array([[2.0]])}
+      >>> for lr in (1e-3, 5e-4):
+      ...     state = optax.tree.set(tx.init(params), learning_rate=jnp.float32(lr))
+      ...     updates, _ = tx.update({"kernel": jnp.array([[1.0]])}, state, params)
+      ...     print(f"{updates['kernel'].item():.4f}")  # −η·sign − η·λ·p
+      -0.0030
+      -0.0015
+    """
+    tx = build(
+        "decoupled", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
+        peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
+    )  # fmt: skip
+    return rounded(tx, rounding, key)
+
+
+def coupled(
+    direction: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule,
+    mask: Mask = "weights",
+) -> optax.GradientTransformationExtraArgs:
+    """Any direction with L2 in the gradient: u = direction(g + λ·m·p), p ← p − η_t·u.
+
+    What the direction does to a gradient it does to λ·m·p: Adam divides it by √v̂, momentum accumulates it.
+
+    Args:
+      direction: what comes before the learning rate, as for `decoupled`.
+      learning_rate: η_t, a live leaf.
+      weight_decay: λ.
+      mask: see `wd_optax.optimizers`.
+
+    Returns:
+      A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
+
+    Raises:
+      ValueError, TypeError: as `decoupled`.
+
+    Example: PyTorch's `RMSprop(weight_decay=0.1)`: the step is η/√(1 − decay), whatever λ is.
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> tx = wd.coupled(optax.scale_by_rms(0.99, eps_in_sqrt=False), 1e-3, weight_decay=0.1)
+      >>> params = {"kernel": jnp.array([[2.0]])}
+      >>> updates, _ = tx.update({"kernel": jnp.array([[0.0]])}, tx.init(params), params)
+      >>> print(f"{updates['kernel'].item():.4f}")
+      -0.0100
+    """
+    return build_coupled("coupled", direction, learning_rate, weight_decay=weight_decay, mask=mask)
+
+
+def build(
+    name: str,
+    direction: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule,
+    mask: Mask,
+    coupling: str,
+    peak_learning_rate: Scalar | None,
+    cautious: bool,
+    anchor: Anchor,
+    finished: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """step = −η·direction (or the direction itself where it is finished), then step − c·m·(p − a)."""
+    peak, largest = couplings.resolve_rates(
+        coupling, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate
+    )
+    hyperparams = {"learning_rate": learning_rate, "weight_decay": weight_decay}
+    if peak is not None:
+        hyperparams["peak_learning_rate"] = peak
+
+    def after(updates: Any, pull: Pull) -> Any:
+        downward, step = (updates, updates) if finished else _descend(updates, pull)
+        strength = -couplings.removed(coupling, **pull.hyperparams)
+        if cautious and finished:  # a step of 0 doesn't show its direction
+            strength = jnp.where(pull.hyperparams["learning_rate"] != 0, strength, 0)
+        return pull(step, strength, gate=downward if cautious else None)
+
+    inner = _never_skipping(name, direction)
+    return decayed(name, inner, hyperparams, mask=mask, anchor=anchor, largest=largest, after=after)
+
+
+def build_coupled(
+    name: str,
+    direction: optax.GradientTransformation,
+    learning_rate: ScalarOrSchedule,
+    *,
+    weight_decay: ScalarOrSchedule,
+    mask: Mask,
+) -> optax.GradientTransformationExtraArgs:
+    """g + λ·m·p, through the direction, times −η."""
+    check_number("learning_rate", learning_rate)
+    check_number("weight_decay", weight_decay)
+    return decayed(
+        name,
+        _never_skipping(name, direction),
+        {"learning_rate": learning_rate, "weight_decay": weight_decay},
+        mask=mask,
+        before=lambda grads, pull: pull(grads, pull.hyperparams["weight_decay"]),
+        after=lambda direction, pull: _descend(direction, pull)[1],
+    )
+
+
+def _descend(direction: Any, pull: Pull) -> tuple[Any, Any]:
+    """−u and −η·u, with η rounded to the update's type as Optax does: λ = 0 is bitwise Optax's optimizer.
+
+    Both in terms of −u: XLA on CPUs writes an expensive u to memory if a sign and a product each read it.
+    """
+    eta = pull.hyperparams["learning_rate"]
+    downward = jax.tree.map(jnp.negative, direction)
+    return downward, jax.tree.map(lambda d: eta.astype(d.dtype) * d, downward)
+
+
+# States of Optax's wrappers that return no step from some updates.
+SKIPPING = (optax.MultiStepsState, optax.ApplyIfFiniteState, optax.ConditionallyMaskState)
+
+
+def _never_skipping(name: str, optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`optimizer`, refused at `init` where it skips updates: the decay around it would not be skipped."""
+    check_transformation("optimizer" if name == "with_decay" else "direction", optimizer)
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def init(params: Any) -> Any:
+        state = optimizer.init(params)
+        is_skipping = lambda node: isinstance(node, SKIPPING)
+        for node in filter(is_skipping, jax.tree.leaves(state, is_leaf=is_skipping)):
+            wrapper = type(node).__name__.removesuffix("State")
+            raise ValueError(
+                f"{name}: the optimizer has a {wrapper} inside, which skips updates, and the decay around it would act "
+                f"on the skipped ones, too. Put {wrapper} outside: optax.MultiSteps(wd.{name}(optimizer, ...), k), "
+                f"optax.apply_if_finite(wd.{name}(optimizer, ...), n)"
+            )
+        return state
+
+    return optax.GradientTransformationExtraArgs(init, optimizer.update)
