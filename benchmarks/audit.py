@@ -1,10 +1,10 @@
-"""What `wd.audit` costs on large trees, by shapes alone: wall and CPU seconds, and the peak memory of the process.
+"""Cost of `wd.audit` on large trees of shapes: wall and CPU seconds, and the peak memory of the process.
 
-Each case runs in a process of its own: a peak is a process's, and nothing is compiled before.
+Each case runs in its own process, so that peaks are separate and nothing is compiled beforehand.
 
     python benchmarks/audit.py                      # about a minute on a laptop CPU
-    python benchmarks/audit.py --cases=70b          # those whose name contains it
-    python benchmarks/audit.py --leaves=4000        # of the trees with many leaves
+    python benchmarks/audit.py --cases=70b          # cases whose name contains it
+    python benchmarks/audit.py --leaves=4000        # size of the trees with many leaves
 """
 
 import multiprocessing
@@ -22,21 +22,21 @@ from absl import app, flags
 
 import wd_optax as wd
 
-_CASES = flags.DEFINE_string("cases", "", "Part of the names of the cases to run; all by default.")
-_LEAVES = flags.DEFINE_integer("leaves", 20_000, "Leaves of the trees that have many.", lower_bound=10)
+_CASES = flags.DEFINE_string("cases", "", "Substring of the names of the cases to run; all by default.")
+_LEAVES = flags.DEFINE_integer("leaves", 20_000, "Size of the trees with many leaves.", lower_bound=10)
 _LAYERS = flags.DEFINE_integer("layers", 80, "Layers of the 70B model.", lower_bound=1)
 STEPS = 500_000
 
 
 class Cost(NamedTuple):
-    """What one audit took."""
+    """Cost of one audit."""
 
     leaves: int
     parameters: int
     wall: float
     cpu: float
     megabytes: float
-    decaying: int  # leaves that the report says decay
+    decaying: int  # decaying leaves according to the report
 
 
 def llama_70b(layers: int) -> Any:
@@ -66,7 +66,7 @@ def many_leaves(leaves: int) -> Any:
 
 
 def by_path(params: Any) -> Any:
-    """The mask that many Optax users write."""
+    """A path-based mask, as many Optax users write it."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("bias", "scale"), params)
 
 
@@ -95,7 +95,7 @@ def measure(name: str, leaves: int, layers: int) -> Cost:
 
 
 def table(found: dict[str, Cost]) -> str:
-    """One line per case."""
+    """Formats one line per case."""
     lines = [f"{'tree':<18}{'leaves':>8}{'parameters':>12}{'decaying':>10}{'seconds':>9}{'CPU s':>8}{'MB':>7}"]
     lines += [
         f"{name:<18}{x.leaves:>8}{x.parameters:>12.3g}{x.decaying:>10}{x.wall:>9.1f}{x.cpu:>8.1f}{x.megabytes:>7.0f}"

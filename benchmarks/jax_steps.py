@@ -1,4 +1,4 @@
-"""Steps of this library and of Optax for `step.py`: each a line of VARIANTS."""
+"""Optimizer steps of this library and of Optax for `step.py`, one per entry of VARIANTS."""
 
 import functools
 import math
@@ -13,43 +13,46 @@ import trees
 
 import wd_optax as wd
 
-η, λ = 1e-3, 0.1
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 Make = Callable[[], optax.GradientTransformation]
 
 
 def _adamw_bf16(rounding: str) -> optax.GradientTransformation:
-    narrow = jnp.bfloat16
-    return wd.adamw(η, weight_decay=λ, mask=None, mu_dtype=narrow, nu_dtype=narrow, rounding=rounding)
+    return _adamw(mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16, rounding=rounding)
 
 
 def _adamw_flat() -> optax.GradientTransformation:
     moments = optax.flatten(optax.scale_by_adam())
-    return optax.chain(moments, wd.add_decayed_weights(λ, mask=None), optax.scale_by_learning_rate(η))
+    return optax.chain(
+        moments, wd.add_decayed_weights(WEIGHT_DECAY, mask=None), optax.scale_by_learning_rate(LEARNING_RATE)
+    )
 
 
 def _optax_sgdw() -> optax.GradientTransformation:
-    return optax.chain(optax.trace(0.9), optax.add_decayed_weights(λ), optax.scale_by_learning_rate(η))
+    return optax.chain(
+        optax.trace(0.9), optax.add_decayed_weights(WEIGHT_DECAY), optax.scale_by_learning_rate(LEARNING_RATE)
+    )
 
 
-_adamw = functools.partial(wd.adamw, η, weight_decay=λ, mask=None)
-_sgdw = functools.partial(wd.sgdw, η, weight_decay=λ, mask=None, momentum=0.9)
+_adamw = functools.partial(wd.adamw, LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None)
+_sgdw = functools.partial(wd.sgdw, LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None, momentum=0.9)
 _ROUNDINGS = ("nearest", "stochastic", "compensated")
-# The first variant of each optimizer is what the others are held against, beside Optax and torch.
+# Ratios are relative to the first variant of each optimizer, to Optax and to torch.
 VARIANTS: dict[str, dict[str, Make]] = {
     "adamw": {
         "wd_optax": _adamw,
         "wd_optax, monitor": lambda: wd.monitor_decay(_adamw()),
-        "optax": lambda: optax.adamw(η, weight_decay=λ),
+        "optax": lambda: optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
     },
-    "adamw_flat": {  # one buffer per moment, by Optax's wrapper
+    "adamw_flat": {  # one buffer per moment, by optax.flatten
         "wd_optax": _adamw,
         "wd_optax, flat moments": _adamw_flat,
-        "optax": lambda: optax.adamw(η, weight_decay=λ),
+        "optax": lambda: optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
     },
     "adam_l2": {
-        "wd_optax": lambda: wd.adam_l2(η, weight_decay=λ, mask=None),
-        "wd_optax, monitor": lambda: wd.monitor_decay(wd.adam_l2(η, weight_decay=λ, mask=None)),
-        "optax": lambda: optax.chain(optax.add_decayed_weights(λ), optax.adam(η)),
+        "wd_optax": lambda: wd.adam_l2(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None),
+        "wd_optax, monitor": lambda: wd.monitor_decay(wd.adam_l2(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None)),
+        "optax": lambda: optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.adam(LEARNING_RATE)),
     },
     "sgdw": {
         "wd_optax": _sgdw,
@@ -57,13 +60,18 @@ VARIANTS: dict[str, dict[str, Make]] = {
         "optax": _optax_sgdw,
     },
     "lion": {
-        "wd_optax": lambda: wd.with_decay(optax.lion(η, weight_decay=0.0), learning_rate=η, weight_decay=λ, mask=None),
-        "optax": lambda: optax.lion(η, weight_decay=λ),
+        "wd_optax": lambda: wd.with_decay(
+            optax.lion(LEARNING_RATE, weight_decay=0.0),
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            mask=None,
+        ),
+        "optax": lambda: optax.lion(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
     },
     "adamw_bf16": {
         **{f"wd_optax, {rounding}": functools.partial(_adamw_bf16, rounding) for rounding in _ROUNDINGS},
         "wd_optax, master": lambda: wd.precision.with_master_weights(_adamw()),
-        "optax": lambda: optax.adamw(η, weight_decay=λ),
+        "optax": lambda: optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
     },
     "sgdw_bf16": {
         **{f"wd_optax, {rounding}": functools.partial(_sgdw, rounding=rounding) for rounding in _ROUNDINGS},
@@ -79,10 +87,10 @@ def nbytes(tree: Any) -> int:
 
 
 class JaxSteps:
-    """Blocks of steps of one tree at a time. Parameters and state live as long as a block; gradients stay."""
+    """Times blocks of steps of one tree at a time. Parameters and state last for a block; gradients are reused."""
 
     def load(self, tree: str, optimizer: str, dtype: str) -> list[dict[str, Any]]:
-        """Draws the gradients and compiles; what is known of each variant."""
+        """Draws the gradients and compiles; returns the properties of each variant."""
         self.grads = {path: jnp.array(x, dtype) for path, x in trees.values(trees.TREES[tree]()).items()}
         stream = jax.jit(lambda x: (x * 0.999,), donate_argnums=0)
         self.variants: list[Any] = [(lambda: (jnp.ones(trees.STREAM),), stream)]
@@ -102,7 +110,7 @@ class JaxSteps:
         self.variants.append((start, lambda params, state: jitted(params, state, self.grads)))
         state = jax.eval_shape(tx.init, self.grads)
         began = time.perf_counter()
-        compiled: Any = jitted.lower(self.grads, state, self.grads).compile()  # which the first call uses, too
+        compiled: Any = jitted.lower(self.grads, state, self.grads).compile()  # the first call reuses it
         seconds, moved = time.perf_counter() - began, compiled.cost_analysis()["bytes accessed"]
         return {"bytes": moved, "floor": 3 * nbytes(self.grads) + 2 * nbytes(state), "compile": seconds}
 

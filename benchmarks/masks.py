@@ -1,6 +1,6 @@
-"""What a mask costs per trace, by form and number of leaves: the time of `wd.multipliers`, which `update` calls.
+"""Cost of a mask per trace, by form and number of leaves: the time of `wd.multipliers`, which `update` calls.
 
-A tree or a function that Optax would take must not cost more than a few times "weights", at any size.
+A mask in Optax's form (tree or function) must not cost more than a few times "weights", at any size.
 
     python benchmarks/masks.py                      # takes ~20 seconds on a laptop CPU
     python benchmarks/masks.py --leaves=300,1200
@@ -27,12 +27,12 @@ def tree(leaves: int) -> Any:
 
 
 def by_rank(params: Any) -> Any:
-    """The mask that many Optax users write."""
+    """A rank-based mask, as many Optax users write it."""
     return jax.tree.map(lambda leaf: len(leaf.shape) > 1, params)
 
 
 def forms(params: Any) -> dict[str, Any]:
-    """One mask of each form, all with the same meaning but for None."""
+    """One mask of each form, all equivalent but for None."""
     return {"weights": "weights", "None": None, "rules": ["kernel"], "tree": by_rank(params), "function": by_rank}
 
 
@@ -49,7 +49,7 @@ def measure(leaves: int, rounds: int) -> dict[str, float]:
 
 
 def report(found: dict[int, dict[str, float]]) -> str:
-    """Milliseconds, and in brackets the ratio to "weights"."""
+    """Formats milliseconds, and the ratio to "weights" in brackets."""
     cell = lambda times, name: f"{1e3 * times[name]:.0f} ({times[name] / times['weights']:.1f})"
     names = list(next(iter(found.values())))
     lines = ["leaves  " + "  ".join(f"{name:>12}" for name in names)]

@@ -1,4 +1,4 @@
-"""A worker process: it trains when told to, and says how long that took. Needs nothing but Python."""
+"""Worker process that trains on request and reports the time. Needs only Python."""
 
 import json
 import pathlib
@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 
 def serve(train: Callable[[int], list[float]], compiling: Callable[[], float] = lambda: 0.0) -> None:
-    """Answers each line, a number of points, with JSON: seconds, those of them spent compiling, losses, bytes.
+    """Answers each input line, a number of points, with JSON: seconds, of which compiling, losses, bytes.
 
     Args:
-      train: trains that many points and returns the loss of each.
-      compiling: seconds spent so far.
+      train: trains that many points and returns their losses.
+      compiling: seconds spent compiling so far.
     """
     for line in sys.stdin:
         before, began = compiling(), time.perf_counter()
@@ -25,8 +25,8 @@ def serve(train: Callable[[int], list[float]], compiling: Callable[[], float] = 
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
+    """Peak memory of this process."""
     status = pathlib.Path("/proc/self/status")
-    if status.exists():  # on Linux ru_maxrss begins with what the parent held
+    if status.exists():  # on Linux ru_maxrss includes the parent's peak
         return 1024 * int(re.findall(r"VmHWM:\s*(\d+)", status.read_text())[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,7 +1,7 @@
-"""What it costs to begin: tracing and compiling the step, `init`, and the import, ours against Optax's, in one run.
+"""Startup cost: tracing and compiling the step, `init`, and the import, compared with Optax's in one run.
 
-Only ratios travel between machines; both are measured in turn. Compilation is that of a fresh process: caches are
-cleared before each. Our adamw has its default mask, Optax's has none.
+Only ratios are comparable between machines; the two alternate. Caches are cleared before each compilation, as in a
+fresh process. wd.adamw has its default mask, Optax's has none.
 
     python benchmarks/startup.py                     # takes ~2 minutes on a laptop CPU
     python benchmarks/startup.py --leaves=10,100 --rounds=9
@@ -30,7 +30,7 @@ import wd_optax as wd
 
 _LEAVES = flags.DEFINE_list("leaves", ["10", "100", "1000"], "Sizes of the trees.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each.", lower_bound=3)
-_JSON = flags.DEFINE_string("json", None, "A file for every measurement.")
+_JSON = flags.DEFINE_string("json", None, "JSON file for all measurements.")
 
 OPTIMIZERS = {
     "wd_optax": lambda: wd.adamw(1e-3, weight_decay=0.1),
@@ -39,12 +39,12 @@ OPTIMIZERS = {
 
 
 def now() -> Any:
-    """Two clocks: the wall's, and this process's CPU seconds, which other processes disturb less."""
+    """Wall clock and CPU seconds of this process; the latter are less disturbed by other processes."""
     return np.array([time.perf_counter(), time.process_time()])
 
 
 def step_seconds(tx: optax.GradientTransformation, params: Any) -> dict[str, Any]:
-    """To trace and lower the jitted, donated step, to compile it, and both."""
+    """Seconds to trace and lower the jitted, donated step, to compile it, and both."""
 
     def step(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
         updates, state = tx.update(grads, state, params)
@@ -61,7 +61,7 @@ def step_seconds(tx: optax.GradientTransformation, params: Any) -> dict[str, Any
 
 
 def import_seconds(module: str, cache: str) -> Any:
-    """In a new process, measured there, with bytecode in a folder of its own: an environment may forbid to write it."""
+    """Import time in a new process, with its own bytecode folder, because the environment's may be read-only."""
     clocks = "[time.perf_counter(), time.process_time()]"
     code = f"import time; began = {clocks}; import {module}; print([began, {clocks}])"
     env = os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": cache}
@@ -70,7 +70,7 @@ def import_seconds(module: str, cache: str) -> Any:
 
 
 def begin(name: str, size: int) -> dict[str, Any]:
-    """Seconds of everything but the import, for a tree with that many leaves."""
+    """Seconds of everything but the import, for a tree of `size` leaves."""
     tx, params = OPTIMIZERS[name](), {path: jnp.ones(shape) for path, shape in trees.many(size, 8).items()}
     tx.init(params)
     began = now()
@@ -88,7 +88,7 @@ def measure(sizes: Iterable[int], rounds: int) -> dict[str, dict[str, list[list[
     with tempfile.TemporaryDirectory() as cache:
         works[""] = lambda name: {"import": import_seconds(name, cache)}
         for of, work in works.items():
-            for i in range(rounds + 1):  # one to warm up
+            for i in range(rounds + 1):  # the first is a warm-up
                 for name in order.sample(list(OPTIMIZERS), 2):
                     spent = work(name)
                     for what, clocks in spent.items() if i else ():
@@ -97,7 +97,7 @@ def measure(sizes: Iterable[int], rounds: int) -> dict[str, dict[str, list[list[
 
 
 def report(found: dict[str, dict[str, list[list[float]]]]) -> str:
-    """A line per measurement: medians in ms, their ratio, and the ratio of the CPU seconds."""
+    """Formats medians in ms, their ratio, and the ratio of CPU seconds."""
     lines = [f"{'median ms':32}{'wd_optax':>10}{'optax':>10}{'ratio':>8}{'of CPU':>8}"]
     for what, of in found.items():
         ours, theirs = (1e3 * np.median(of[name], axis=0) for name in OPTIMIZERS)
@@ -107,7 +107,7 @@ def report(found: dict[str, dict[str, list[list[float]]]]) -> str:
 
 
 def main(argv: list[str]) -> None:
-    """Measures, prints, writes."""
+    """Measures, prints and writes the results."""
     del argv
     jax.config.update("jax_enable_compilation_cache", False)
     found = measure(map(int, _LEAVES.value), _ROUNDS.value)

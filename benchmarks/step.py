@@ -1,13 +1,14 @@
-"""What an optimizer step costs: ours, Optax's and torch's, against the bandwidth that the machine has, in one run.
+"""Cost of an optimizer step of this library, Optax and torch, relative to the machine's bandwidth, in one run.
 
-Only ratios travel between machines. Blocks of steps of all variants are interleaved in an order that is drawn anew in
-each round; JAX and torch have a process each, of which one sleeps while the other computes, with the threads that they
-choose by themselves (torch: the faster of one and all). Steps are jitted, parameters and state donated. Everything
-decays, so that all compute the same.
+Only ratios are comparable between machines. Blocks of steps of all variants are interleaved in an order that is drawn
+anew in each round; JAX and torch run in separate processes, one sleeping while the other computes, with their default
+threads (torch: the faster of one and all). Steps are jitted, parameters and state donated. Every leaf decays, so that
+all variants compute the same.
 
-A step must read gradients, and read and write parameters and state: that many bytes, over the best in-place p ← 0.999·p
-on 64 Mi float32 numbers, are the limit. Trees that fit in a cache pass it. B/param is what the compiled program says
-that it moves (on a TPU prefetches into on-chip memory are counted again); compile is in seconds, tracing included.
+A step must read gradients, and read and write parameters and state. The limit is the time for that many bytes at the
+bandwidth of the best in-place p ← 0.999·p on 64 Mi float32 numbers; trees that fit in cache exceed it. B/param is the
+compiled program's own count (on a TPU prefetches into on-chip memory are counted twice); compile is in seconds,
+including tracing.
 
     python benchmarks/step.py                                        # takes ~6 minutes on a laptop CPU
     python benchmarks/step.py --trees=mlp,resnet50 --optimizers=adamw,sgdw,lion --rounds=15
@@ -37,16 +38,16 @@ _TREES = flags.DEFINE_list("trees", ["leaf", "gpt2", "many", "mlp"], f"Of {', '.
 _OPTIMIZERS = flags.DEFINE_list("optimizers", ["adamw"], f"Of {', '.join(jax_steps.VARIANTS)}.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Blocks of each variant.", lower_bound=3)
 _DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "JAX's platform; torch runs on CPU and CUDA.")
-_TORCH = flags.DEFINE_string("torch_python", sys.executable, "A Python that has torch, for its own process.")
-_JSON = flags.DEFINE_string("json", None, "A file for every block's time, with versions, device and date.")
-_OUT = flags.DEFINE_string("out", None, "A PNG file for the bar chart.")
+_TORCH = flags.DEFINE_string("torch_python", sys.executable, "Python interpreter with torch, for its process.")
+_JSON = flags.DEFINE_string("json", None, "JSON file for all block times, with versions, device and date.")
+_OUT = flags.DEFINE_string("out", None, "PNG file for the bar chart.")
 
-BLOCK = 0.05  # seconds that a block lasts at least
+BLOCK = 0.05  # minimal seconds per block
 TORCH_DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 
 
 class TorchSteps:
-    """`torch_steps.TorchSteps` in its process."""
+    """Client of `torch_steps.TorchSteps` in its own process."""
 
     def __init__(self, python: str, device: str) -> None:
         script = pathlib.Path(__file__).with_name("torch_steps.py")
@@ -59,7 +60,7 @@ class TorchSteps:
         assert self.process.stdout
         print(json.dumps(call), file=self.process.stdin, flush=True)
         if not (answer := self.process.stdout.readline()):
-            raise RuntimeError(f"torch's process ended at {call}: what it wrote stands above")
+            raise RuntimeError(f"torch's process ended at {call}: see its output above")
         return json.loads(answer)
 
     def load(self, tree: str, optimizer: str, dtype: str) -> list[dict[str, Any]]:
@@ -72,19 +73,23 @@ class TorchSteps:
 
 
 def find_torch(python: str, platform: str) -> str | None:
-    """The version of torch that has the device, or None, and why is printed."""
+    """The version of torch if it supports the device; otherwise None, and the reason is printed."""
     device = TORCH_DEVICES.get(platform)
     code = f"import torch; torch.empty(0, device={device!r}); print(torch.__version__)"
     tried = subprocess.run([python, "-c", code], capture_output=True, text=True)
     if device and not tried.returncode:
         return tried.stdout.strip()
-    why = (tried.stderr.strip().splitlines() or [f"{python} fails"])[-1] if device else f"it has no {platform}"
-    print(f"without torch ({why}): pip install 'wd_optax[benchmarks]', or --torch_python=PATH of a Python that has it")
+    why = (
+        (tried.stderr.strip().splitlines() or [f"{python} fails"])[-1]
+        if device
+        else f"torch doesn't support {platform}"
+    )
+    print(f"without torch ({why}): pip install 'wd_optax[benchmarks]', or --torch_python=PATH of a Python with torch")
     return None
 
 
 def measure(workers: Iterable[Any], tree: str, optimizer: str, rounds: int) -> list[dict[str, Any]]:
-    """A row per variant: what its worker knows of it, and the seconds per step of each of its blocks."""
+    """Returns a row per variant: its properties, and the seconds per step of each block."""
     shapes = trees.TREES[tree]()
     about = {"tree": tree, "optimizer": optimizer, "parameters": trees.size(shapes), "leaves": len(shapes)}
     dtype = "bfloat16" if optimizer.endswith("_bf16") else "float32"
@@ -97,11 +102,11 @@ def measure(workers: Iterable[Any], tree: str, optimizer: str, rounds: int) -> l
     for _ in range(rounds):
         for seconds, block in order.sample(blocks, len(blocks)):
             seconds.append(block(max(3, math.ceil(BLOCK / seconds[-1]))))
-    return [row | {"seconds": row["seconds"][1:]} for row in rows]  # the first chose the number of steps
+    return [row | {"seconds": row["seconds"][1:]} for row in rows]  # the first block determined the number of steps
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of one `measure`, of several numbers of threads the fastest, with medians, GB/s and ratios."""
+    """Adds medians, GB/s and ratios to the rows of `measure`, and selects the fastest thread count."""
     best: dict[str, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: -statistics.median(row["seconds"])):
         best[row["variant"]] = row
@@ -129,7 +134,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """A line per variant of one tree and optimizer."""
+    """Formats a line per variant of one tree and optimizer."""
     columns = {"ms": "9.3f", "spread": "8.0%", "× first": "9.2f", "× optax": "9.2f", "× torch": "9.2f"}
     columns |= {"B/param": "9.1f", "GB/s": "7.1f", "of limit": "10.0%", "compile": "8.1f"}
     width = {name: int(form.split(".")[0]) for name, form in columns.items()}
@@ -149,7 +154,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def chart(groups: list[list[dict[str, Any]]], path: str) -> None:
-    """Writes a panel per tree and optimizer: a bar per variant, its spread, and the limit as a line."""
+    """Draws a panel per tree and optimizer: a bar per variant with its spread, and the limit as a line."""
     from matplotlib.figure import Figure
 
     colours = {"wd_optax": "#0072B2", "optax": "#E69F00", "torch": "#D55E00"}  # Okabe & Ito
@@ -157,7 +162,7 @@ def chart(groups: list[list[dict[str, Any]]], path: str) -> None:
     deep = math.ceil(len(groups) / columns)
     figure = Figure(figsize=(4.5 * columns, 2.6 * deep), layout="constrained")
     panels = figure.subplots(deep, columns, squeeze=False).flat
-    for rows, axes in zip(groups, panels, strict=False):  # this order takes no panel too many
+    for rows, axes in zip(groups, panels, strict=False):  # in this order zip doesn't consume a surplus panel
         bars = [row for row in rows if not row["variant"].startswith("stream")][::-1]
         names = [row["variant"] for row in bars]
         reach = [[abs(row["ms"] - row["quartiles"][i]) for row in bars] for i in (0, 1)]
@@ -171,7 +176,7 @@ def chart(groups: list[list[dict[str, Any]]], path: str) -> None:
 
 
 def chosen(flag: Any, table: dict[str, Any]) -> list[str]:
-    """The names in a list flag, each of which must be in the table."""
+    """Returns the names in a list flag; raises for names that are not in the table."""
     for name in flag.value:
         if name not in table:
             raise app.UsageError(f"--{flag.name}: {name!r} is none of {', '.join(table)}")
@@ -179,14 +184,14 @@ def chosen(flag: Any, table: dict[str, Any]) -> list[str]:
 
 
 def main(argv: list[str]) -> None:
-    """Measures, prints after each tree and optimizer, writes."""
+    """Measures, printing and writing after each tree and optimizer."""
     del argv
     names = [(tree, kind) for tree in chosen(_TREES, trees.TREES) for kind in chosen(_OPTIMIZERS, jax_steps.VARIANTS)]
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or a GPU's memory is all JAX's
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for torch
     try:
         device = jax.devices(_DEVICE.value)[0]
     except RuntimeError as error:
-        raise app.UsageError(f"--device={_DEVICE.value}: JAX finds none here: {error}") from None
+        raise app.UsageError(f"--device={_DEVICE.value}: JAX finds no such device: {error}") from None
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "optax", "wd_optax")}
     workers: list[Any] = [jax_steps.JaxSteps()]
     if torch := find_torch(_TORCH.value, _DEVICE.value):
@@ -202,7 +207,7 @@ def main(argv: list[str]) -> None:
         for tree, optimizer in names:
             groups.append(summarise(measure(workers, tree, optimizer, _ROUNDS.value)))
             print("\n" + report(groups[-1]), flush=True)
-            if _JSON.value:  # after each, for a long run may be stopped
+            if _JSON.value:  # after each one, because a long run may be interrupted
                 rows = [row for group in groups for row in group]
                 pathlib.Path(_JSON.value).write_text(json.dumps(about | {"rows": rows}, indent=1))
     if _OUT.value:

@@ -1,7 +1,6 @@
-"""Steps of torch.optim for `step.py`, in a process that needs torch and NumPy alone.
+"""Steps of torch.optim for `step.py`, in a process that needs only torch and NumPy.
 
-`python torch_steps.py cpu` reads a line of JSON, [method, arguments...], answers with a line of JSON, and sleeps until
-the next.
+`python torch_steps.py cpu` reads lines of JSON, [method, arguments...], and answers each with a line of JSON.
 """
 
 import functools
@@ -17,19 +16,19 @@ RATES = {"lr": 1e-3, "weight_decay": 0.1}
 OPTIMIZERS: dict[str, Any] = {
     "adamw": torch.optim.AdamW,
     "adam_l2": torch.optim.Adam,
-    "sgdw": functools.partial(torch.optim.SGD, momentum=0.9),  # torch couples its decay, and moves as many bytes
+    "sgdw": functools.partial(torch.optim.SGD, momentum=0.9),  # torch's decay is coupled, but moves as many bytes
 }
 
 
 class TorchSteps:
-    """Blocks of steps of one tree at a time. Parameters and state live as long as a block; gradients stay."""
+    """Times blocks of steps of one tree at a time. Parameters and state last for a block; gradients are reused."""
 
     def __init__(self, device: str) -> None:
         self.device, self.floor = device, 0
         self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def load(self, tree: str, optimizer: str, dtype: str) -> list[dict[str, Any]]:
-        """Draws the gradients; what is known of each variant, each with one thread and with all."""
+        """Draws the gradients; returns the properties of each variant, with one thread and with all."""
         drawn = trees.values(trees.TREES[tree]()).values()
         self.grads = [torch.from_numpy(x).to(self.device, getattr(torch, dtype)) for x in drawn]
         kind = OPTIMIZERS.get(optimizer.removesuffix("_bf16"))
@@ -47,7 +46,7 @@ class TorchSteps:
         return {"variant": name, "threads": threads, "floor": self.floor}
 
     def block(self, variant: int, steps: int) -> float:
-        """Seconds per step, and in `floor` the bytes that a step must touch."""
+        """Seconds per step; sets `floor` to the bytes that a step must move."""
         name, threads = self.variants[variant]
         torch.set_num_threads(threads)
         make = self.make[name]

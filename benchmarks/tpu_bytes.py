@@ -1,7 +1,7 @@
-"""What a step moves on a TPU, counted by the TPU's own compiler, which needs no TPU: `pip install wd_optax[tpu]`.
+"""Bytes moved per step on a TPU, counted by the TPU's compiler, which needs no TPU: `pip install wd_optax[tpu]`.
 
 One leaf of 64 Mi parameters: with several leaves the compiler prefetches into on-chip memory, and `cost_analysis`
-counts those bytes again, which never cross HBM a second time.
+counts those bytes twice, although they cross HBM once.
 
     TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_bytes.py                       # the table of docs/performance.md
     TPU_SKIP_MDS_QUERY=1 python benchmarks/tpu_bytes.py --topologies=v5e:2x2
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no machine to ask
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU host to query
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import wd_optax as wd
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x4", "tpu7x:2x2x1")
-_TOPOLOGIES = flags.DEFINE_multi_string("topologies", list(TOPOLOGIES), "For which chips.")
+_TOPOLOGIES = flags.DEFINE_multi_string("topologies", list(TOPOLOGIES), "Chips to compile for.")
 
 BF16, F32 = jnp.bfloat16, jnp.float32
 COLUMNS = 1024
@@ -33,7 +33,7 @@ HALF = {"mu_dtype": BF16, "nu_dtype": BF16}
 
 
 class Case(NamedTuple):
-    """An optimizer, the type of its parameters and gradients, and the bytes per parameter that it can't do without."""
+    """An optimizer, the dtype of its parameters and gradients, and the minimal bytes per parameter."""
 
     dtype: Any
     least: float
@@ -52,7 +52,7 @@ def _lion() -> Any:
     return wd.with_decay(optax.lion(1e-3, weight_decay=0.0), learning_rate=1e-3, weight_decay=0.1)
 
 
-# In place: p read and written, g read, each array of the state read and written; an anchor and the monitor read more.
+# In place: p is read and written, g read, each state array read and written; anchor and monitor read more.
 CASES = {
     "optax.adamw": Case(F32, 28, lambda: optax.adamw(1e-3, weight_decay=0.1)),
     "adamw": Case(F32, 28, _adamw()),
@@ -79,7 +79,7 @@ CASES = {
 
 
 class Traffic(NamedTuple):
-    """What the compiled step does on one chip."""
+    """Memory traffic of the compiled step on one chip."""
 
     bytes: float  # per parameter
     fusions: int  # that write an array as large as the leaf
@@ -89,7 +89,7 @@ class Traffic(NamedTuple):
 
 
 def compiled_for(topology: str, case: Case, *, rows: int = 2**16, leaves: int = 1, sharded: bool = False) -> Traffic:
-    """A jitted, donated step for one chip of the topology, or with rows over all of its chips."""
+    """Compiles a jitted, donated step for one chip of the topology, or with rows sharded over all chips."""
     chips: Any = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     mesh = Mesh(chips if sharded else chips[:1], ("data",))
     params = {f"layer_{i}": {"kernel": jax.ShapeDtypeStruct((rows, COLUMNS), case.dtype)} for i in range(leaves)}

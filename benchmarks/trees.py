@@ -1,6 +1,6 @@
-"""What all processes of a benchmark share, with no framework: the shapes of well-known models, and the clock.
+"""Shared by all benchmark processes, without any framework: the shapes of well-known models, and timing.
 
-A tree is {path: shape}, with paths as Flax would write them.
+A tree is {path: shape}, with paths as in Flax.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 Tree = dict[str, tuple[int, ...]]
-STREAM = 2**26  # numbers whose in-place streaming shows the bandwidth
+STREAM = 2**26  # floats in the array whose in-place update measures the bandwidth
 
 
 def _layer(path: str, kernel: tuple[int, ...], bias: tuple[int, ...]) -> Tree:
@@ -24,7 +24,7 @@ def _norm(path: str, width: int) -> Tree:
 
 
 def _blocks(layers: int, width: int) -> Tree:
-    """Pre-norm transformer blocks, queries, keys and values in one matrix: 12 leaves each."""
+    """Pre-norm transformer blocks, with fused queries, keys and values: 12 leaves each."""
     tree: Tree = {}
     for i in range(layers):
         at = f"block{i}"
@@ -87,7 +87,7 @@ TREES: dict[str, Callable[[], Tree]] = {
     "mlp": mlp,
     "resnet50": resnet,
     "vit_b16": vit,
-    "tiny": lambda: mlp((4, 3)),  # to try the benchmark itself
+    "tiny": lambda: mlp((4, 3)),  # for tests of the benchmark
 }
 
 
@@ -97,13 +97,13 @@ def size(tree: Tree) -> int:
 
 
 def values(tree: Tree) -> dict[str, Any]:
-    """Normal numbers in float32, the same in every process."""
+    """Normally distributed float32 arrays, the same in every process."""
     draw = np.random.default_rng(0)
     return {path: draw.standard_normal(shape, np.float32) for path, shape in tree.items()}
 
 
 def timed(step: Callable[[], Any], wait: Callable[[], Any], steps: int) -> float:
-    """Seconds per step over one block, after a fifth as many steps to warm up; `wait` returns when all are done."""
+    """Seconds per step over one block, after a fifth as many warm-up steps; `wait` blocks until all are done."""
     for _ in range(1 + steps // 5):
         step()
     wait()

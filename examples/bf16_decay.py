@@ -1,10 +1,10 @@
-"""Takes ~60 s on a laptop CPU and prints what bfloat16 leaves of weight decay, without gradients and in training.
+"""Takes ~60 s on a laptop CPU and prints how much weight decay survives in bfloat16, without gradients and in training.
 
-A bfloat16 holds 8 significant bits: a step under 2⁻⁹ of a weight is rounded away, and η·λ of it is such a step. First,
+A bfloat16 has 8 significant bits: a step below 2⁻⁹ of the weight is rounded away, and η·λ is usually below that. First,
 weights of 1 decay without a gradient. Then a Flax MLP on scikit-learn's handwritten digits and a character-level
-transformer on the source of Python's argparse learn with AdamW in pure bfloat16 (parameters, activations, gradients)
-under each rounding, and in float32, from the same weights on the same batches. λ is ten times the usual one, so that
-800 steps remove what 8000 do.
+transformer on the source of Python's argparse are trained with AdamW in pure bfloat16 (parameters, activations,
+gradients) under each rounding, and in float32, with the same initial weights and batches. λ is ten times the usual
+value, so that 800 steps remove as much as 8000.
 
     python examples/bf16_decay.py                          # three tables, and a picture in out/bf16_decay.png
     python examples/bf16_decay.py --task=digits --seeds=8  # the MLP alone, ~20 s; --help lists the knobs
@@ -30,17 +30,19 @@ import wd_optax as wd
 
 _TASK = flags.DEFINE_multi_enum("task", ["digits", "text"], ["digits", "text"], "What to train.")
 _STEPS = flags.DEFINE_integer("steps", 800, "Steps of each training run.", lower_bound=1)
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each kind; a seed gives weights, batches and bits.", lower_bound=2)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "Runs of each kind; the seed determines weights, batches and bits.", lower_bound=2
+)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-4, "η in training.")
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 1.0, "λ in training.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for bf16_decay.png; made if it isn't there.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for bf16_decay.png; created if missing.")
 
 BF16 = jnp.bfloat16
-# Each way's type of parameters, and what wd.adamw gets beside η and λ. With a rounding its state is float32.
+# Dtype of the parameters and options of wd.adamw. With a rounding the optimizer's state is float32.
 WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "float32": (jnp.float32, {}),
     "float32, λ = 0": (jnp.float32, {"weight_decay": 0.0}),
-    "no rounding": (BF16, {}),  # as Optax does it: moments in bfloat16 too
+    "no rounding": (BF16, {}),  # as in Optax: bfloat16 moments too
     "nearest": (BF16, {"rounding": "nearest"}),
     "stochastic": (BF16, {"rounding": "stochastic"}),
     "stochastic, m, v": (BF16, {"rounding": "stochastic", "mu_dtype": BF16, "nu_dtype": BF16}),
@@ -74,7 +76,7 @@ class Transformer(nn.Module):
 
 
 def load_task(name: str) -> tuple[Any, jax.Array, jax.Array, int]:
-    """Model, inputs (n, ...), what to predict (n, ...), examples per step."""
+    """Returns model, inputs (n, ...), targets (n, ...) and batch size."""
     if name == "digits":
         x, _, y, _ = data.digits(test_size=0)
         return MLP(), x, y, 64
@@ -84,13 +86,13 @@ def load_task(name: str) -> tuple[Any, jax.Array, jax.Array, int]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def initial_params(model: Any, x: jax.Array, seeds: jax.Array) -> Any:
-    """What every way starts from, a first axis for the seeds; float32 numbers that bfloat16 can hold."""
+    """Common initial parameters with a leading seed axis: float32 numbers that are exact in bfloat16."""
     params = jax.vmap(lambda seed: model.init(jax.random.key(seed), x[:1])["params"])(seeds)
     return jax.tree.map(lambda p: p.astype(BF16).astype(jnp.float32), params)
 
 
 def loss_fn(model: Any, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean cross-entropy; activations have the parameters' type, only the softmax over the logits is float32."""
+    """Mean cross-entropy; activations have the parameters' dtype, only the softmax is float32."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = x.astype(jax.tree.leaves(params)[0].dtype)
     logits = model.apply({"params": params}, x).astype(jnp.float32)
@@ -99,20 +101,20 @@ def loss_fn(model: Any, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def judge(model: Any, params: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-    """In float32, per seed: loss over all training data, and ‖w‖ of what decays."""
+    """Computes in float32, per seed, the loss over all training data and ‖w‖ of the weights that decay."""
     params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     norm = lambda p: jnp.sqrt(wd.l2_penalty(p, 1.0, "weights", half=False))
     return jax.vmap(lambda p: {"loss": loss_fn(model, p, x, y), "norm": norm(p)})(params)
 
 
 def optimizer(way: str, learning_rate: Any, weight_decay: float, key: Any) -> optax.GradientTransformation:
-    """AdamW in one of the ways."""
+    """AdamW in one of `WAYS`."""
     tx = wd.adamw(learning_rate, **({"weight_decay": weight_decay, "key": key} | WAYS[way][1]))
     return wd.precision.with_master_weights(tx) if way == "master weights" else tx
 
 
 def train(way: str, task: Any, steps: int, seeds: int, learning_rate: float, weight_decay: float) -> dict[str, Any]:
-    """What `judge` says of the weights after all steps; all seeds at once."""
+    """Trains all seeds in one program, and judges the final weights."""
     model, x, y, batch = task
     rows = np.stack([np.random.default_rng(seed).integers(len(x), size=(steps, batch)) for seed in range(seeds)])
 
@@ -133,7 +135,7 @@ def train(way: str, task: Any, steps: int, seeds: int, learning_rate: float, wei
 
 
 def without_gradients(steps: int) -> dict[str, np.ndarray]:
-    """Mean of 10⁴ weights of 1 after decay alone with λ = 0.1, at η = 0.01 and 0.001."""
+    """Mean of 10⁴ weights of 1 after decay without gradients, λ = 0.1, at η = 0.01 and 0.001."""
     rates = np.array([1e-2, 1e-3])
     params = {"kernel": jnp.ones((100, 100), BF16)}
 
@@ -155,7 +157,7 @@ def without_gradients(steps: int) -> dict[str, np.ndarray]:
 
 
 def second_moment(steps: int) -> dict[str, float]:
-    """Adam's v under gradients of 1, kept in bfloat16 with either rounding: mean of 10⁴."""
+    """Mean of 10⁴ entries of Adam's v under gradients of 1, stored in bfloat16 with either rounding."""
     grads, ends = {"kernel": jnp.ones((100, 100))}, {"exact": 1 - 0.999**steps}
     for rounding in ("nearest", "stochastic"):
         tx = wd.precision.low_precision_state(optax.scale_by_adam(), rounding=rounding, nu=BF16)
@@ -174,7 +176,7 @@ def run(
     learning_rate: float,
     weight_decay: float,
 ) -> dict[str, Any]:
-    """What decay leaves in 2000 steps without gradients, of v too, and per task and way what `train` returns."""
+    """The weights after 2000 steps without gradients, v likewise, and the result of `train` per task and way."""
     trained: dict[str, Any] = {}
     for name in tasks:
         task = load_task(name)
@@ -183,8 +185,8 @@ def run(
     return {"zeros": without_gradients(2000), "moment": second_moment(2000), "trained": trained}
 
 
-def apart(runs: dict[str, Any], way: str) -> tuple[float, float, bool]:
-    """Mean loss less float32's, ‖w‖ over float32's less 1, and whether both are as good as equal.
+def compared(runs: dict[str, Any], way: str) -> tuple[float, float, bool]:
+    """Loss minus float32's, ‖w‖ relative to float32's minus 1, and whether both are practically equal.
 
     The 95 % interval of the loss difference, paired over seeds, lies within a standard deviation of float32's loss over
     seeds; ‖w‖ is within 1 %.
@@ -196,22 +198,22 @@ def apart(runs: dict[str, Any], way: str) -> tuple[float, float, bool]:
 
 
 def report(results: dict[str, Any]) -> str:
-    """The tables, then what they showed."""
+    """Formats the tables, then the verdicts."""
     lines = [f"{'no gradient':18}{'η = 0.01':10}{'η = 0.001':11}a weight of 1, 2000 steps, λ = 0.1"]
     lines += [f"{name:18}{a:<10.4f}{b:.4f}" for name, (a, b) in results["zeros"].items()]
     moment = ", ".join(f"{name} {v:.3f}" for name, v in results["moment"].items())
     lines.append(f"Adam's v in bf16, gradients of 1: {moment}")
     shown = [""]
     for task, runs in results["trained"].items():
-        lines += ["", f"{task:18}{'training loss':18}{'less float32, paired':22}{'‖w‖':17}to float32"]
+        lines += ["", f"{task:18}{'training loss':18}{'minus float32, paired':23}{'‖w‖':17}to float32"]
         shown.append(f"{task}, loss closer to float32's than another seed's (95 % interval), and ‖w‖ within 1 %?")
         for way, r in runs.items():
             paired, ratio = r["loss"] - runs["float32"]["loss"], 100 * (r["norm"] / runs["float32"]["norm"] - 1)
-            measured = (r["loss"], ".4f", 18), (paired, "+.4f", 22), (r["norm"], ".3f", 17), (ratio, "+.2f", 0)
+            measured = (r["loss"], ".4f", 18), (paired, "+.4f", 23), (r["norm"], ".3f", 17), (ratio, "+.2f", 0)
             cells = (intervals.mean(a, digits).ljust(width) for a, digits, width in measured)
             lines.append(f"{way:18}{''.join(cells)} %")
             if WAYS[way][0] == BF16:
-                gap, stretch, same = apart(runs, way)
+                gap, stretch, same = compared(runs, way)
                 answer = "yes" if same else "no"
                 if len(paired) < intervals.FEWEST:
                     answer = intervals.verdict(paired)
@@ -220,9 +222,9 @@ def report(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Loss and ‖w‖ of every way against float32's, with 95 % intervals."""
+    """Plots loss and ‖w‖ of every way relative to float32's, with 95 % intervals."""
     figure, panels = plots.figure(2, sharey=True)
-    for axes, key, label in zip(panels, ("loss", "norm"), ("training loss", "‖w‖ of what decays"), strict=True):
+    for axes, key, label in zip(panels, ("loss", "norm"), ("training loss", "‖w‖ of the weights"), strict=True):
         for i, (task, runs) in enumerate(results["trained"].items()):
             off = {way: 100 * (r[key] / runs["float32"][key] - 1) for way, r in runs.items() if way != "float32"}
             means, errors = [a.mean() for a in off.values()], [intervals.half_width(a) for a in off.values()]
@@ -238,19 +240,27 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    """Prints what decays, trains, then prints and plots what came of it."""
+    """Prints which parameters decay, trains, then prints and plots the results."""
     del argv
     console.plain()
     model, x, _, _ = load_task(_TASK.value[-1])
     params = jax.tree.map(lambda p: p[0], initial_params(model, x, jnp.arange(1)))
     print(wd.explain("weights", params), end="\n\n", flush=True)
-    η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
+    learning_rate, weight_decay = _LEARNING_RATE.value, _WEIGHT_DECAY.value
     in_bf16 = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-    print("What AdamW will do in bfloat16:", wd.audit(wd.adamw(η, weight_decay=λ), in_bf16), "", sep="\n", flush=True)
-    results = run(tasks=_TASK.value, steps=_STEPS.value, seeds=_SEEDS.value, learning_rate=η, weight_decay=λ)
+    audited = wd.audit(wd.adamw(learning_rate, weight_decay=weight_decay), in_bf16)
+    print("What AdamW will do in bfloat16:", audited, "", sep="\n", flush=True)
+    results = run(
+        tasks=_TASK.value,
+        steps=_STEPS.value,
+        seeds=_SEEDS.value,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+    )
     path = plot(results, _OUT.value)
     print(report(results))
-    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}, λ = {λ:g}, {_STEPS.value} steps. Picture: {path}")
+    about = f"η = {learning_rate:g}, λ = {weight_decay:g}, {_STEPS.value} steps"
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), {about}. Picture: {path}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Takes ~45 s on a laptop CPU and prints what too little, enough and too much decay make of the 784-128-10 classifier.
+"""Takes ~45 s on a laptop CPU and prints how too little, enough and too much decay change the 784-128-10 classifier.
 
-The network of many introductions: 28×28 pixels → 128 ReLU → 10, cross-entropy, SGD with η = 0.01, λ = 1e-4. It learns
-few images for long, so that it can overfit: 100 of scikit-learn's digits, enlarged to 28×28, or of MNIST. Every λ runs
-with dropout and without, on the same seeds; a seed gives the images, the initial weights, the batches and the dropout.
+The network of many introductions: 28×28 pixels → 128 ReLU → 10, cross-entropy, SGD with η = 0.01, λ = 1e-4. It trains
+long on few images, so that it can overfit: 100 of scikit-learn's digits, enlarged to 28×28, or of MNIST. Every λ is run
+with and without dropout, on the same seeds; the seed determines images, initial weights, batches and dropout.
 
     python examples/classifier_784.py                                # a table, and curves in out/classifier_784.png
     python examples/classifier_784.py --mnist_dir=DIR --images=6000 --epochs=20  # MNIST's four files in DIR
@@ -25,12 +25,12 @@ from absl import app, flags
 import wd_optax as wd
 
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.01, "η of SGD.")
-_DROPOUT = flags.DEFINE_float("dropout", 0.5, "Share of hidden units that are dropped in training.")
+_DROPOUT = flags.DEFINE_float("dropout", 0.5, "Dropout rate of the hidden units.")
 _IMAGES = flags.DEFINE_integer("images", 100, "Training images.", lower_bound=16)
 _EPOCHS = flags.DEFINE_integer("epochs", 1500, "Passes over them in each run.", lower_bound=1)
 _SEEDS = flags.DEFINE_integer("seeds", 4, "Runs of each kind.", lower_bound=2)
 _MNIST_DIR = flags.DEFINE_string("mnist_dir", None, "Folder with MNIST's four idx files; without it, digits.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for classifier_784.png; made if it isn't there.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for classifier_784.png; created if missing.")
 
 BATCH_SIZE = 16
 WEIGHT_DECAYS = (0.0, 1e-4, 3e-3, 1e-2, 1.0)  # S5: λ too small (1e-4 is the documents'), right, too large
@@ -44,7 +44,7 @@ class Classifier(nn.Module):  # S8: the classifier 784-128-10
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """(n, 784) → (n, 10); units are dropped only in training."""
+        """(n, 784) → (n, 10); with dropout only in training."""
         x = nn.relu(nn.Dense(128)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)  # S16: dropout, training and evaluation
         return nn.Dense(10)(x)
@@ -56,15 +56,17 @@ def loss_fn(logits: Any, y: jax.Array) -> jax.Array:
 
 
 def initial_params(seed: Any) -> Any:
-    """The same with dropout and without."""
+    """Initial parameters, the same with and without dropout."""
     return Classifier(0.0).init(jax.random.key(seed), jnp.zeros((1, 784)), train=False)["params"]
 
 
 @functools.partial(jax.jit, static_argnames="dropout")
-def train(sets: data.Split, batches: jax.Array, seed: Any, η: Any, weight_decay: jax.Array, *, dropout: float) -> Any:
-    """Row numbers (steps, batch) and λ (k,) → the measures of the k runs after all steps, (3, k)."""
+def train(
+    sets: data.Split, batches: jax.Array, seed: Any, learning_rate: Any, weight_decay: jax.Array, *, dropout: float
+) -> Any:
+    """Trains k runs, one per λ; batches are row indices (steps, batch). Returns the final `MEASURES`, (3, k)."""
     x, x_test, y, y_test = sets
-    model, params, tx = Classifier(dropout), initial_params(seed), wd.sgdw(η, weight_decay=0.0)
+    model, params, tx = Classifier(dropout), initial_params(seed), wd.sgdw(learning_rate, weight_decay=0.0)
     keys = jax.random.split(jax.random.key(seed + 1), len(batches))
 
     def step(carry: Any, now: Any) -> Any:
@@ -97,24 +99,24 @@ def run(
     seeds: int,
     mnist_dir: str | None = None,
 ) -> dict[str, Any]:
-    """For no dropout and some, each of `MEASURES` as (seeds, λ)."""
+    """Returns per dropout rate (0 and `dropout`) each of `MEASURES` as (seeds, λ)."""
     x, x_test, y, y_test = data.mnist(mnist_dir) if mnist_dir else data.digits(size=28, test_size=0.5)
     if images > len(x):
-        raise ValueError(f"images: there are {len(x)} to train on, {images} were asked for")
-    λ, found = jnp.array(WEIGHT_DECAYS), {}
+        raise ValueError(f"images: only {len(x)} training images are available, got {images}")
+    weight_decays, found = jnp.array(WEIGHT_DECAYS), {}
     for rate in (0.0, dropout):
         runs = []
         for seed in range(seeds):
             rows = np.random.default_rng(seed).permutation(len(x))[:images]
             batches = data.batches(images, BATCH_SIZE, epochs=epochs, seed=seed).reshape(-1, BATCH_SIZE)
             sets = (x[rows], x_test, y[rows], y_test)
-            runs.append(train(sets, batches, seed, learning_rate, λ, dropout=rate))
+            runs.append(train(sets, batches, seed, learning_rate, weight_decays, dropout=rate))
         found[rate] = dict(zip(MEASURES, np.stack(runs, axis=1), strict=True))
     return {"dropout": found, "modes": modes(x[:100], dropout)}
 
 
 def modes(x: jax.Array, dropout: float) -> dict[str, float]:
-    """How far two passes of the fresh network over the same images are apart: largest difference of a logit."""
+    """Largest difference between the logits of two passes of the initial network over the same images."""
     model, params = Classifier(dropout), initial_params(0)
     call: Any = lambda key, train: model.apply(
         {"params": params}, x, train=train, rngs={"dropout": jax.random.key(key)}
@@ -124,23 +126,21 @@ def modes(x: jax.Array, dropout: float) -> dict[str, float]:
 
 
 def report(results: dict[str, Any]) -> str:
-    """A table per dropout, then what too little, the best and too much did."""
-    λ, shown = WEIGHT_DECAYS, [""]
-    lines = [
-        f"{'dropout':10}{'λ':9}" + "".join(f"{name:19}" for name in MEASURES) + "test loss less λ = " + f"{λ[0]:g}"
-    ]
+    """Formats a table per dropout rate, then the effect of too little, the best and too much decay."""
+    weight_decays, shown = WEIGHT_DECAYS, [""]
+    lines = [f"{'dropout':10}{'λ':9}" + "".join(f"{name:19}" for name in MEASURES) + "test loss minus λ = 0"]
     for rate, r in results["dropout"].items():
         paired = r["test loss"] - r["test loss"][:, :1]
-        for i, k in enumerate(λ):
+        for i, k in enumerate(weight_decays):
             cells = (intervals.mean(r[name][:, i], ".4f") for name in MEASURES)
             gap = intervals.mean(paired[:, i], "+.4f")
             lines.append(f"{rate:<10g}{k:<9g}" + "".join(f"{cell:19}" for cell in cells) + gap)
         best = int(r["test loss"].mean(0).argmin())
         shown += [
-            f"Dropout {rate:g}: λ = {λ[best]:g} has the lowest test loss of these, against λ = 0 "
+            f"Dropout {rate:g}: λ = {weight_decays[best]:g} has the lowest test loss of these, against λ = 0 "
             f"{intervals.change(paired[:, best], '+.4f')};",
-            f"  λ = {λ[1]:g} changes it by {intervals.change(paired[:, 1], '+.4f')}; "
-            f"λ = {λ[-1]:g} leaves {r['accuracy'][:, -1].mean():.0%} of the test images right.",
+            f"  λ = {weight_decays[1]:g} changes it by {intervals.change(paired[:, 1], '+.4f')}; "
+            f"with λ = {weight_decays[-1]:g} the test accuracy is {r['accuracy'][:, -1].mean():.0%}.",
         ]
     training, evaluation = results["modes"]["train"], results["modes"]["eval"]
     shown.append(
@@ -150,7 +150,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """What each λ changes of a measure from λ = 0, paired over the seeds, with 95 % intervals."""
+    """Plots the change of each measure from λ = 0, paired over seeds, with 95 % intervals."""
     figure, panels = plots.figure(3)
     for axes, name in zip(panels, MEASURES, strict=True):
         for i, (rate, r) in enumerate(results["dropout"].items()):
@@ -166,7 +166,7 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    """Prints what decays, trains, then prints and plots what came of it."""
+    """Audits the optimizer, trains, then prints and plots the results."""
     del argv
     console.plain()
     print(wd.audit(wd.sgdw(_LEARNING_RATE.value, weight_decay=1e-4), initial_params(0)), end="\n\n", flush=True)

@@ -1,12 +1,12 @@
 """Takes ~25 s on a laptop CPU and prints what decay and augmentation do to a convolutional network on few images.
 
 A Flax linen CNN with BatchNorm learns scikit-learn's handwritten digits from 200 of them, with AdamW: with decay or
-without, on images as they are or shifted by a pixel at random. It stops when the loss on as many validation images
-has not fallen for ten epochs, and is tested at its best. Scales and biases of BatchNorm never decay; its running
-averages are no parameters at all. λ is a live leaf of the optimizer's state, so that one program does all runs.
+without, on images as they are or shifted by a pixel at random. Training stops when the validation loss has not
+fallen for ten epochs; the best epoch is tested. Scales and biases of BatchNorm never decay; its running
+averages are not parameters. λ is stored in the optimizer's state, so that one compiled program serves all runs.
 
     python examples/cnn.py                   # a table, and curves in out/cnn.png
-    python examples/cnn.py --images=400      # more to learn from; --help lists the knobs
+    python examples/cnn.py --images=400      # more training images; --help lists the knobs
 """
 
 import functools
@@ -27,13 +27,15 @@ from tqdm import tqdm
 
 import wd_optax as wd
 
-_EPOCHS = flags.DEFINE_integer("epochs", 120, "Most passes over the training images.", lower_bound=1)
+_EPOCHS = flags.DEFINE_integer("epochs", 120, "Maximal number of passes over the training images.", lower_bound=1)
 _PATIENCE = flags.DEFINE_integer("patience", 10, "Epochs without a lower validation loss before a run stops.")
-_SEEDS = flags.DEFINE_integer("seeds", 8, "Runs of each kind; a seed gives images, weights, batches, shifts.")
-_IMAGES = flags.DEFINE_integer("images", 200, "Images to train on; as many validate.", lower_bound=32, upper_bound=449)
+_SEEDS = flags.DEFINE_integer("seeds", 8, "Runs of each kind; the seed determines images, weights, batches and shifts.")
+_IMAGES = flags.DEFINE_integer(
+    "images", 200, "Training images; as many validation images.", lower_bound=32, upper_bound=449
+)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "η.")
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.3, "λ of the runs that decay.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for cnn.png; made if it isn't there.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for cnn.png; created if missing.")
 
 RUNS = {"neither": (0, 0), "decay": (1, 0), "augmentation": (0, 1), "both": (1, 1)}  # times λ; pixels
 
@@ -45,7 +47,7 @@ class CNN(nn.Module):  # S9: images
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """In training BatchNorm uses the batch's own moments, and its averages follow them."""
+        """In training BatchNorm uses the moments of the batch and updates its averages."""
         for width in self.widths:
             x = nn.Conv(width, (3, 3), strides=2, use_bias=False)(x)
             x = nn.relu(nn.BatchNorm(not train, momentum=0.9)(x))
@@ -53,12 +55,12 @@ class CNN(nn.Module):  # S9: images
 
 
 def optimizer(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
-    """AdamW; names say which parameters are weights."""
+    """AdamW on the kernels alone, which it finds by their names."""
     return wd.adamw(learning_rate, weight_decay=weight_decay)
 
 
 def loss_fn(model: CNN, params: Any, stats: Any, x: jax.Array, y: jax.Array) -> Any:
-    """Mean cross-entropy in training, and BatchNorm's new averages."""
+    """Mean training cross-entropy, and BatchNorm's updated averages."""
     variables = {"params": params, "batch_stats": stats}
     logits, changed = model.apply(variables, x, True, mutable=["batch_stats"])
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), changed["batch_stats"]
@@ -73,7 +75,7 @@ def evaluate(model: CNN, state: Any, x: jax.Array, y: jax.Array) -> dict[str, ja
 
 
 def shifted(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
-    """Each image moved by up to `most` ≤ 1 pixels in each direction, zeros coming in."""
+    """Shifts each image by up to `most` ≤ 1 pixels in each direction, padding with zeros."""
     starts = 1 + jax.random.randint(key, (len(images), 2), -most, most + 1)
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     cut = lambda image, start: jax.lax.dynamic_slice(image, (start[0], start[1], 0), images.shape[1:])
@@ -82,7 +84,7 @@ def shifted(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def initial_state(model: CNN, tx: Any, seed: int, weight_decay: float) -> dict[str, Any]:
-    """A run's start; its λ is a live leaf of the optimizer's state."""
+    """Initial state of a run; its λ is a leaf of the optimizer's state."""
     key = jax.random.key(seed)
     variables = model.init(key, jnp.zeros((1, 8, 8, 1)), False)
     opt_state = optax.tree.set(tx.init(variables["params"]), weight_decay=jnp.float32(weight_decay))
@@ -91,7 +93,7 @@ def initial_state(model: CNN, tx: Any, seed: int, weight_decay: float) -> dict[s
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def train_epoch(model: CNN, tx: Any, state: Any, most: int, x: jax.Array, y: jax.Array, rows: jax.Array) -> Any:
-    """The state after an epoch over rows (steps, batch), and its mean loss; one program for all runs."""
+    """Trains for an epoch over rows (steps, batch); returns the state and the mean loss."""
 
     def step(state: Any, rows: jax.Array) -> Any:
         key, now = jax.random.split(state["key"])
@@ -106,7 +108,7 @@ def train_epoch(model: CNN, tx: Any, state: Any, most: int, x: jax.Array, y: jax
 
 
 def train(model: CNN, tx: Any, state: Any, most: int, x: Any, y: Any, epochs: jax.Array, patience: int) -> Any:
-    """The best state, its epoch, and the losses of each epoch until it stopped; x, y: to train on, to validate on."""
+    """Returns the best state, its epoch, and the losses of all epochs; x, y: (training, validation)."""
     stop, curves, best, at = EarlyStopping(min_delta=1e-3, patience=patience), [], state, 0
     for rows in epochs:
         state, loss = train_epoch(model, tx, state, most, x[0], y[0], rows)
@@ -130,7 +132,7 @@ def run(
     weight_decay: float,
     widths: tuple[int, ...] = (32, 64),
 ) -> dict[str, dict[str, Any]]:
-    """Per kind, an entry per seed: the best epoch, of it accuracy in %, loss, ‖w‖ and angle; the losses of each."""
+    """Returns per kind and seed the best epoch, its accuracy in %, loss, ‖w‖ and angle, and all epochs' losses."""
     model, tx = CNN(widths), wd.monitor_decay(optimizer(learning_rate, weight_decay))
     runs: dict[str, Any] = {name: [] for name in RUNS}
     for seed in tqdm(range(seeds), unit="seed", disable=None):
@@ -155,7 +157,7 @@ def run(
 
 
 def report(runs: dict[str, dict[str, Any]]) -> str:
-    """A line per kind, then what they showed."""
+    """Formats a line per kind, then their differences."""
     lines = [
         f"{'':14}{'test accuracy, %':18}{'validation loss':18}{'best epoch':12}{'‖kernels‖':12}turned per step, rad"
     ]
@@ -171,15 +173,17 @@ def report(runs: dict[str, dict[str, Any]]) -> str:
         lines.append(f"{what:30}{intervals.mean(gap, '+.2f')} points, {intervals.verdict(gap)}")
     for more, less in pairs[:2]:
         smaller, faster = (runs[more][key].mean() / runs[less][key].mean() for key in ("‖w‖", "angle"))
-        lines.append(f"{more}: kernels of {smaller:.2f} the size, turned {faster:.1f} times as far per step as {less}")
+        lines.append(
+            f"{more}: kernels {smaller:.2f} times as large, turned {faster:.1f} times as far per step as {less}"
+        )
     lines.append(
-        "BatchNorm divides out the size of the kernels before it; decay changes how far they turn, not its outputs."
+        "BatchNorm cancels the norm of the kernels before it; decay changes how far they turn, not the outputs."
     )
     return "\n".join(lines)
 
 
 def plot(runs: dict[str, dict[str, Any]], folder: str) -> Any:
-    """Validation loss of the first seed's runs until they stopped, and test accuracies of all."""
+    """Plots the validation loss of the first seed's runs, and the test accuracy of all runs."""
     figure, (curve, test) = plots.figure(2)
     for i, (name, r) in enumerate(runs.items()):
         losses, style = r["curves"][0], plots.line(i)
@@ -197,23 +201,24 @@ def plot(runs: dict[str, dict[str, Any]], folder: str) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    """Prints what decays, trains, then prints and plots what came of it."""
+    """Prints which parameters decay, trains, then prints and plots the results."""
     del argv
     console.plain()
-    η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
-    tx = optimizer(η, λ)
-    shapes = jax.eval_shape(lambda: initial_state(CNN((32, 64)), tx, 0, λ)["params"])
+    learning_rate, weight_decay = _LEARNING_RATE.value, _WEIGHT_DECAY.value
+    tx = optimizer(learning_rate, weight_decay)
+    shapes = jax.eval_shape(lambda: initial_state(CNN((32, 64)), tx, 0, weight_decay)["params"])
     print(wd.explain("weights", shapes), end="\n\n", flush=True)
     results = run(
         epochs=_EPOCHS.value,
         patience=_PATIENCE.value,
         seeds=_SEEDS.value,
         images=_IMAGES.value,
-        learning_rate=η,
-        weight_decay=λ,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
     )
     print(report(results))
-    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}, λ = {λ:g}. Picture: {plot(results, _OUT.value)}")
+    about = f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {learning_rate:g}, λ = {weight_decay:g}"
+    print(f"{about}. Picture: {plot(results, _OUT.value)}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How the examples print: plain lines."""
+"""Console output of the examples."""
 
 import jax
 from absl import logging
 
 
 def plain() -> None:
-    """Log lines without absl's prefix of date and file; nothing about accelerators that this machine lacks."""
+    """Removes absl's prefix from log lines, and JAX's messages about missing accelerators."""
     jax.config.update("jax_logging_level", "WARNING")
     logging.get_absl_handler().setFormatter(None)

@@ -1,4 +1,4 @@
-"""The data sets of the examples: real, and on every machine that has scikit-learn and Python's own sources."""
+"""Real data sets that need no download: scikit-learn's digits and Python's own source code."""
 
 import gzip
 import importlib.util
@@ -21,10 +21,10 @@ MNIST = {
 
 
 def digits(seed: int = 0, *, size: int = 8, flat: bool = True, test_size: float = 0.25) -> Split:
-    """Scikit-learn's 1797 handwritten digits: x_train, x_test in [0, 1], then y_train, y_test; classes split evenly.
+    """Scikit-learn's 1797 handwritten digits: x_train, x_test in [0, 1], then y_train, y_test; stratified by class.
 
     An image is (size·size,) float32, or (size, size, 1) unless `flat`; sizes other than 8 are interpolated.
-    With test_size=0 all are there to train on, in their own order.
+    With test_size=0 all images are training images, in their original order.
     """
     images, labels = load_digits(return_X_y=True)
     x, y = jnp.asarray(images / 16, jnp.float32).reshape(-1, 8, 8, 1), jnp.asarray(labels, jnp.int32)
@@ -39,12 +39,12 @@ def digits(seed: int = 0, *, size: int = 8, flat: bool = True, test_size: float 
 
 
 def mnist(directory: str, *, flat: bool = True) -> Split:
-    """The four files of MNIST in a folder, gzipped or not, as `digits` returns its images; of size 28."""
+    """Reads MNIST's four files from a folder, gzipped or not; returns 28×28 images in the format of `digits`."""
     sets = {key: read_idx(pathlib.Path(directory), name) for key, name in MNIST.items()}
     for part in ("train", "test"):
         images, labels = (len(sets[f"{kind}_{part}"]) for kind in "xy")
         if images != labels:
-            raise ValueError(f"{directory} has {images} images to {part} on but {labels} labels; download it again")
+            raise ValueError(f"{directory} has {images} {part} images but {labels} labels; download it again")
     x_train, x_test = (jnp.asarray(sets[key] / 255, jnp.float32)[..., None] for key in ("x_train", "x_test"))
     if flat:
         x_train, x_test = (x.reshape(len(x), -1) for x in (x_train, x_test))
@@ -52,7 +52,7 @@ def mnist(directory: str, *, flat: bool = True) -> Split:
 
 
 def read_idx(directory: pathlib.Path, name: str) -> np.ndarray:
-    """The bytes in one file of the idx format: 0, 0, 8 for uint8, rank; each length as 4 bytes, big end first; data."""
+    """Reads a file of the idx format: 0, 0, 8 for uint8, rank; each length as 4 big-endian bytes; data."""
     plain, zipped = directory / name, directory / f"{name}.gz"
     path = plain if plain.exists() else zipped
     if not path.exists():
@@ -60,7 +60,7 @@ def read_idx(directory: pathlib.Path, name: str) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path == zipped else path.read_bytes()
     except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is no whole gzip file ({error}); download it again") from error
+        raise ValueError(f"{path} is not a complete gzip file ({error}); download it again") from error
     rank = int(name[-7])  # …-idx3-ubyte
     start = 4 + 4 * rank
     if content[:4] != bytes([0, 0, 8, rank]) or len(content) < start:
@@ -74,11 +74,11 @@ def read_idx(directory: pathlib.Path, name: str) -> np.ndarray:
 def text(name: str = "argparse", max_bytes: int | None = None, *, length: int, test_size: float = 0.1) -> Split:
     """Python's own source of a module as characters: x_train, x_test, y_train, y_test, each (n, length) int32 < 128.
 
-    y is x one character on. The test text is the end of the source, so that no window of it was trained on.
+    y is x shifted by one character. The test text is the end of the source, which no training window overlaps.
     """
     spec = importlib.util.find_spec(name)
     if spec is None or not str(spec.origin).endswith(".py"):
-        raise ValueError(f"name: {name!r} is no module with a source in Python; try 'argparse'")
+        raise ValueError(f"name: {name!r} is not a module with Python source; try 'argparse'")
     source = np.frombuffer(pathlib.Path(str(spec.origin)).read_bytes()[:max_bytes], np.uint8)
     x, y = windows(source[source < 128], length)
     split = len(x) - math.ceil(test_size * len(x))
@@ -86,17 +86,17 @@ def text(name: str = "argparse", max_bytes: int | None = None, *, length: int, t
 
 
 def windows(ids: np.ndarray, length: int) -> tuple[jax.Array, jax.Array]:
-    """Cuts ids (n,) into rows of length + 1 and returns them without the last and without the first: (rows, length)."""
+    """Cuts ids (n,) into rows of length + 1; returns inputs (without the last) and targets (without the first)."""
     if len(ids) <= length:
-        raise ValueError(f"length: {length} characters and the next don't fit in a text of {len(ids)}")
+        raise ValueError(f"length: {length} + 1 characters don't fit in a text of {len(ids)}")
     rows = jnp.asarray(ids[: len(ids) // (length + 1) * (length + 1)].reshape(-1, length + 1), jnp.int32)
     return rows[:, :-1], rows[:, 1:]
 
 
 def batches(rows: int, batch_size: int, *, epochs: int, seed: int) -> jax.Array:
-    """Row numbers (epochs, steps, batch_size): each epoch a new order of all rows, less what fills no batch."""
+    """Row indices (epochs, steps, batch_size): a new permutation per epoch; an incomplete last batch is dropped."""
     if not 0 < batch_size <= rows:
-        raise ValueError(f"batch_size: {batch_size} isn't between 1 and the {rows} rows there are")
+        raise ValueError(f"batch_size: {batch_size} is not between 1 and the number of rows, {rows}")
     keys = jax.random.split(jax.random.key(seed), epochs)
     orders = jax.vmap(lambda key: jax.random.permutation(key, rows)[: rows // batch_size * batch_size])(keys)
     return orders.reshape(epochs, -1, batch_size)

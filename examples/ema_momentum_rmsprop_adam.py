@@ -1,9 +1,9 @@
-"""Takes ~3 s on a laptop CPU and prints how far Optax's calls are from the textbook formulas of EMA, momentum … Adam.
+"""Takes ~3 s on a laptop CPU and prints how Optax's calls differ from the textbook formulas of EMA, momentum … Adam.
 
-Texts write one method in several ways: α for what is kept or for what is new, momentum with 1 − α or without, ε inside
-the root or outside, Adam with bias correction or without. Here each formula stands beside the Optax call that equals
-it. Both walk down the valley x²/2 + 10·y², and the largest distance between the two paths is printed; then how far the
-variants of one method part.
+Texts write the same method in several ways: α weights the old or the new value, momentum has a factor 1 − α or not, ε
+is inside or outside the root, Adam has bias correction or not. Here each formula is next to the equivalent Optax call.
+Both descend the valley x²/2 + 10·y², and the largest distance between the two paths is printed, then the largest
+distances between variants of one method.
 
     python examples/ema_momentum_rmsprop_adam.py             # a table, and paths in out/ema_momentum_rmsprop_adam.png
     python examples/ema_momentum_rmsprop_adam.py --steps=20  # --help lists the knobs
@@ -25,21 +25,21 @@ import wd_optax as wd
 
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.02, "η of every method.")
 _STEPS = flags.DEFINE_integer("steps", 100, "Steps of each path.", lower_bound=2)
-_OUT = flags.DEFINE_string("out", "out", "Folder for ema_momentum_rmsprop_adam.png; made if it isn't there.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for ema_momentum_rmsprop_adam.png; created if missing.")
 
 START, STEEPNESS = (-1.0, 0.5), np.array([1.0, 20.0])
-α, β1, β2, ε = 0.9, 0.9, 0.999, 1e-3  # this ε is RMSProp's, large enough to show; Adam's is 1e-8
+alpha, b1, b2, eps = 0.9, 0.9, 0.999, 1e-3  # this ε is RMSProp's, large enough to show; Adam's is 1e-8
 WEIGHT_DECAY = 0.1
 
-# A formula takes t = 1, 2, ..., the gradient and its two memories, both 0 at first; it returns direction and memories.
+# A formula maps t = 1, 2, ..., the gradient and two moments, initially 0, to the direction and the new moments.
 Formula = Callable[[int, Any, Any, Any], tuple[Any, Any, Any]]
-adam_moments = lambda g, m, v: (β1 * m + (1 - β1) * g, β2 * v + (1 - β2) * g**2)
+adam_moments = lambda g, m, v: (b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2)
 
 
 def adam(t: int, g: Any, m: Any, v: Any) -> Any:
-    """m̂/(√v̂ + ε), m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ): what began at 0 is divided by the sum of its weights."""
+    """m̂/(√v̂ + ε), m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ): bias correction divides each average by the sum of its weights."""
     m, v = adam_moments(g, m, v)
-    return m / (1 - β1**t) / (np.sqrt(v / (1 - β2**t)) + 1e-8), m, v
+    return m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + 1e-8), m, v
 
 
 def adam_uncorrected(t: int, g: Any, m: Any, v: Any) -> Any:
@@ -48,53 +48,53 @@ def adam_uncorrected(t: int, g: Any, m: Any, v: Any) -> Any:
     return m / (np.sqrt(v) + 1e-8), m, v
 
 
-# Optax has no switch for it. Both corrections are one factor of η: Kingma & Ba 2015, arXiv 1412.6980, end of section 2.
-uncorrect = optax.scale_by_schedule(lambda t: (1 - β1 ** (t + 1.0)) / jnp.sqrt(1 - β2 ** (t + 1.0)))
+# Optax always corrects the bias. Both corrections are a factor of η: Kingma & Ba 2015, arXiv 1412.6980, section 2.
+uncorrect = optax.scale_by_schedule(lambda t: (1 - b1 ** (t + 1.0)) / jnp.sqrt(1 - b2 ** (t + 1.0)))
 
-METHODS: dict[str, tuple[Formula, Any]] = {  # per method the formula, and the Optax call that equals it
-    "EMA V ← αV + (1−α)g": (  # S11: exponential moving average, α is what is kept of the old
-        lambda t, g, m, v: ((m := α * m + (1 - α) * g), m, v),
-        optax.ema(α, debias=False),
+METHODS: dict[str, tuple[Formula, Any]] = {  # per method the formula and the equivalent Optax call
+    "EMA V ← αV + (1−α)g": (  # S11: exponential moving average, α is the weight of the old value
+        lambda t, g, m, v: ((m := alpha * m + (1 - alpha) * g), m, v),
+        optax.ema(alpha, debias=False),
     ),
-    "EMA V ← (1−α')V + α'g": (  # α' = 1 − α is what is taken of the new
+    "EMA V ← (1−α')V + α'g": (  # α' = 1 − α is the weight of the new value
         lambda t, g, m, v: ((m := (1 - 0.1) * m + 0.1 * g), m, v),
         optax.ema(1 - 0.1, debias=False),
     ),
     "EMA V/(1−αᵗ)": (
-        lambda t, g, m, v: ((m := α * m + (1 - α) * g) / (1 - α**t), m, v),
-        optax.ema(α, debias=True),
+        lambda t, g, m, v: ((m := alpha * m + (1 - alpha) * g) / (1 - alpha**t), m, v),
+        optax.ema(alpha, debias=True),
     ),
     "heavy ball V ← αV + g": (  # S12: momentum as heavy ball; the first is its EMA form
-        lambda t, g, m, v: ((m := α * m + g), m, v),
-        optax.trace(α),
+        lambda t, g, m, v: ((m := alpha * m + g), m, v),
+        optax.trace(alpha),
     ),
     "RMSProp g/(√S + ε)": (  # S13: RMSProp, ε outside the root; inside below
-        lambda t, g, m, v: (g / (np.sqrt(v := α * v + (1 - α) * g**2) + ε), m, v),
-        optax.scale_by_rms(α, ε, eps_in_sqrt=False),
+        lambda t, g, m, v: (g / (np.sqrt(v := alpha * v + (1 - alpha) * g**2) + eps), m, v),
+        optax.scale_by_rms(alpha, eps, eps_in_sqrt=False),
     ),
     "RMSProp g/√(S + ε)": (  # ε inside it, Optax's default
-        lambda t, g, m, v: (g / np.sqrt((v := α * v + (1 - α) * g**2) + ε), m, v),
-        optax.scale_by_rms(α, ε),
+        lambda t, g, m, v: (g / np.sqrt((v := alpha * v + (1 - alpha) * g**2) + eps), m, v),
+        optax.scale_by_rms(alpha, eps),
     ),
-    "Adam": (adam, optax.scale_by_adam(β1, β2)),  # S14: Adam with bias correction, and without
-    "Adam uncorrected": (adam_uncorrected, optax.chain(optax.scale_by_adam(β1, β2), uncorrect)),
+    "Adam": (adam, optax.scale_by_adam(b1, b2)),  # S14: Adam with bias correction, and without
+    "Adam uncorrected": (adam_uncorrected, optax.chain(optax.scale_by_adam(b1, b2), uncorrect)),
 }
 NAMES = list(METHODS)
 VARIANTS = [NAMES[0:2], NAMES[0:3:2], NAMES[0:4:3], NAMES[4:6], NAMES[6:8]]
 
 
-def by_formula(formula: Formula, η: float, steps: int) -> np.ndarray:
+def by_formula(formula: Formula, learning_rate: float, steps: int) -> np.ndarray:
     """w ← w − η·direction in float64 from the start: (steps + 1, 2)."""
     path, m, v = [np.array(START)], np.zeros(2), np.zeros(2)
     for t in range(1, steps + 1):
         direction, m, v = formula(t, STEEPNESS * path[-1], m, v)
-        path.append(path[-1] - η * direction)
+        path.append(path[-1] - learning_rate * direction)
     return np.stack(path)
 
 
-def by_optax(direction: Any, η: float, steps: int) -> np.ndarray:
-    """The same with an Optax transformation, in JAX's default float type."""
-    tx, start = optax.chain(direction, optax.scale_by_learning_rate(η)), jnp.array(START)
+def by_optax(direction: Any, learning_rate: float, steps: int) -> np.ndarray:
+    """Like `by_formula`, with an Optax transformation in JAX's default float type."""
+    tx, start = optax.chain(direction, optax.scale_by_learning_rate(learning_rate)), jnp.array(START)
     steepness = jnp.asarray(STEEPNESS, start.dtype)
 
     def step(carry: Any, _: Any) -> Any:
@@ -108,44 +108,44 @@ def by_optax(direction: Any, η: float, steps: int) -> np.ndarray:
 
 
 def run(*, learning_rate: float, steps: int) -> dict[str, Any]:
-    """Both paths of every method, and heavy ball's at (1 − α)·η."""
-    η = learning_rate
+    """Returns both paths of every method, and heavy ball's at (1 − α)·η."""
     return {
-        "formula": {name: by_formula(formula, η, steps) for name, (formula, _) in METHODS.items()},
-        "optax": {name: by_optax(direction, η, steps) for name, (_, direction) in METHODS.items()},
-        "slower": by_optax(optax.trace(α), (1 - α) * η, steps),
-        "η": η,
+        "formula": {name: by_formula(formula, learning_rate, steps) for name, (formula, _) in METHODS.items()},
+        "optax": {name: by_optax(direction, learning_rate, steps) for name, (_, direction) in METHODS.items()},
+        "slower": by_optax(optax.trace(alpha), (1 - alpha) * learning_rate, steps),
+        "η": learning_rate,
     }
 
 
-def apart(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest distance of two paths in x or y; the start is 1 from the end."""
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest difference of two paths in x or y; start and end are 1 apart."""
     return float(np.abs(a - b).max())
 
 
 def report(results: dict[str, Any]) -> str:
-    """A line per method, then how its variants differ."""
-    ours, η = results["optax"], results["η"]
-    first = {name: np.abs(path[1] - path[0]).max() / η for name, path in ours.items()}
+    """Formats a line per method, then how variants differ."""
+    ours, learning_rate = results["optax"], results["η"]
+    first = {name: np.abs(path[1] - path[0]).max() / learning_rate for name, path in ours.items()}
     lines = [f"{'direction':24}{'Optax from the formula':24}{'first step/η':14}distance from 0 at the end"]
     for name, path in ours.items():
-        gap = apart(path, results["formula"][name])
+        gap = distance(path, results["formula"][name])
         lines.append(f"{name:24}{gap:<24.1g}{first[name]:<14.3f}{math.hypot(*path[-1]):.4f}")
     lines.append("")
-    lines += [f"{a} and {b} part by {apart(ours[a], ours[b]):.2g}." for a, b in VARIANTS]
-    same = apart(ours[NAMES[0]], results["slower"])
+    lines += [f"{a} and {b} differ by {distance(ours[a], ours[b]):.2g}." for a, b in VARIANTS]
+    same = distance(ours[NAMES[0]], results["slower"])
     lines.append(
-        f"At (1 − α)·η = {(1 - α) * η:g} heavy ball is {same:.1g} from the average at η: they differ in the unit of η."
+        f"At (1 − α)·η = {(1 - alpha) * learning_rate:g} heavy ball is {same:.1g} from the average at η: "
+        "they differ in the unit of η."
     )
     lines.append(
         f"Adam's first step is {first['Adam']:.3f}·η; without bias correction {first['Adam uncorrected']:.3f}·η, "
-        f"and (1 − β₁)/√(1 − β₂) = {(1 - β1) / math.sqrt(1 - β2):.3f}."
+        f"and (1 − β₁)/√(1 − β₂) = {(1 - b1) / math.sqrt(1 - b2):.3f}."
     )
     return "\n".join(lines)
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Paths down the valley: averages and heavy ball, RMSProp, Adam."""
+    """Plots paths down the valley: averages and heavy ball, RMSProp, Adam."""
     figure, panels = plots.figure(3, sharey=True)
     titles = ("averages and heavy ball", "RMSProp, ε outside the root or inside", "Adam, bias corrected or not")
     x, y = np.meshgrid(np.linspace(-1.1, 0.6, 80), np.linspace(-0.6, 0.6, 80))
@@ -162,17 +162,17 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    """Prints what AdamW without bias correction decays, then the table, and draws the paths."""
+    """Audits AdamW without bias correction, prints the table and plots the paths."""
     del argv
     console.plain()
-    η = _LEARNING_RATE.value
-    tx = optax.chain(METHODS["Adam uncorrected"][1], optax.scale_by_learning_rate(η))
-    tx = wd.with_decay(tx, learning_rate=η, weight_decay=WEIGHT_DECAY)  # any of the eight can stand here
+    learning_rate = _LEARNING_RATE.value
+    tx = optax.chain(METHODS["Adam uncorrected"][1], optax.scale_by_learning_rate(learning_rate))
+    tx = wd.with_decay(tx, learning_rate=learning_rate, weight_decay=WEIGHT_DECAY)  # works with any of the eight
     print("AdamW without bias correction:", wd.audit(tx, {"kernel": jnp.ones(2)}), "", sep="\n", flush=True)
-    results = run(learning_rate=η, steps=_STEPS.value)
+    results = run(learning_rate=learning_rate, steps=_STEPS.value)
     path = plot(results, _OUT.value)
     print(report(results))
-    print(f"η = {η:g}, {_STEPS.value} steps of each. Picture: {path}")
+    print(f"η = {learning_rate:g}, {_STEPS.value} steps of each. Picture: {path}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs examples at their defaults, and puts what they print and draw into the documents; `make gallery` runs all.
+"""Runs examples with their defaults and writes their output and pictures into the documents (`make gallery`).
 
 python examples/gallery.py             # about 10 minutes on two idle cores, half of them for lr_wd_map
 python examples/gallery.py rnn gan     # some of them
@@ -17,7 +17,7 @@ NAMES = [name for name in re.findall(r"^## \[(\w+)\.py\]", README.read_text(), r
 
 
 def shown(printed: str) -> str:
-    """What an example prints after the last table of what decays, if it prints one."""
+    """The output of an example after its last table of parameters, if it prints one."""
     tables = list(re.finditer(r"^\d+ of \d+ leaves decay.*\n", printed, re.M))
     return printed[tables[-1].end() if tables else 0 :].strip("\n")
 
@@ -32,7 +32,7 @@ def updated(document: str, heading: str, text: str) -> str:
 
 
 def put(name: str, printed: str, pictures: pathlib.Path) -> None:
-    """An example's output into its document, and its pictures beside it."""
+    """Writes an example's output into its document, and copies its pictures."""
     path, heading = (PRECISION, "## Measured") if name == "bf16_decay" else (README, f"## [{name}.py]({name}.py)")
     path.write_text(updated(path.read_text(), heading, shown(printed)))
     for picture in pictures.glob(f"{name}*.png"):
@@ -40,7 +40,7 @@ def put(name: str, printed: str, pictures: pathlib.Path) -> None:
 
 
 def main(names: list[str]) -> None:
-    """Runs them one after another."""
+    """Runs the examples one after another."""
     for name in names or NAMES:
         print(name, flush=True)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
 """Takes ~30 s on a laptop CPU and prints what decay in the discriminator does to a small GAN.
 
-Generator and discriminator are Flax MLPs, trained against one another on half of scikit-learn's handwritten digits.
-Only the discriminator decays, at several λ, 0 among them. The better it knows its digits by heart, the farther part
-its logits on the digits that it was trained on and on the other half. Samples are judged by the Fréchet distance of
-their pixels to the digits held out, and that of the training digits stands beside it.
+Generator and discriminator are Flax MLPs, trained against each other on half of scikit-learn's handwritten digits.
+Only the discriminator decays, at several λ, 0 among them. The more it memorises its digits, the larger the gap between
+its logits on training digits and on the other half. Samples are judged by the Fréchet distance of their pixels to the
+held-out digits; the distance of the training digits is given for comparison.
 
     python examples/gan.py                         # a table, and samples in out/gan.png
     python examples/gan.py --weight_decay=1        # 0 and this λ; --help lists the knobs
@@ -26,12 +26,14 @@ from absl import app, flags
 import wd_optax as wd
 
 _STEPS = flags.DEFINE_integer("steps", 4000, "Steps of both networks.", lower_bound=10)
-_SEEDS = flags.DEFINE_integer("seeds", 4, "Runs of each λ; a seed gives weights, batches and noise.", lower_bound=2)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 4, "Runs of each λ; the seed determines weights, batches and noise.", lower_bound=2
+)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "η of both networks.")
-_WEIGHT_DECAY = flags.DEFINE_multi_float("weight_decay", [1.0, 30.0], "λ beside 0; may be repeated.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for gan.png; made if it isn't there.")
+_WEIGHT_DECAY = flags.DEFINE_multi_float("weight_decay", [1.0, 30.0], "λ, in addition to 0; may be repeated.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for gan.png; created if missing.")
 
-NOISE, BATCH, MEASURED, SHOWN = 16, 64, 10, 36  # inputs of G; per step; times; samples in the picture
+NOISE, BATCH, MEASURED, SHOWN = 16, 64, 10, 36  # inputs of G; batch size; measurements per run; samples in the picture
 
 
 class MLP(nn.Module):
@@ -42,7 +44,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits: of pixels, or of being real."""
+        """Returns logits: of pixels (generator) or of being real (discriminator)."""
         for _ in range(2):
             x = nn.leaky_relu(nn.Dense(self.width)(x), 0.2)
         return nn.Dense(self.outputs)(x)
@@ -65,7 +67,7 @@ def frechet(a: jax.Array, b: jax.Array) -> jax.Array:
 def train(
     x: jax.Array, x_out: jax.Array, steps: int, seeds: int, learning_rate: float, weight_decays: jax.Array, width: int
 ) -> dict[str, np.ndarray]:
-    """All seeds at all λ as one program; x: digits to train on, x_out: held out. Returns arrays (λ, seeds, ...)."""
+    """Trains all seeds at all λ in one program; x: training digits, x_out: held out. Returns arrays (λ, seeds, ...)."""
     generator, discriminator = MLP(width, x.shape[1]), MLP(width, 1)
     cross_entropy = lambda logits, real: optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, real)).mean()
 
@@ -111,24 +113,24 @@ def train(
 def run(
     *, steps: int, seeds: int, learning_rate: float, weight_decays: list[float], width: int = 128
 ) -> dict[str, Any]:
-    """Per λ and seed: "gap" and "distance" (seeds, 10) over the steps, ‖w‖ of D (seeds,), "samples" (seeds, 36, 64)."""
+    """Returns per λ "gap" and "distance" (seeds, 10) over the steps, ‖w‖ of D (seeds,), "samples" (seeds, 36, 64)."""
     x, x_out, _, _ = data.digits(0, test_size=0.5)
     found = train(x, x_out, steps, seeds, learning_rate, jnp.array(weight_decays), width)
-    runs = {λ: {key: v[i] for key, v in found.items()} for i, λ in enumerate(weight_decays)}
+    runs = {weight_decay: {key: v[i] for key, v in found.items()} for i, weight_decay in enumerate(weight_decays)}
     at = np.arange(1, MEASURED + 1) * (steps // MEASURED)
     return {"runs": runs, "steps": at, "real": np.asarray(x_out[:SHOWN]), "floor": float(frechet(x, x_out))}
 
 
 def report(results: dict[str, Any]) -> str:
-    """A line per λ, then what it changed."""
+    """Formats a line per λ, then its differences from λ = 0."""
     lines = [f"{'λ of D':9}{'‖w‖ of D':17}{'logits, train − held out':27}Fréchet distance of samples"]
-    for λ, r in results["runs"].items():
+    for weight_decay, r in results["runs"].items():
         columns = [intervals.mean(a) for a in (r["‖w‖"], r["gap"][:, -1], r["distance"][:, -1])]
-        lines.append(f"{λ:<9g}{columns[0]:17}{columns[1]:27}{columns[2]}")
-    lines += [f"The digits trained on are at a distance of {results['floor']:.2f} from those held out.", ""]
+        lines.append(f"{weight_decay:<9g}{columns[0]:17}{columns[1]:27}{columns[2]}")
+    lines += [f"The training digits are at a distance of {results['floor']:.2f} from the held-out ones.", ""]
     none = results["runs"][0.0]
-    for λ, r in list(results["runs"].items())[1:]:
-        lines.append(f"λ = {λ:g} against none, on the same seeds:")
+    for weight_decay, r in list(results["runs"].items())[1:]:
+        lines.append(f"λ = {weight_decay:g} compared with λ = 0, on the same seeds:")
         for key, what in (("gap", "gap of the logits"), ("distance", "Fréchet distance")):
             change = r[key][:, -1] - none[key][:, -1]
             lines.append(f"  {what} {intervals.change(change)}")
@@ -136,11 +138,11 @@ def report(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Digits, the first seed's samples at each λ, and both measures over the steps."""
+    """Plots digits, the first seed's samples at each λ, and both measures over the steps."""
     from matplotlib import colormaps
 
     tiles = {"digits held out": results["real"]}
-    tiles |= {f"samples, λ = {λ:g}": r["samples"][0] for λ, r in results["runs"].items()}
+    tiles |= {f"samples, λ = {weight_decay:g}": r["samples"][0] for weight_decay, r in results["runs"].items()}
     figure, panels = plots.figure(math.ceil((len(tiles) + 2) / 2), 2)
     side = math.isqrt(SHOWN)
     for axes, (name, images) in zip(panels, tiles.items(), strict=False):
@@ -154,26 +156,26 @@ def plot(results: dict[str, Any], folder: str) -> Any:
     gap, distance = panels[-2:]
     for axes in panels[len(tiles) : -2]:
         axes.set_axis_off()
-    for i, (λ, r) in enumerate(results["runs"].items()):
+    for i, (weight_decay, r) in enumerate(results["runs"].items()):
         for axes, key in ((gap, "gap"), (distance, "distance")):
-            plots.bars(axes, results["steps"], r[key], plots.line(i), label=f"λ = {λ:g}", marker="")
-    gap.set(xlabel="step", title="D's logits on digits: trained on − held out")
+            plots.bars(axes, results["steps"], r[key], plots.line(i), label=f"λ = {weight_decay:g}", marker="")
+    gap.set(xlabel="step", title="D's logits on digits: training − held out")
     distance.set(xlabel="step", title="Fréchet distance of samples", yscale="log")
-    distance.axhline(results["floor"], color="grey", label="digits trained on")
+    distance.axhline(results["floor"], color="grey", label="training digits")
     distance.legend(title="bars: 95 % intervals")
     return plots.save(figure, folder, "gan.png")
 
 
 def main(argv: list[str]) -> None:
-    """Prints what decays, trains, then prints and plots what came of it."""
+    """Audits the optimizer, trains, then prints and plots the results."""
     del argv
     console.plain()
-    η, rates = _LEARNING_RATE.value, [0.0, *_WEIGHT_DECAY.value]
+    learning_rate, rates = _LEARNING_RATE.value, [0.0, *_WEIGHT_DECAY.value]
     params = jax.eval_shape(lambda: MLP(128, 1).init(jax.random.key(0), jnp.zeros((1, 64)))["params"])
-    print(wd.audit(optimizer(η, rates[-1]), params), end="\n\n", flush=True)
-    results = run(steps=_STEPS.value, seeds=_SEEDS.value, learning_rate=η, weight_decays=rates)
+    print(wd.audit(optimizer(learning_rate, rates[-1]), params), end="\n\n", flush=True)
+    results = run(steps=_STEPS.value, seeds=_SEEDS.value, learning_rate=learning_rate, weight_decays=rates)
     print(report(results))
-    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}. Picture: {plot(results, _OUT.value)}")
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {learning_rate:g}. Picture: {plot(results, _OUT.value)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What runs with several seeds show: Student's t intervals of means, and verdicts that follow from them."""
+"""Student's t intervals for means over seeds, and the verdicts that follow."""
 
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
-FEWEST = 3  # runs for a verdict: with two, one of them decides how wide the interval is
+FEWEST = 3  # seeds needed for a verdict: with two, a single run decides the width of the interval
 MEANING = "± is half of the mean's 95 % interval (Student's t)"
 
 
@@ -19,7 +19,7 @@ def half_width(runs: Any) -> Any:
 
 
 def mean(runs: Any, digits: str = ".2f") -> str:
-    """The mean over the runs ± half of its interval, runs.shape=(n,).
+    """Formats mean ± half-width of the 95 % interval, runs.shape=(n,).
 
     >>> mean([1.0, 2.0, 3.0], "+.1f")
     '+2.0 ± 2.5'
@@ -28,12 +28,12 @@ def mean(runs: Any, digits: str = ".2f") -> str:
 
 
 def clear(gaps: Any) -> bool:
-    """Whether the 95 % interval of the paired differences' mean, gaps.shape=(n,), excludes 0; never under `FEWEST`."""
+    """Whether the 95 % interval of the mean paired difference, gaps.shape=(n,), excludes 0; needs `FEWEST` seeds."""
     return len(gaps) >= FEWEST and bool(abs(np.mean(gaps)) > half_width(gaps))
 
 
 def verdict(gaps: Any) -> str:
-    """What the paired differences show, in words.
+    """Whether the paired differences are significant, in words.
 
     >>> verdict([1.0, 1.1, 0.9, 1.0]), verdict([1.0, -1.1, 0.9, -1.0]), verdict([1.0, 1.1])
     ('significant at 5 %', 'not significant at 5 %', 'no verdict from 2 seeds')
@@ -44,7 +44,7 @@ def verdict(gaps: Any) -> str:
 
 
 def change(gaps: Any, digits: str = "+.2f") -> str:
-    """The mean of paired differences, half of its interval, and the verdict.
+    """Formats the mean paired difference, its interval and the verdict.
 
     >>> change([1.0, 1.1, 0.9, 1.0])
     '+1.00 ± 0.13, significant at 5 %'

@@ -1,14 +1,14 @@
-"""Takes ~5 min on two quiet cores and prints whether η and λ can be tuned apart: the AdamW paper's Figure 2.
+"""Takes ~5 min on two quiet cores and prints whether η and λ can be tuned separately: the AdamW paper's Figure 2.
 
-L2 regularisation ties the best λ to the learning rate η, says the paper (Loshchilov & Hutter 2019, arXiv 1711.05101);
-decoupled decay doesn't. Here six optimizers train a Flax MLP and a small CNN with GroupNorm on 300 of scikit-learn's
-digits, over a grid of (η, λ), all points and seeds side by side. As in the paper the learning rate falls along a cosine
-(without restarts), SGD has momentum 0.9, and each optimizer has its own range of η and λ. The paper's λ is
-multiplied by the schedule but not by η, which is coupling="schedule"; PyTorch's and Optax's is "lr". A diverged run
-guesses, and has an error of 90 %.
+The paper (Loshchilov & Hutter 2019, arXiv 1711.05101) claims that L2 regularisation ties the best λ to the learning
+rate η, and decoupled decay doesn't. Here six optimizers train a Flax MLP and a small CNN with GroupNorm on 300 of
+scikit-learn's digits, over a grid of (η, λ), with all points and seeds vmapped. As in the paper the
+learning rate falls along a cosine (without restarts), SGD has momentum 0.9, and each optimizer has its own range of η
+and λ. The paper's λ is multiplied by the schedule but not by η, which is coupling="schedule"; PyTorch's and Optax's
+coupling is "lr". A diverged run has an error of 90 %, that of guessing.
 
     python examples/lr_wd_map.py                                 # tables, and out/lr_wd_map_{mlp,cnn}.png
-    python examples/lr_wd_map.py --model=mlp --directory=kept    # resumes what was stopped; --help lists the knobs
+    python examples/lr_wd_map.py --model=mlp --directory=kept    # resumes a stopped run; --help lists the knobs
 """
 
 import functools
@@ -30,25 +30,25 @@ from absl import app, flags
 import wd_optax as wd
 from wd_optax import tables
 
-_MODEL = flags.DEFINE_enum("model", None, ["mlp", "cnn"], "One of them; without it, both.")
-_POINTS = flags.DEFINE_integer("points", 12, "Learning rates, and as many λ.", lower_bound=2)
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs at each point; a seed gives images and weights.", lower_bound=2)
+_MODEL = flags.DEFINE_enum("model", None, ["mlp", "cnn"], "Which model; both by default.")
+_POINTS = flags.DEFINE_integer("points", 12, "Number of learning rates and of λ.", lower_bound=2)
+_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs at each point; the seed determines images and weights.", lower_bound=2)
 _EPOCHS = flags.DEFINE_integer("epochs", 100, "Passes over the training images in each run.", lower_bound=1)
-_DIRECTORY = flags.DEFINE_string("directory", None, "Folder for finished runs, to resume from.")
+_DIRECTORY = flags.DEFINE_string("directory", None, "Folder of finished runs, to resume from.")
 _OUT = flags.DEFINE_string("out", "out", "Folder for lr_wd_map_mlp.png and lr_wd_map_cnn.png.")
 
 IMAGES, BATCH_SIZE = 300, 50
 MEANING = """\
-ρ of the best fifth of a map: < 0 where λ must fall as η grows (η·λ = const), > 0 where it must rise, 0 along the axes.
+ρ over the best fifth of a map: < 0 if λ must fall as η grows (η·λ = const), > 0 if it must rise, 0 if independent.
 """
 WHY = """\
-Why: GroupNorm takes the size of a kernel out of the CNN. Such kernels settle where they turn by √(2c) per step, c being
-the share that decays: √(2ηλ) under "lr" and SGD's L2, √(2λ) under "schedule", whatever η is. In the MLP size counts:
-SGD's L2 and "lr" seek the minimum of L + λ/2·‖w‖², the same for every η, and "schedule" that of L + λ/(2η)·‖w‖²."""
+Why: GroupNorm makes the CNN invariant to the norm of its kernels. At equilibrium such kernels turn by √(2c) per step,
+c being the fraction removed: √(2ηλ) under "lr" and SGD's L2, √(2λ) under "schedule" for any η. In the MLP the norm
+matters: SGD's L2 and "lr" minimise L + λ/2·‖w‖², the same for every η, and "schedule" L + λ/(2η)·‖w‖²."""
 
 
 class Optimizer(NamedTuple):
-    """What a panel shows: η and λ are factors times these units."""
+    """The optimizer of a panel; the grid's η and λ are multiples of these units."""
 
     make: Any
     learning_rate: float
@@ -71,7 +71,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits."""
+        """Returns logits."""
         return nn.Dense(10)(nn.relu(nn.Dense(128)(x.reshape(len(x), -1))))
 
 
@@ -80,14 +80,14 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Logits."""
+        """Returns logits."""
         for width in (8, 16):
             x = nn.relu(nn.GroupNorm(4)(nn.Dense(width, use_bias=False)(patches(x))))
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
 def patches(x: jax.Array) -> jax.Array:
-    """The 3×3 patches of every other pixel: Dense of them is nn.Conv(strides=2), which under vmap is slower on CPUs."""
+    """The 3×3 patches of every other pixel: Dense on them is nn.Conv(strides=2), but faster under vmap on CPUs."""
     side = x.shape[1]
     x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
     shifted = [x[:, i : i + side : 2, j : j + side : 2] for i in range(3) for j in range(3)]
@@ -103,15 +103,16 @@ def loss_fn(model: Any, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def make_optimizer(hparams: dict[str, Any], steps: int) -> Any:
-    """The optimizer of a point, its learning rate along a cosine from its peak to zero."""
+    """The optimizer of a grid point, with a cosine learning-rate schedule to zero."""
     chosen = OPTIMIZERS[hparams["optimizer"]]
-    η, λ = chosen.learning_rate * hparams["learning_rate"], chosen.weight_decay * hparams["weight_decay"]
-    peak = {"peak_learning_rate": η} if "schedule" in hparams["optimizer"] else {}
-    return chosen.make(optax.cosine_decay_schedule(η, steps), weight_decay=λ, **peak)
+    learning_rate = chosen.learning_rate * hparams["learning_rate"]
+    weight_decay = chosen.weight_decay * hparams["weight_decay"]
+    peak = {"peak_learning_rate": learning_rate} if "schedule" in hparams["optimizer"] else {}
+    return chosen.make(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay, **peak)
 
 
 def sweep(name: str, *, points: int, seeds: int, epochs: int, directory: str | None = None) -> Any:
-    """Test error (%) and loss after the last epoch: all optimizers of a model × η × λ × seeds."""
+    """Sweeps all optimizers of a model × η × λ × seeds; measures the test error (%) after the last epoch."""
     model = MODELS[name]
     x_all, x_test, y_all, y_test = data.digits(flat=False, test_size=0.5)
     batches = data.batches(IMAGES, BATCH_SIZE, epochs=epochs, seed=0).reshape(-1, BATCH_SIZE)
@@ -142,44 +143,47 @@ def sweep(name: str, *, points: int, seeds: int, epochs: int, directory: str | N
 
 
 def run(*, models: list[str], points: int, seeds: int, epochs: int, directory: str | None = None) -> dict[str, Any]:
-    """Per model its `SweepResult`."""
+    """Returns the `SweepResult` of each model."""
     return {m: sweep(m, points=points, seeds=seeds, epochs=epochs, directory=directory) for m in models}
 
 
 def separability(result: Any) -> dict[str, Any]:
-    """Per optimizer ρ and its interval's ends."""
+    """Returns ρ and its interval per optimizer."""
     found = result.separability("error", "min")
     return {o: [float(found[k].sel(optimizer=o)) for k in ("correlation", "low", "high")] for o in OPTIMIZERS}
 
 
 def table(result: Any) -> str:
-    """Per optimizer ρ, the best point, and what tuning η at the least λ, then λ at that η, would have found."""
-    lines = [["optimizer", "ρ(η, λ)", "95 % interval", "least error, %", "at η", "at λ", "η first, then λ"]]
-    for name, (ρ, low, high) in separability(result).items():
+    """Formats per optimizer ρ, the best point, and the error found by tuning η at the smallest λ, then λ at that η."""
+    lines = [["optimizer", "ρ(η, λ)", "95 % interval", "lowest error, %", "at η", "at λ", "η first, then λ"]]
+    for name, (rho, low, high) in separability(result).items():
         best = type(result)(result.data.sel(optimizer=[name])).best("error", "min")
         mean = result.data["error"].sel(optimizer=name).mean("seed", skipna=False)
         first = int(mean.isel(weight_decay=0).argmin("learning_rate"))
-        η, λ = (best.hyperparams[k] * getattr(OPTIMIZERS[name], k) for k in ("learning_rate", "weight_decay"))
-        least = f"{best.mean:.2f} ± {best.standard_error:.2f}"
+        learning_rate, weight_decay = (
+            best.hyperparams[k] * getattr(OPTIMIZERS[name], k) for k in ("learning_rate", "weight_decay")
+        )
+        lowest = f"{best.mean:.2f} ± {best.standard_error:.2f}"
         alone = f"{float(mean.isel(learning_rate=first).min()):.2f}"
-        lines.append([name, f"{ρ:+.2f}", f"[{low:+.2f}, {high:+.2f}]", least, f"{η:.2g}", f"{λ:.2g}", alone])
+        interval = f"[{low:+.2f}, {high:+.2f}]"
+        lines.append([name, f"{rho:+.2f}", interval, lowest, f"{learning_rate:.2g}", f"{weight_decay:.2g}", alone])
     return tables.align(lines)
 
 
 def verdict(result: Any, family: str) -> str:
-    """Whether the paper's claim shows, from ρ of L2 and of its decoupled decay."""
+    """States whether ρ of L2 and of decoupled decay confirm the paper's claim."""
     found = separability(result)
-    (l2, *ends), (like, *_), (ours, *others) = (found[family + way] for way in ("+L2", "W, lr", "W, schedule"))
-    apart = ends[1] < others[0] or others[1] < ends[0]
-    shown = "the claim shows" if apart else "as claimed, but the intervals overlap"
-    claim = shown if abs(ours) < abs(l2) else "the claim does not show"
+    (l2, *l2_ends), (lr, *_), (schedule, *ends) = (found[family + way] for way in ("+L2", "W, lr", "W, schedule"))
+    separate = l2_ends[1] < ends[0] or ends[1] < l2_ends[0]
+    shown = "the claim holds" if separate else "as claimed, but the intervals overlap"
+    claim = shown if abs(schedule) < abs(l2) else "the claim does not hold"
     if result.data.sizes["seed"] < intervals.FEWEST:
         claim = f"no verdict from {result.data.sizes['seed']} seeds"
-    return f'{family}: ρ is {l2:+.2f} with L2, {like:+.2f} with "lr" and {ours:+.2f} with "schedule": {claim}.'
+    return f'{family}: ρ is {l2:+.2f} with L2, {lr:+.2f} with "lr" and {schedule:+.2f} with "schedule": {claim}.'
 
 
 def report(results: dict[str, Any]) -> str:
-    """A table per model and what it says of the paper's claim."""
+    """Formats a table per model and the verdict on the paper's claim."""
     lines = [MEANING]
     for model, result in results.items():
         lines += [f"{model}: {result.data['error'].size} runs, {result.data.attrs['strategy']}"]
@@ -188,7 +192,7 @@ def report(results: dict[str, Any]) -> str:
 
 
 def label_in_units(axes: Any, unit: Optimizer) -> None:
-    """Ticks and labels of η and λ where a panel has factors to its units."""
+    """Labels the axes with η and λ in place of multiples of the units."""
     axes.set(xlabel="", ylabel="")
     axes.tick_params(which="both", bottom=False, left=False, labelbottom=False, labelleft=False)
     scaled = lambda one: (lambda factor: factor * one, lambda value: value / one)
@@ -197,19 +201,19 @@ def label_in_units(axes: Any, unit: Optimizer) -> None:
 
 
 def plot(result: Any, folder: str, name: str) -> Any:
-    """The maps of a model."""
+    """Plots the maps of a model."""
     least = float(result.data["error"].mean("seed").min())
     figure = result.heatmap("error", mode="min", vmin=least, vmax=3 * least)
     *panels, scale = figure.axes
     scale.set_ylabel(f"test error, %, mean of {result.data.sizes['seed']} seeds; darkest: {3 * least:.0f} or more")
-    for axes, (optimizer, (ρ, low, high)) in zip(panels, separability(result).items(), strict=True):
-        axes.set_title(f"{optimizer}: ρ = {ρ:+.2f} [{low:+.2f}, {high:+.2f}]", fontsize="medium")
+    for axes, (optimizer, (rho, low, high)) in zip(panels, separability(result).items(), strict=True):
+        axes.set_title(f"{optimizer}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", fontsize="medium")
         label_in_units(axes, OPTIMIZERS[optimizer])
     return plots.save(figure, folder, f"lr_wd_map_{name}.png")
 
 
 def main(argv: list[str]) -> None:
-    """Prints what decays, trains, then prints and plots what came of it."""
+    """Audits the optimizer, trains, then prints and plots the results."""
     del argv
     console.plain()
     jax.config.update("jax_num_cpu_devices", os.cpu_count())  # a device for each core
@@ -217,7 +221,7 @@ def main(argv: list[str]) -> None:
     steps = _EPOCHS.value * (IMAGES // BATCH_SIZE)
     point = {"optimizer": "AdamW, schedule", "learning_rate": 1.0, "weight_decay": 1.0}
     params = MODELS[models[-1]].init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-    print(f"{models[-1]} under {point['optimizer']}, where both factors are 1:")
+    print(f"{models[-1]} under {point['optimizer']}, where both multiples are 1:")
     print(wd.audit(make_optimizer(point, steps), params, horizon=steps), end="\n\n", flush=True)
     settings = {"points": _POINTS.value, "seeds": _SEEDS.value, "epochs": _EPOCHS.value}
     results = run(models=models, directory=_DIRECTORY.value, **settings)

@@ -1,8 +1,8 @@
-"""Takes ~15 s on a laptop CPU and prints what Muon with AdamW for the rest removes per step, and what it learns.
+"""Takes ~15 s on a laptop CPU and prints the decay per step and the test accuracy of Muon with AdamW for the rest.
 
-Muon orthogonalises the update of a matrix, so it trains the hidden matrices only; embeddings, the last layer, biases
-and norm scales are AdamW's, at a learning rate of its own. `optax.contrib.muon` couples the decay of both to one of
-the two. Here each decays at its own η·λ, in one call of `wd.partition`, and biases and norm scales not at all. A Flax
+Muon orthogonalises the update of a matrix, so it trains the hidden matrices only; AdamW trains embeddings, the last
+layer, biases and norm scales at its own learning rate. `optax.contrib.muon` couples the decay of both to one of these
+learning rates. With `wd.partition` each decays at its own η·λ, and biases and norm scales don't decay. A Flax
 MLP with layer normalisation learns scikit-learn's handwritten digits.
 
     python examples/muon.py                                        # two tables
@@ -39,25 +39,25 @@ class MLP(nn.Module):
         return nn.Dense(10, name="head")(x)
 
 
-def whose(p: Any) -> str:
-    """The optimizer of a parameter, by its role, shape and path."""
+def choose(p: Any) -> str:
+    """Chooses the optimizer of a parameter by its role, shape and path."""
     return "muon" if p.role == "weight" and len(p.shape) == 2 and not p.path.startswith("head") else "adamw"
 
 
 def optimizer(muon_learning_rate: Any, adam_learning_rate: Any, weight_decay: Any) -> Any:
-    """Muon and AdamW, each with its own live η and λ. An optimizer at rate 1, turned around, is a direction."""
+    """Muon and AdamW, each with its own η and λ in the state. An optimizer at η = 1, negated, is a direction."""
     muon = optax.chain(optax.contrib.muon(1.0), optax.scale(-1.0))
     return wd.partition(
         {
             "muon": wd.decoupled(muon, muon_learning_rate, weight_decay=weight_decay),
             "adamw": wd.adamw(adam_learning_rate, weight_decay=weight_decay),
         },
-        whose,
+        choose,
     )
 
 
 def removed(tx: Any, params: Any) -> dict[str, float]:
-    """The fraction that one step without gradient takes off each parameter."""
+    """The fraction that one step without gradient removes from each parameter."""
     ones = jax.tree.map(jnp.ones_like, params)
     updates, _ = jax.jit(tx.update)(jax.tree.map(jnp.zeros_like, ones), tx.init(ones), ones)
     flat = jax.tree_util.tree_leaves_with_path(updates)
@@ -65,7 +65,7 @@ def removed(tx: Any, params: Any) -> dict[str, float]:
 
 
 def run(*, epochs: int, muon_learning_rate: float, adam_learning_rate: float, weight_decay: float, seed: int) -> Any:
-    """Trains with λ and with 0: per λ the test accuracy and the hidden matrices' norm; and what is removed per step."""
+    """Trains with λ and 0. Returns the decay per step, and per λ the test accuracy and norm of the hidden matrices."""
     x, x_test, y, y_test = data.digits(seed)
     start = MLP().init(jax.random.key(seed), x[:1])["params"]
     batches = data.batches(len(x), 64, epochs=epochs, seed=seed).reshape(-1, 64)
@@ -90,9 +90,9 @@ def run(*, epochs: int, muon_learning_rate: float, adam_learning_rate: float, we
 
 
 def main(argv: list[str]) -> None:
-    """Prints what each parameter loses per step, trains, and prints what came of it."""
+    """Trains, then prints the decay per step of each parameter and the results."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")  # not which accelerators this machine lacks
+    jax.config.update("jax_logging_level", "WARNING")  # no messages about missing accelerators
     results = run(
         epochs=_EPOCHS.value,
         muon_learning_rate=_MUON_LEARNING_RATE.value,

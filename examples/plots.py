@@ -1,4 +1,4 @@
-"""What the pictures of the examples share: colours and dashes that everyone can distinguish, intervals, one size."""
+"""Shared plotting helpers: colour-blind-safe lines, confidence bands, one figure size."""
 
 import pathlib
 from typing import Any
@@ -19,7 +19,7 @@ COLOURS = {
 
 
 def line(i: int) -> dict[str, Any]:
-    """Colour and dashes of the i-th line, for `axes.plot(x, y, **plots.line(i))`; 28 differ."""
+    """Colour and dashes of the i-th line, for `axes.plot(x, y, **plots.line(i))`; repeats after 28."""
     return {"color": list(COLOURS.values())[i % 7], "linestyle": ("-", "--", "-.", ":")[i % 4]}
 
 
@@ -35,20 +35,20 @@ def figure(columns: int, rows: int = 1, **shared: Any) -> tuple[Any, list[Any]]:
 
 
 def band(axes: Any, at: np.ndarray, runs: np.ndarray, label: str, style: dict[str, Any]) -> None:
-    """A line: the mean over runs, shape=(runs, points), and its 95 % interval."""
+    """Plots the mean over runs, shape=(runs, points), as a line with its 95 % interval as a band."""
     mean, half = runs.mean(axis=0), intervals.half_width(runs)
     axes.plot(at, mean, label=label, **style)
     axes.fill_between(at, mean - half, mean + half, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def bars(axes: Any, at: Any, runs: np.ndarray, style: dict[str, Any], **options: Any) -> None:
-    """Markers: the mean over runs, shape=(runs, points), and its 95 % interval; options as in axes.errorbar."""
+    """Plots the mean over runs, shape=(runs, points), as markers with 95 % error bars; options as in axes.errorbar."""
     half = intervals.half_width(runs)
     axes.errorbar(at, runs.mean(axis=0), half, **{"marker": "o", "capsize": 3} | style | options)
 
 
 def save(made: Any, folder: str | pathlib.Path, name: str) -> pathlib.Path:
-    """Writes the figure to folder/name at 144 dpi, makes the folder where it isn't there, returns the path."""
+    """Writes the figure to folder/name at 144 dpi, creating the folder if needed, and returns the path."""
     path = pathlib.Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path, dpi=144)

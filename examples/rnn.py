@@ -1,11 +1,11 @@
 """Takes ~30 s on a laptop CPU and prints what decay does to a recurrent language model that over-fits.
 
 A GRU in Flax NNX learns to predict the next character from the first 14 kB of the source of Python's argparse, little
-enough to over-fit. A rule says what decays beside the weights: the embedding, or not. Adam's step is zero where
-the gradient always was, so that decay alone moves the rows of characters which never occur.
+enough to over-fit. A mask rule decides whether the embedding decays too. Adam's step is zero where the gradient has
+always been zero, so that decay alone changes the embedding rows of characters that never occur.
 
     python examples/rnn.py                    # a table, and curves in out/rnn.png
-    python examples/rnn.py --weight_decay=3   # too much of it; --help lists the knobs
+    python examples/rnn.py --weight_decay=3   # too much decay; --help lists the knobs
 """
 
 from typing import Any
@@ -24,13 +24,13 @@ from flax import nnx
 import wd_optax as wd
 
 _EPOCHS = flags.DEFINE_integer("epochs", 40, "Passes over the training text.", lower_bound=1)
-_SEEDS = flags.DEFINE_integer("seeds", 4, "Runs of each kind; a seed gives weights and batches.", lower_bound=2)
+_SEEDS = flags.DEFINE_integer("seeds", 4, "Runs of each kind; the seed determines weights and batches.", lower_bound=2)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-3, "η.")
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.5, "λ of the runs that decay.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for rnn.png; made if it isn't there.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for rnn.png; created if missing.")
 
 CHARACTERS = 128  # ASCII
-# What decays at λ: weights, and the embedding; neither biases ever.
+# Multipliers of λ for the weights and for the embedding; biases never decay.
 RUNS = {"no decay": (0.0, 0.0), "weights decay": (1.0, 0.0), "and the embedding": (1.0, 1.0)}
 
 
@@ -38,7 +38,7 @@ class Model(nnx.Module):
     """Characters (n, length) → logits of those that follow (n, length, 128)."""
 
     def __init__(self, width: int, key: jax.Array) -> None:
-        """An embedding half as wide as the GRU."""
+        """The embedding has half the width of the GRU."""
         rngs = nnx.Rngs(key)
         self.width = width
         self.embed = nnx.Embed(CHARACTERS, width // 2, rngs=rngs)
@@ -46,27 +46,27 @@ class Model(nnx.Module):
         self.out = nnx.Linear(width, CHARACTERS, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """From a state of zeros."""
+        """The GRU starts from zeros."""
         return self.out(self.gru(self.embed(x), initial_carry=jnp.zeros((len(x), self.width))))
 
 
 def split(width: int, seed: Any) -> Any:
-    """The model's structure, and its parameters drawn from the seed."""
+    """Returns the graph definition and parameters drawn from the seed."""
     return nnx.split(Model(width, jax.random.key(seed)))
 
 
 def shapes(width: int) -> Any:
-    """The same, with shapes for the parameters."""
+    """Like `split`, with shapes in place of parameters."""
     return jax.eval_shape(lambda: split(width, 0))
 
 
 def rules(embedding: Any) -> list[Any]:
-    """What decays: the embedding as given, of the others the weights."""
+    """Mask: the embedding decays with the given multiplier, of the rest only the weights."""
     return [("embed", embedding), (".*", "weights")]  # S9: an RNN
 
 
 def train(text: data.Split, batches: jax.Array, rates: tuple[float, float], width: int) -> Any:
-    """All seeds of all kinds as one program; batches: (seeds, epochs, steps, rows). Returns per kind as `run`."""
+    """Trains all seeds of all kinds in one program; batches: (seeds, epochs, steps, rows). Returns runs as in `run`."""
     x, x_val, y, y_val = text
     absent = jnp.setdiff1d(jnp.arange(CHARACTERS), x)
     graph = shapes(width)[0]
@@ -101,7 +101,7 @@ def train(text: data.Split, batches: jax.Array, rates: tuple[float, float], widt
 def run(
     *, epochs: int, seeds: int, learning_rate: float, weight_decay: float, width: int = 64, max_bytes: int = 24_000
 ) -> dict[str, Any]:
-    """Per kind: losses (seeds, epochs), ‖w‖ (seeds,), and ‖end‖/‖start‖ (seeds,) of embedding rows never used."""
+    """Returns per kind losses (seeds, epochs), ‖w‖ (seeds,), and ‖end‖/‖start‖ (seeds,) of unused embedding rows."""
     text = data.text("argparse", max_bytes, length=32, test_size=0.4)
     batches = jnp.stack([data.batches(len(text[0]), 16, epochs=epochs, seed=seed) for seed in range(seeds)])
     runs = train(text, batches, (learning_rate, weight_decay), width)
@@ -111,7 +111,7 @@ def run(
 
 
 def report(results: dict[str, Any]) -> str:
-    """A line per kind, then what they showed."""
+    """Formats a line per kind, then their differences."""
     lines = [f"{'loss, nats per character':26}{'training':17}{'validation':17}{'its best epoch':17}‖w‖"]
     end, best = {}, {}
     for name, r in results["runs"].items():
@@ -120,7 +120,7 @@ def report(results: dict[str, Any]) -> str:
         lines.append(f"{name:26}{''.join(columns)}{intervals.mean(r['‖w‖'], '.1f')}")
     none, weights, all_ = RUNS
     change = lambda a, b: intervals.change(a - b, "+.3f")
-    spared, moved = (results["runs"][name]["unseen"].mean() for name in (weights, all_))
+    excluded, decayed = (results["runs"][name]["unseen"].mean() for name in (weights, all_))
     return "\n".join(
         [
             *lines,
@@ -128,14 +128,14 @@ def report(results: dict[str, Any]) -> str:
             f"Decay of the weights changes the last validation loss by {change(end[weights], end[none])};",
             f"with early stopping, the best by {change(best[weights], best[none])}.",
             f"Decay of the embedding too changes the last by {change(end[all_], end[weights])}.",
-            f"Of embedding rows that never had a gradient {spared:.3f} is left where the rule spares them, {moved:.3f}",
-            f"where it doesn't; (1 − ηλ)ⁿ foretells {results['remaining']:.3f}.",
+            f"Embedding rows without a gradient keep {excluded:.3f} of their norm where the rule excludes them,",
+            f"{decayed:.3f} where it doesn't; (1 − ηλ)ⁿ predicts {results['remaining']:.3f}.",
         ]
     )
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Both losses over the steps, mean and 95 % interval."""
+    """Plots both losses over the steps, mean and 95 % interval."""
     figure, panels = plots.figure(2, sharey=True)
     for key, axes in zip(("training", "validation"), panels, strict=True):
         for i, (name, r) in enumerate(results["runs"].items()):
@@ -147,15 +147,16 @@ def plot(results: dict[str, Any], folder: str) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    """Prints what decays, trains, then prints and plots what came of it."""
+    """Audits the optimizer, trains, then prints and plots the results."""
     del argv
     console.plain()
-    η, λ = _LEARNING_RATE.value, _WEIGHT_DECAY.value
-    tx = wd.adamw(η, weight_decay=λ, mask=rules(0.0))
+    learning_rate, weight_decay = _LEARNING_RATE.value, _WEIGHT_DECAY.value
+    tx = wd.adamw(learning_rate, weight_decay=weight_decay, mask=rules(0.0))
     print(wd.audit(tx, shapes(64)[1]), end="\n\n", flush=True)
-    results = run(epochs=_EPOCHS.value, seeds=_SEEDS.value, learning_rate=η, weight_decay=λ)
+    results = run(epochs=_EPOCHS.value, seeds=_SEEDS.value, learning_rate=learning_rate, weight_decay=weight_decay)
     print(report(results))
-    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}, λ = {λ:g}. Curves: {plot(results, _OUT.value)}")
+    about = f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {learning_rate:g}, λ = {weight_decay:g}"
+    print(f"{about}. Curves: {plot(results, _OUT.value)}")
 
 
 if __name__ == "__main__":

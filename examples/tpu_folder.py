@@ -1,4 +1,4 @@
-"""The folder of `tpu_run.py`: one run at a time, the flags it began with, and checkpoints that are verified."""
+"""The output folder of `tpu_run.py`: a lock, the flags of the run, and verified checkpoints."""
 
 import contextlib
 import fcntl
@@ -16,19 +16,19 @@ import orbax.checkpoint as ocp
 import tpu_model
 from jax.experimental import multihost_utils
 
-# What a checkpoint or the stream of batches is made of. Every other setting takes effect when it is changed.
+# Settings that determine checkpoints or batches and so can't change. All others may change between starts.
 FIXED = ("precision", "layers", "width", "heads", "context", "batch_size", "seed", "text")
 
 
 class State(NamedTuple):
-    """What a step needs, and changes."""
+    """The training state."""
 
     params: Any
     opt_state: Any
 
 
-class Kept(NamedTuple):
-    """What a checkpoint holds, under its step's number."""
+class Saved(NamedTuple):
+    """Contents of the checkpoint of a step."""
 
     params: Any
     opt_state: Any
@@ -42,17 +42,17 @@ def say(line: str) -> None:
 
 
 def agreed(refusal: str) -> None:
-    """Raises on every process if process 0 has a reason to stop: the others would wait for it without end."""
+    """Raises on every process if process 0 has a reason to stop; otherwise the others would wait forever."""
     if jax.process_count() > 1:
         stop = bool(multihost_utils.broadcast_one_to_all(np.array(bool(refusal))))
-        refusal = refusal or ("process 0 stops the run: see what it says" if stop else "")
+        refusal = refusal or ("process 0 stops the run: see its output" if stop else "")
     if refusal:
         raise ValueError(refusal)
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the folder while the block runs; the system lets go of it when the process dies, however it does."""
+    """Locks the folder while the block runs; the operating system releases the lock however the process ends."""
     with contextlib.ExitStack() as stack:
         refusal = ""
         if jax.process_index() == 0:
@@ -72,9 +72,9 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
 
 
 def settled(folder: pathlib.Path, settings: dict[str, Any]) -> str:
-    """Refuses settings that can't change, by name, and keeps the others; says which are in force and which changed.
+    """Refuses changes of fixed settings, saves the others, and reports the current settings and what changed.
 
-    A setting counts as changed against the last start in this folder, which `settings.json` holds.
+    Changes are relative to the last start in this folder, recorded in `settings.json`.
     """
     refusal, line = _compared(folder, settings) if jax.process_index() == 0 else ("", "")
     agreed(refusal)
@@ -86,10 +86,10 @@ def _compared(folder: pathlib.Path, settings: dict[str, Any]) -> tuple[str, str]
     try:
         before = dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
     except (ValueError, TypeError):
-        return f"{path} is damaged: delete it to go on with the flags that you give", ""
+        return f"{path} is damaged: delete it to continue with the given flags", ""
     changed = {name: f"{name} ({before[name]} → {x})" for name, x in settings.items() if before.get(name, x) != x}
     if wrong := ", ".join(line for name, line in changed.items() if name in FIXED):
-        return f"--out={folder} holds a run of another {wrong}: give what it began with, or another --out", ""
+        return f"--out={folder} holds a run of another {wrong}: use its original flags, or another --out", ""
     _write(path, before | settings)
     line = "in force: " + ", ".join(f"{name} {x}" for name, x in settings.items())
     return "", line + ("\nchanged from here on: " + ", ".join(changed.values()) if changed else "")
@@ -105,7 +105,7 @@ def _write(path: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def digest(tree: Any) -> jax.Array:
-    """A number per leaf that changes with any bit of it: sums of hashes modulo 2³², the same on every mesh."""
+    """Checksums of the leaves that depend on every bit: sums of hashes modulo 2³², the same on every mesh."""
 
     def leaf(x: jax.Array) -> jax.Array:
         words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
@@ -117,63 +117,63 @@ def digest(tree: Any) -> jax.Array:
 
 
 def _mixed(x: jax.Array) -> jax.Array:
-    """Wellons' lowbias32: a bijection of 32-bit words in which each bit reaches all."""
+    """Wellons' lowbias32: a bijection of 32-bit words in which each bit affects all."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
 def manager(folder: str | pathlib.Path, keep: int) -> ocp.CheckpointManager:
-    """Writes checkpoints while training goes on, each under another name until it is whole; keeps the newest."""
+    """Writes checkpoints asynchronously, each under a temporary name until complete; retains the newest."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
     path = pathlib.Path(folder).resolve() / "checkpoints"
     return ocp.CheckpointManager(path, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, state: State) -> None:
-    """Copies the state and returns; the files are written meanwhile."""
-    checkpoints.save(step, args=ocp.args.StandardSave(Kept(*state, jax.jit(digest)(state))))
+    """Copies the state and returns; the files are written in the background."""
+    checkpoints.save(step, args=ocp.args.StandardSave(Saved(*state, jax.jit(digest)(state))))
 
 
 def begin(checkpoints: ocp.CheckpointManager, like: State, tx: Any, seed: int) -> tuple[int, State]:
-    """The newest whole checkpoint and its step, cut for the mesh at hand, or step 0.
+    """Restores the newest intact checkpoint, sharded for the current mesh, or initialises step 0.
 
-    A checkpoint that can't be read, or whose bits aren't those that were saved, is put aside with a line.
+    A checkpoint that can't be read or fails its checksum is renamed, with a message.
     """
     damaged: dict[int, str] = {}
     for step in sorted(checkpoints.all_steps(), reverse=True):
         state, why = _restored(checkpoints, step, like)
         if state:
-            _put_aside(checkpoints, damaged, step)
+            _rename_damaged(checkpoints, damaged, step)
             return step, state
         damaged[step] = why
     if damaged:
         which = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
         raise ValueError(
-            f"{checkpoints.directory} holds no checkpoint that is whole and of this model ({which}): give the flags it "
-            "began with, or another --out"
+            f"{checkpoints.directory} holds no intact checkpoint of this model ({which}): use its original flags, "
+            "or another --out"
         )
     start = lambda: State(params := tpu_model.initial(like.params, seed), tx.init(params))
     return 0, jax.jit(start, out_shardings=jax.tree.map(lambda s: s.sharding, like))()
 
 
 def _restored(checkpoints: ocp.CheckpointManager, step: int, like: State) -> tuple[State | None, str]:
-    """The state that was saved, or None and the reason, the same on every process."""
+    """Returns the saved state, or None and the reason, the same on every process."""
     everywhere = jax.NamedSharding(jax.tree.leaves(like)[0].sharding.mesh, jax.P())
     numbers = jax.ShapeDtypeStruct((len(jax.tree.leaves(like)),), jnp.uint32, sharding=everywhere)
-    wanted, found, why = Kept(*like, numbers), None, ""
+    wanted, found, why = Saved(*like, numbers), None, ""
     shapes = lambda tree: sorted(x.shape for x in jax.tree.leaves(tree))
     try:
         if shapes(checkpoints.item_metadata(step)) != shapes(wanted):
             raise ValueError("its shapes are of another model or --precision")
-        found = Kept(*checkpoints.restore(step, args=ocp.args.StandardRestore(wanted)))
-    except Exception as error:  # what a damaged file raises depends on which byte it is
+        found = Saved(*checkpoints.restore(step, args=ocp.args.StandardRestore(wanted)))
+    except Exception as error:  # a damaged file can raise anything
         why = f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
     if not _on_all(found is not None) or found is None:
         return None, why or "another process could not read it"
     state = State(found.params, found.opt_state)
     if not np.array_equal(jax.jit(digest, out_shardings=everywhere)(state), found.digest):
-        return None, "its bits are not those that were saved"
+        return None, "its checksum is wrong"
     return state, ""
 
 
@@ -181,22 +181,22 @@ def _on_all(true: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(true)))) if jax.process_count() > 1 else true
 
 
-def _put_aside(checkpoints: ocp.CheckpointManager, damaged: dict[int, str], step: int) -> None:
+def _rename_damaged(checkpoints: ocp.CheckpointManager, damaged: dict[int, str], step: int) -> None:
     for bad, why in damaged.items():
         source = pathlib.Path(checkpoints.directory) / str(bad)
         names = (source.parent.parent / f"damaged-{bad}{f'-{i}' if i else ''}" for i in range(10**6))
         target = next(name for name in names if not name.exists())
         if jax.process_index() == 0:
             source.rename(target)
-        say(f"checkpoint {bad} is damaged ({why}) and is now {target}: going on from step {step}")
+        say(f"checkpoint {bad} is damaged ({why}) and was renamed to {target}: continuing from step {step}")
     if damaged:
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are aside")
+            multihost_utils.sync_global_devices("damaged checkpoints are renamed")
         checkpoints.reload()
 
 
 def with_weight_decay(state: State, weight_decay: float) -> State:
-    """λ is a leaf of the state, so a checkpoint brings its own: this start's takes its place."""
+    """Replaces λ, a leaf of the state and so of the checkpoint, by the current flag's value."""
     opt_state = state.opt_state
     old = optax.tree.get(opt_state, "weight_decay")
     put = lambda old: jax.device_put(np.asarray(weight_decay, old.dtype), old.sharding)

@@ -1,4 +1,4 @@
-"""The transformer of `tpu_run.py`, and how it lies on a mesh: pure functions of a tree of parameters."""
+"""The transformer of `tpu_run.py` and its sharding, as pure functions of a parameter tree."""
 
 import math
 import re
@@ -14,7 +14,7 @@ ASCII = 128
 
 
 class Size(NamedTuple):
-    """What is computed in one step."""
+    """Sizes of the model and the batch."""
 
     layers: int
     width: int
@@ -25,18 +25,18 @@ class Size(NamedTuple):
 
 
 def make_mesh(axes: str | None, devices: Any, size: Size) -> Mesh:
-    """The first devices as data × model, if all that is cut along an axis can be cut evenly."""
+    """Mesh of the first devices, data × model; raises unless all sharded axes divide evenly."""
     axes = axes or f"{len(devices)}x1"
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", axes):
         raise ValueError(f"--mesh={axes}: write DATAxMODEL, two numbers of devices such as --mesh=4x2")
     rows, columns = map(int, axes.split("x"))
     if rows * columns > len(devices) or (jax.process_count() > 1 and rows * columns < len(devices)):
-        raise ValueError(f"--mesh={axes}: {len(devices)} devices are there to be used: try --mesh={len(devices)}x1")
-    cuts = {"batch_size": rows * size.accumulate, "width": math.lcm(rows, size.heads), "heads": columns}
-    for flag, parts in cuts.items():
+        raise ValueError(f"--mesh={axes}: {len(devices)} devices are available: try --mesh={len(devices)}x1")
+    divisors = {"batch_size": rows * size.accumulate, "width": math.lcm(rows, size.heads), "heads": columns}
+    for flag, parts in divisors.items():
         if (number := getattr(size, flag)) % parts:
-            mend = math.ceil(number / parts) * parts
-            raise ValueError(f"--{flag}={number} isn't divisible by {parts}, as --mesh={axes} asks: try {mend}")
+            multiple = math.ceil(number / parts) * parts
+            raise ValueError(f"--{flag}={number} isn't divisible by {parts}, as --mesh={axes} requires: try {multiple}")
     auto = (AxisType.Auto, AxisType.Auto)
     return jax.make_mesh((rows, columns), ("data", "model"), auto, devices=devices[: rows * columns])
 
@@ -63,14 +63,14 @@ def parameters(size: Size, dtype: Any, mesh: Mesh) -> Any:
 
 
 def sharded(tree: Any, params: Any) -> Any:
-    """Shapes of the optimizer's state: what mirrors a parameter is cut like it, the numbers beside are replicated."""
+    """Shapes of the optimizer's state: leaves that mirror a parameter are sharded like it, scalars are replicated."""
     known = [(jax.tree_util.keystr(path), p) for path, p in jax.tree.leaves_with_path(params)]
-    everywhere = NamedSharding(known[0][1].sharding.mesh, P())
+    replicated = NamedSharding(known[0][1].sharding.mesh, P())
 
     def leaf(path: Any, s: Any) -> Any:
         key = jax.tree_util.keystr(path)
         mirrored = (p.sharding for name, p in known if key.endswith(name) and p.shape == s.shape)
-        return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=next(mirrored, everywhere))
+        return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=next(mirrored, replicated))
 
     return jax.tree.map_with_path(leaf, tree)
 
@@ -84,21 +84,21 @@ def initial(params: Any, seed: int) -> Any:
 
 def norm(x: jax.Array, scale: jax.Array) -> jax.Array:
     """RMSNorm, in float32."""
-    wide = x.astype(jnp.float32)
-    return (wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + 1e-6)).astype(x.dtype) * scale[None, None]
+    x32 = x.astype(jnp.float32)
+    return (x32 * jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + 1e-6)).astype(x.dtype) * scale[None, None]
 
 
 def block(h: jax.Array, p: Any) -> jax.Array:
-    """Attention to oneself and to what came before, then an MLP: (batch, context, width) → the same."""
+    """Causal self-attention, then an MLP: (batch, context, width) → the same."""
     q, k, v = jnp.einsum("btd,dche->cbthe", norm(h, p["attention_norm"]["scale"]), p["query_key_value"]["kernel"])
     h += jnp.einsum("bthe,hed->btd", jax.nn.dot_product_attention(q, k, v, is_causal=True), p["output"]["kernel"])
     return h + jax.nn.gelu(norm(h, p["mlp_norm"]["scale"]) @ p["up"]["kernel"]) @ p["down"]["kernel"]
 
 
 def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean cross-entropy of the characters y that follow x, both (batch, context); activations are cut by rows.
+    """Mean cross-entropy of the characters y that follow x, both (batch, context); activations are sharded by rows.
 
-    Look-ups are products with one-hot rows: a scatter-add, their gradient, isn't deterministic on GPUs.
+    Look-ups are one-hot products: the gradient of indexing, a scatter-add, isn't deterministic on GPUs.
     """
     place = lambda h: jax.lax.with_sharding_constraint(h, P("data"))
     table = params["tokens"]["embedding"]

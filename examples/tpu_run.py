@@ -1,18 +1,18 @@
-"""Trains a decoder-only transformer on a mesh of TPU chips, GPUs or CPU devices, and logs what decay does in each step.
+"""Trains a decoder-only transformer on a mesh of TPU chips, GPUs or CPU devices, and logs the effect of decay.
 
-Parameters and optimizer state are sharded over `data` (FSDP) and `model`; AdamW's rules decay the matrices alone. The
-text is the source of some modules of Python's standard library; the defaults take ~60 s on a laptop CPU. Start the same
-command again after a crash, and it goes on from the newest whole checkpoint in --out, on any mesh. Flags of the
-schedule, λ, clipping, logging and saving may change on the way; those of model, batches and precision don't.
+Parameters and optimizer state are sharded over `data` (FSDP) and `model`; AdamW decays the matrices alone. The text is
+the source of some modules of Python's standard library; the defaults take ~60 s on a laptop CPU. After a crash the same
+command resumes from the newest intact checkpoint in --out, on any mesh. Flags of the schedule, λ, clipping, logging and
+saving may change between starts; those of model, batches and precision may not.
 
-    python examples/tpu_run.py                                     # every device of this machine on the data axis
+    python examples/tpu_run.py                                     # all local devices on the data axis
     python examples/tpu_run.py --mesh=4x2 --precision=stochastic   # bfloat16 without a float32 copy
     python examples/tpu_run.py --distributed                       # the same command on every host of a slice
     python examples/tpu_run.py --compile_only --topology=v5e:2x4   # for TPUs, without one: needs only libtpu
 
-What resuming keeps to the bit, on any number of devices: parameters, optimizer state and the stream of batches. On the
-same mesh of the same devices the run then ends with the bits of one that nobody killed; on another mesh sums are formed
-in another order, and it ends as near to that as rounding lets it.
+Resuming restores parameters, optimizer state and the stream of batches bit for bit, on any number of devices. On the
+same mesh and devices the final bits equal those of an uninterrupted run; on another mesh sums are formed in another
+order, and they agree up to rounding.
 """
 
 import collections
@@ -45,12 +45,14 @@ import wd_optax as wd
 
 _MESH = flags.DEFINE_string("mesh", None, "DATAxMODEL, such as 4x2; by default all devices x1.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize(), for many hosts.")
-_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile for --topology, print what it takes, and stop.")
+_COMPILE_ONLY = flags.DEFINE_bool(
+    "compile_only", False, "Compile for --topology, print memory and collectives, and stop."
+)
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "TPU slice for --compile_only, such as v5p:8x8x8.")
 _PRECISION = flags.DEFINE_enum("precision", "master", ["master", "stochastic", "float32"], "See `optimizer`.")
 _LAYERS = flags.DEFINE_integer("layers", 4, "Blocks of the transformer.", lower_bound=1)
-_WIDTH = flags.DEFINE_integer("width", 128, "Of the residual stream.", lower_bound=1)
-_HEADS = flags.DEFINE_integer("heads", 4, "Of attention.", lower_bound=1)
+_WIDTH = flags.DEFINE_integer("width", 128, "Width of the residual stream.", lower_bound=1)
+_HEADS = flags.DEFINE_integer("heads", 4, "Attention heads.", lower_bound=1)
 _CONTEXT = flags.DEFINE_integer("context", 128, "Characters per example.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Examples per step, on all devices together.", lower_bound=1)
 _ACCUMULATE = flags.DEFINE_integer("accumulate", 2, "Microbatches per step.", lower_bound=1)
@@ -58,15 +60,15 @@ _STEPS = flags.DEFINE_integer("steps", 200, "Length of the run and of the schedu
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "η after warm-up.")
 _WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "λ.")
 _CLIP = flags.DEFINE_float("clip", 1.0, "Largest norm of the gradient.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of weights, batches and rounding.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, batches and rounding.", lower_bound=0)
 _LOG_EVERY = flags.DEFINE_integer("log_every", 20, "Steps between two lines of log.", lower_bound=1)
 _SAVE_EVERY = flags.DEFINE_integer("save_every", 50, "Steps between two checkpoints.", lower_bound=1)
-_KEEP = flags.DEFINE_integer("keep", 2, "How many checkpoints to keep, the newest.", lower_bound=1)
+_KEEP = flags.DEFINE_integer("keep", 2, "How many of the newest checkpoints to retain.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "out/tpu_run", "Folder of checkpoints, TensorBoard's scalars and tpu_run.png.")
 
 MODULES = ("argparse", "ast", "inspect", "pydoc", "subprocess", "tarfile", "threading", "typing")
-RULES = [("embedding", 0), (".*", "weights")]  # rows of rare characters would decay in all steps and learn in few
-# bfloat16 FLOP/s, dense, of what JAX calls a device. Sources: Google Cloud's page on each TPU version (a TPU7x chip is
+RULES = [("embedding", 0), (".*", "weights")]  # rare characters' rows would decay in every step but learn in few
+# Dense bfloat16 FLOP/s per JAX device. Sources: Google Cloud's page on each TPU version (a TPU7x chip is
 # two devices), NVIDIA's data sheets.
 PEAK = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12, "TPU7x": 2307e12 / 2}
 PEAK |= {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
@@ -78,10 +80,10 @@ LABELS = {"loss": "cross-entropy (nats)", "decay_share": "decay's share of the s
 def optimizer(
     precision: str, learning_rate: Any, weight_decay: float, *, clip: float, seed: int, bare: bool = False
 ) -> Any:
-    """AdamW behind clipping, watched by the monitor, in one of three precisions; `bare` leaves clip and monitor out.
+    """AdamW after clipping, monitored, in one of three precisions; `bare` omits clipping and monitor.
 
     "master": bfloat16 parameters and a float32 copy; "stochastic": bfloat16 alone, rounded stochastically; "float32".
-    The monitor stands inside the rounding: it sees the step before its noise, and the copy that decay is computed from.
+    The monitor is inside the rounding: it sees the step before rounding noise, and the float32 copy.
     """
     adamw = wd.adamw(learning_rate, weight_decay=weight_decay, b2=0.95, mask=RULES)
     watched = adamw if bare else named("monitor", wd.monitor_decay(named("adamw", adamw)))
@@ -94,12 +96,12 @@ def optimizer(
 
 
 def named(name: str, tx: Any) -> Any:
-    """The same transformation, whose operations bear a name in the compiled program."""
+    """`tx` within a named scope, so that its operations can be found in the compiled program."""
     return optax.GradientTransformationExtraArgs(tx.init, jax.named_scope(name)(tx.update))
 
 
 def shapes(params: Any, size: Size, tx: Any) -> tuple[State, Any]:
-    """The state, and the inputs and labels of one step (microbatch, example, character), without any values."""
+    """Shapes of the state, and of the inputs and labels of one step (microbatch, example, character)."""
     rows = NamedSharding(params["norm"]["scale"].sharding.mesh, P(None, "data"))
     cut = (size.accumulate, size.batch_size // size.accumulate, size.context)
     ids = jax.ShapeDtypeStruct(cut, jnp.int32, sharding=rows)
@@ -107,13 +109,13 @@ def shapes(params: Any, size: Size, tx: Any) -> tuple[State, Any]:
 
 
 def update(tx: Any, state: State, grads: Any) -> tuple[State, dict[str, jax.Array]]:
-    """The optimizer's part of a step."""
+    """The optimizer's part of a training step."""
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     return State(optax.apply_updates(state.params, updates), opt_state), {}
 
 
 def train_step(tx: Any, state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
-    """Microbatches one after another, their gradients added in float32, then one update, and so one decay."""
+    """Accumulates the microbatches' gradients in float32, then makes one update, with one decay."""
 
     def microbatch(total: Any, xy: Any) -> Any:
         loss, grads = jax.value_and_grad(tpu_model.loss_fn)(state.params, *xy)
@@ -127,21 +129,21 @@ def train_step(tx: Any, state: State, batch: Any) -> tuple[State, dict[str, jax.
 
 
 def lower(step: Callable[..., Any], state: State, rest: Any) -> Any:
-    """The program for these shapes and shardings, to compile: the state comes out as it went in, and in its place."""
+    """Lowers the step for these shapes and shardings; the state is donated and keeps its sharding."""
     shardings = jax.tree.map(lambda s: s.sharding, state)
     with jax.set_mesh(state.params["norm"]["scale"].sharding.mesh):
         return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)).lower(state, rest)
 
 
 def batch_at(step: int, text: Any, ids: Any, seed: int) -> Any:
-    """The same rows of the text whenever and wherever the step is done; a host makes only what its devices need."""
+    """The batch of a step depends on seed and step alone; each host makes only the rows of its devices."""
     rows = np.random.default_rng((seed, step)).integers(len(text[0]), size=ids.shape[:2])
     put = lambda a: jax.make_array_from_callback(ids.shape, ids.sharding, lambda cut: a[rows][cut])
     return put(text[0]), put(text[1])
 
 
 def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:
-    """make(start), …, make(stop − 1), the next ones made by a thread meanwhile."""
+    """Yields make(start), …, make(stop − 1), computed ahead of time by a thread."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         ahead = collections.deque(pool.submit(make, i) for i in range(start, min(start + depth, stop)))
         for i in range(start + depth, stop + depth):
@@ -153,7 +155,7 @@ def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) 
 def speed(size: Size, params: Any, steps_per_second: float) -> dict[str, float]:
     """Steps and tokens per second and model FLOPs utilisation: NaN for a chip that PEAK doesn't know.
 
-    FLOPs per token: 6 per weight of a product, 12·layers·width·context in attention (arXiv 2204.02311, appendix B).
+    FLOPs per token: 6 per kernel entry, 12·layers·width·context in attention (arXiv 2204.02311, appendix B).
     """
     kernels = sum(math.prod(p.shape) for path, p in jax.tree.leaves_with_path(params) if path[-1].key == "kernel")
     mesh = params["norm"]["scale"].sharding.mesh
@@ -164,7 +166,7 @@ def speed(size: Size, params: Any, steps_per_second: float) -> dict[str, float]:
 
 
 def record(writer: Any, step: int, f: dict[str, float]) -> None:
-    """One line of log, and the same figures for TensorBoard; on many hosts by one of them."""
+    """Logs a line and the same figures to TensorBoard, on process 0 only."""
     mfu = "MFU unknown for this chip" if math.isnan(f["mfu"]) else f"MFU {f['mfu']:.1%}"
     line = (
         f"step {step}: loss {f['loss']:.4f}, ‖g‖ {f['gradient_norm']:.3g}, η {f['learning_rate']:.3g}; weights: ‖w‖ "
@@ -180,10 +182,10 @@ def record(writer: Any, step: int, f: dict[str, float]) -> None:
 
 
 def run(size: Size, params: Any, tx: Any, settings: dict[str, Any], out: str) -> dict[str, Any]:
-    """Trains from the newest whole checkpoint in `out`; returns the last state, and by step what was logged.
+    """Trains from the newest intact checkpoint in `out`; returns the last state and the logged figures by step.
 
-    `settings` has steps, seed, log_every, save_every, keep and weight_decay, and what else should be compared with the
-    settings of the last start in `out`.
+    `settings` has steps, seed, log_every, save_every, keep and weight_decay, and any other settings to be compared with
+    those of the last start in `out`.
     """
     figures: dict[int, dict[str, float]] = {}
     steps, folder, chief = settings["steps"], pathlib.Path(out).resolve(), jax.process_index() == 0
@@ -216,7 +218,7 @@ def run(size: Size, params: Any, tx: Any, settings: dict[str, Any], out: str) ->
 
 
 def compile_only(size: Size, params: Any, tx: Any, bare: Any) -> dict[str, Any]:
-    """What a step takes on each chip, and which collectives: of all of it, and of the bare optimizer compiled alone."""
+    """Memory and collectives per chip of a training step, and of the bare optimizer compiled alone."""
     lowered = lower(functools.partial(train_step, tx), *shapes(params, size, tx))
     step = lowered.compile()
     text, how = tpu_compile.text_of(lowered, step)
@@ -228,10 +230,10 @@ def compile_only(size: Size, params: Any, tx: Any, bare: Any) -> dict[str, Any]:
 
 
 def report(results: dict[str, Any], out: str) -> str:
-    """What was shown, in measured numbers."""
+    """Formats the measured effect of decay."""
     figures, start = results["figures"], results["start"]
     if not figures:
-        return f"Step {start} is in {out}, and the run ends there: give another --out, or more --steps."
+        return f"The run in {out} is already finished at step {start}: use another --out, or more --steps."
     first, last = min(figures), max(figures)
     return (
         f"Steps {start + 1} to {last}: loss {figures[first]['loss']:.3f} at step {first}, {figures[last]['loss']:.3f} "
@@ -241,7 +243,7 @@ def report(results: dict[str, Any], out: str) -> str:
 
 
 def plot(figures: dict[int, dict[str, float]], out: str) -> pathlib.Path:
-    """Loss, the share of decay and the angle turned, over the steps of this start."""
+    """Plots loss, decay share and angular update over the steps since the start."""
     figure, panels = plots.figure(3)
     for axes, name in zip(panels, ("loss", "decay_share", "angle"), strict=True):
         axes.plot(list(figures), [f[name] for f in figures.values()], **plots.line(0))
@@ -250,7 +252,7 @@ def plot(figures: dict[int, dict[str, float]], out: str) -> pathlib.Path:
 
 
 def main(argv: list[str]) -> None:
-    """Prints what decays, then trains and says what came of it, or compiles and says what it takes."""
+    """Prints which parameters decay, then trains and reports, or compiles and prints memory and collectives."""
     del argv
     jax.config.update("jax_logging_level", "WARNING")
     logging.set_verbosity(logging.WARNING)  # Orbax logs dozens of lines per checkpoint

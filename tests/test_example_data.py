@@ -70,9 +70,9 @@ def test_mnist_reads_the_four_files_gzipped_or_not(tmp_path):
         ("train-images-idx3-ubyte", b"", "begins with nothing, but idx3 with 00000803"),
         ("train-images-idx3-ubyte", idx(np.zeros(3)), "begins with 00000801, but idx3 with 00000803"),
         ("train-images-idx3-ubyte", idx(np.zeros((2, 2, 2)))[:-1], r"7 bytes for the shape \(2, 2, 2\)"),
-        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(3)))[:-3], "no whole gzip file"),
-        ("t10k-labels-idx1-ubyte.gz", b"<html>not found</html>", "no whole gzip file"),
-        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(3))), "20 images to test on but 3 labels"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(3)))[:-3], "not a complete gzip file"),
+        ("t10k-labels-idx1-ubyte.gz", b"<html>not found</html>", "not a complete gzip file"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(3))), "20 test images but 3 labels"),
     ],
 )
 def test_mnist_names_the_file_that_is_wrong(tmp_path, file, content, words):
@@ -101,10 +101,10 @@ def test_text_is_python_source_and_what_follows_each_character():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: data.text("no_such_module", length=8), "name: 'no_such_module' is no module with a source"),
-        (lambda: data.text("sys", length=8), "name: 'sys' is no module with a source"),
-        (lambda: data.text("this", 8, length=8), "length: 8 characters and the next don't fit in a text of 8"),
-        (lambda: data.batches(10, 11, epochs=1, seed=0), "batch_size: 11 isn't between 1 and the 10 rows"),
+        (lambda: data.text("no_such_module", length=8), "name: 'no_such_module' is not a module with Python source"),
+        (lambda: data.text("sys", length=8), "name: 'sys' is not a module with Python source"),
+        (lambda: data.text("this", 8, length=8), "length: 8 \\+ 1 characters don't fit in a text of 8"),
+        (lambda: data.batches(10, 11, epochs=1, seed=0), "batch_size: 11 is not between 1 and the number of rows, 10"),
     ],
 )
 def test_errors_name_the_argument(call, words):

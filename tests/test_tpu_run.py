@@ -335,7 +335,7 @@ def test_without_any_whole_checkpoint_nothing_is_touched(left: pathlib.Path) -> 
     kept = lambda: {path: path.read_bytes() for path in left.glob("checkpoints/*[0-9]/**/*") if path.is_file()}
     before = kept()
     assert before
-    with pytest.raises(ValueError, match=r"holds no checkpoint that is whole and of this model.*another --out"):
+    with pytest.raises(ValueError, match=r"holds no intact checkpoint of this model.*another --out"):
         restored("4x2", left)
     assert kept() == before
 
