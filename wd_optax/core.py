@@ -1,19 +1,24 @@
-"""The one mechanism: wrap a transformation, and decay toward the anchor before or after it.
+"""The one mechanism: apply a transformation, and decay along a rule before or after it.
 
-Every transform and optimizer of this library is a call of `decayed(...)` that says where the decay is placed.
+    p ← p + step − c_t·m·r(p)
+
+Every transform and optimizer of this library is a call of `decayed(...)`.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from wd_optax import dtypes
-from wd_optax import hyperparams as live
-from wd_optax.masking import masks
-from wd_optax.rules import toward
+from wd_optax import hyperparams as injected
+from wd_optax.masking import forms, masks
+from wd_optax.rules import apply
+from wd_optax.rules.apply import Rule
+from wd_optax.rules.cautious import is_gated
+from wd_optax.rules.step import Step
 
 
 class DecayState(NamedTuple):
@@ -29,109 +34,116 @@ class DecayState(NamedTuple):
 
     step: jax.Array  # shape=(), dtype=int32: steps taken
     hyperparams: dict[str, jax.Array]  # shapes=(), dtype: JAX's default float
-    anchor: Any  # like the parameters, or () where decay goes to zero
-    inner: Any  # the wrapped optimizer's state
+    rule: optax.OptState  # the rule's state, such as an anchor; () without a rule
+    inner: optax.OptState  # the wrapped optimizer's state
 
 
-Formula = Callable[[Any, Any, Any, Any], Any]  # (u, p, p − anchor, k) -> u, entry by entry
-
-
-def add(u: Any, p: Any, toward: Any, k: Any) -> Any:
-    """u + k·(p − anchor)."""
-    del p
-    return u + k * toward
-
-
-class Pull(NamedTuple):
-    """One step's decay toward the anchor: call it with the updates and a strength."""
-
-    hyperparams: dict[str, jax.Array]
-    params: Any
-    multipliers: Any
-    anchor: Any
-
-    def __call__(self, updates: Any, strength: jax.Array, *, formula: Formula = add, gate: Any = None) -> Any:
-        """Maps `formula` over the leaves that decay; by default u + k·(p − anchor), with k = strength·m.
-
-        Computed in float32 or wider, returned in the update's type. Where k is 0 the update comes back bit for
-        bit, also where p is infinite; None leaves and leaves whose multiplier is 0 are not touched at all.
-
-        Args:
-          updates: gradients, descent directions (positive strength) or finished steps (negative strength).
-          strength: a scalar.
-          formula: the rule, (u, p, p − anchor, k) -> u.
-          gate: steps s like `updates`, of any length, for cautious decay: only entries with s·(p − anchor) ≤ 0 decay.
-
-        """
-        trees = {"anchor": self.anchor} if jax.tree.leaves(self.anchor) else {}
-        trees |= {} if gate is None else {"gate": gate}
-
-        def pulled(u: Any, p: Any, m: Any, *others: Any) -> Any:
-            if u is None or masks.is_zero(m):
-                return u
-            given = dict(zip(trees, others, strict=True))
-            dtype = dtypes.arithmetic(p.dtype, u.dtype)
-            wide = lambda x: jnp.asarray(x).astype(dtype)
-            k = wide(strength * jnp.asarray(m, strength.dtype))
-            toward = wide(p) - wide(given["anchor"]) if "anchor" in given else wide(p)
-            use = k != 0
-            if "gate" in given:
-                use &= jnp.real(jnp.sign(jnp.conj(wide(given["gate"]))) * jnp.sign(toward)) <= 0
-            return jnp.where(use, formula(wide(u), wide(p), toward, k).astype(u.dtype), u)
-
-        is_none = lambda x: x is None
-        return jax.tree.map(pulled, updates, self.params, self.multipliers, *trees.values(), is_leaf=is_none)
-
-
-Hook = Callable[[Any, Pull], Any]  # (updates, pull) -> updates
+Rate = Callable[[Mapping[str, jax.Array]], jax.Array]  # this step's hyperparameters -> what r(p) is multiplied by
+Formula = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (u, r(p), k) -> u, entry by entry
 
 
 def decayed(
     name: str,
     inner: optax.GradientTransformation,
-    hyperparams: dict[str, live.ScalarOrSchedule],
+    hyperparams: dict[str, injected.ScalarOrSchedule],
     *,
     mask: masks.Mask,
-    anchor: Any = None,
+    rate: Rate,
+    place: Literal["before", "after"],
+    descends: bool = False,
+    rule: Rule | None = None,
+    formula: Formula | None = None,
     largest: float | None = None,
-    before: Hook = lambda updates, pull: updates,
-    after: Hook = lambda updates, pull: updates,
 ) -> optax.GradientTransformationExtraArgs:
-    """Builds a transformation that applies `inner` and decays before it, after it, or both.
+    """Builds a transformation that applies `inner` and decays before or after it.
 
     Args:
       name: what to call it in errors.
       inner: the wrapped transformation; its extra arguments pass through.
       hyperparams: numbers, arrays or schedules; numbers and schedules become leaves of the state.
       mask: see `wd_optax.masking`.
-      anchor: None, "init" or a tree.
+      rate: what r(p) is multiplied by, from this step's hyperparameters.
+      place: "before": u + rate·m·r(p) goes into `inner`; "after": step − rate·m·r(p) is what comes out.
+      descends: whether `inner` returns a direction u, so that the step is −η·u; else it returns the step.
+      rule: see `wd_optax.rules`; None is r(p) = p.
+      formula: (step, r(p), rate·m) -> step, in place of the sum or difference.
       largest: the largest fraction removed per step where m = 1, if it is known: then m·c must be below 1.
-      before: updates before `inner` sees them.
-      after: updates that `inner` returned.
     """
-    toward.check(anchor)
+    apply.check(rule)
     inner = optax.with_extra_args_support(inner)
+    # A step takes off (−k)·r and not k·r: XLA on CPUs fuses a sum and a difference of two products in other orders.
+    combine, grows = formula or (lambda u, r, k: u + k * r), place == "before" or formula is not None
 
-    def init(params: Any) -> DecayState:
+    def init(params: optax.Params) -> DecayState:
         params = dtypes.as_arrays(params)
         masks.warn_if_nothing_decays(mask, params)
         if largest is not None:
             _check_multipliers(mask, params, largest)
-        step = jnp.zeros((), jnp.int32)
-        return DecayState(step, live.start(hyperparams, step), toward.resolve(anchor, params), inner.init(params))
+        count = jnp.zeros((), jnp.int32)
+        values, inner_state = injected.start(hyperparams, count), inner.init(params)
+        now = injected.now(hyperparams, count, values)
+        descent = params if place == "before" or descends else None
+        step = Step(count, now, rate(now), params, inner_state, descent, params if place == "after" else None)
+        return DecayState(count, values, apply.start(rule, params, masks.multipliers(mask, params), step), inner_state)
 
     def update(updates: Any, state: DecayState, params: Any = None, **extra: Any) -> tuple[Any, DecayState]:
         if params is None:
             raise ValueError(f"{name} decays the parameters, so update needs them: tx.update(grads, state, params)")
         check_state(name, state)
-        updates, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
-        values = live.now(hyperparams, state.step, state.hyperparams)
-        pull = Pull(values, params, masks.multipliers(mask, params), state.anchor)
-        updates, inner_state = inner.update(before(updates, pull), state.inner, params, **extra)
+        gradients, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
+        values = injected.now(hyperparams, state.step, state.hyperparams)
+        multipliers = masks.multipliers(mask, params)
+
+        def decay(updates: Any, inner_state: Any, descent: Any, finished: Any) -> tuple[Any, Any]:
+            step = Step(state.step, values, rate(values), gradients, inner_state, descent, finished)
+            r, rule_state = apply.direction(rule, params, multipliers, state.rule, step)
+            k = step.rate if grows else -step.rate
+            return _along(updates, params, multipliers, r, k, combine, gated=is_gated(state.rule)), rule_state
+
+        if place == "before":
+            descent = None if rule is None else jax.tree.map(jnp.negative, gradients)
+            updates, rule_state = decay(gradients, state.inner, descent, None)
+            updates, inner_state = inner.update(updates, state.inner, params, **extra)
+            updates = _descend(updates, values)[1] if descends else updates
+        else:
+            updates, inner_state = inner.update(gradients, state.inner, params, **extra)
+            descent, updates = _descend(updates, values) if descends else (None, updates)
+            updates, rule_state = decay(updates, inner_state, descent, updates)
         step = optax.safe_increment(state.step)
-        return after(updates, pull), DecayState(step, live.keep(hyperparams, values), state.anchor, inner_state)
+        return updates, DecayState(step, injected.keep(hyperparams, values), rule_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _along(
+    updates: Any, params: Any, multipliers: Any, r: Any, rate: jax.Array, formula: Formula, *, gated: bool
+) -> Any:
+    """Maps `formula` over the leaves that decay, with k = rate·m.
+
+    Computed in float32 or wider, returned in the update's type. Where k is 0, or a gate says 0, the update comes back
+    bit for bit, also where p is infinite; None leaves and leaves whose multiplier is 0 are not touched at all.
+    """
+
+    def decay(u: Any, p: Any, m: Any, r: Any) -> Any:
+        if u is None or forms.is_zero(m):
+            return u
+        dtype = dtypes.arithmetic(p.dtype, u.dtype)
+        upcast = lambda x: jnp.asarray(x).astype(dtype)
+        k = upcast(rate * jnp.asarray(m, rate.dtype))
+        use = (k != 0) & (upcast(r) != 0) if gated else k != 0
+        return jnp.where(use, formula(upcast(u), upcast(r), k).astype(u.dtype), u)
+
+    return jax.tree.map(decay, updates, params, multipliers, r, is_leaf=lambda x: x is None)
+
+
+def _descend(direction: optax.Updates, values: dict[str, jax.Array]) -> tuple[optax.Updates, optax.Updates]:
+    """−u and −η·u, with η rounded to the update's type as Optax does: λ = 0 is bitwise Optax's optimizer.
+
+    Both in terms of −u: XLA on CPUs writes an expensive u to memory if a sign and a product each read it.
+    """
+    eta = values["learning_rate"]
+    descent = jax.tree.map(jnp.negative, direction)
+    return descent, jax.tree.map(lambda d: eta.astype(d.dtype) * d, descent)
 
 
 def check_state(name: str, state: Any) -> None:
@@ -146,7 +158,7 @@ def check_state(name: str, state: Any) -> None:
         )
 
 
-def _check_multipliers(mask: masks.Mask, params: Any, c: float) -> None:
+def _check_multipliers(mask: masks.Mask, params: optax.Params, c: float) -> None:
     """Raises where m·c ≥ 1: that removes the whole weight, and more would flip its sign."""
     m, path = masks.largest_multiplier(mask, params)
     if m * c >= 1:

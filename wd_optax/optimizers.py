@@ -9,7 +9,7 @@ Each is a direction in `wd_optax.decoupled` or `wd_optax.coupled`. What is true 
     - `optax.tree.get(state, "count")`, `"learning_rate"` and `"weight_decay"` find one leaf each.
     - `mask="weights"` decays weights and embeddings, never biases, norms, scalars or tokens: see `wd_optax.masking`.
     - `coupling`, `peak_learning_rate`: c_t, the fraction of a weight removed per step: see `wd_optax.decay_rate`.
-    - `anchor`, `cautious`: see `wd_optax.add_decayed_weights`.
+    - `rule`: r(p), toward what and when: None is r(p) = p, see `wd_optax.rules`.
     - `rounding`, `key`: None, "nearest", "stochastic", "compensated" or "compensated_all": the optimizer computes in
       float32, and its step is rounded so that low-precision parameters keep it: see `wd_optax.precision.round_updates`.
     - A bad number is a ValueError at once, a mask that doesn't fit the parameters one at `init`, each naming the fix.
@@ -24,10 +24,9 @@ import optax
 from wd_optax import hyperparams as live
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
 from wd_optax.masking.masks import Mask
-from wd_optax.precision.rounding import rounded
 from wd_optax.precision.state import low_precision_state
-from wd_optax.rules.toward import Anchor
-from wd_optax.wrappers import build, build_coupled
+from wd_optax.rules.apply import Rule
+from wd_optax.wrappers import build_coupled, build_decoupled
 
 
 def sgdw(
@@ -40,13 +39,12 @@ def sgdw(
     mask: Mask = "weights",
     coupling: str = "lr",
     peak_learning_rate: Scalar | None = None,
-    cautious: bool = False,
-    anchor: Anchor = None,
+    rule: Rule | None = None,
     accumulator_dtype: Any = None,
     rounding: str | None = None,
     key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD with decoupled weight decay: p ← p − η_t·b − c_t·m·p; removes c_t = η_t·λ of the weight per step.
+    """SGD with decoupled weight decay: p ← p − η_t·b − c_t·m·r(p); removes c_t = η_t·λ of the weight per step.
 
     b = g without momentum, else heavy-ball momentum b ← μ·b + (1 − τ)·g, undamped in the first step.
 
@@ -56,7 +54,7 @@ def sgdw(
       momentum: μ.
       nesterov: use g + μ·b in place of b.
       dampening: τ; none with Nesterov, as in PyTorch.
-      mask, coupling, peak_learning_rate, cautious, anchor, rounding, key: see the module.
+      mask, coupling, peak_learning_rate, rule, rounding, key: see the module.
       accumulator_dtype: the type of b, by default the parameters'.
 
     Example: momentum and a zero gradient; the decay is η·λ·p, and isn't accumulated.
@@ -70,11 +68,10 @@ def sgdw(
     Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 1.
     """
     direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
-    tx = build(
+    return build_decoupled(
         "sgdw", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
-        peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
+        peak_learning_rate=peak_learning_rate, rule=rule, rounding=rounding, key=key,
     )  # fmt: skip
-    return rounded(tx, rounding, key)
 
 
 def sgd_l2(
@@ -85,9 +82,10 @@ def sgd_l2(
     nesterov: bool = False,
     dampening: Scalar = 0.0,
     mask: Mask = "weights",
+    rule: Rule | None = None,
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """SGD on the loss plus λ/2·Σ m·p²: g ← g + λ·m·p, then b as in `sgdw`, p ← p − η_t·b.
+    """SGD on the loss plus λ/2·Σ m·p²: g ← g + λ·m·r(p), then b as in `sgdw`, p ← p − η_t·b.
 
     PyTorch's `SGD(weight_decay=λ)`. The same trajectory as `sgdw` without momentum; with it the momentum
     accumulates the decay as well.
@@ -96,7 +94,7 @@ def sgd_l2(
       learning_rate: η_t.
       weight_decay: λ.
       momentum, nesterov, dampening, accumulator_dtype: see `sgdw`.
-      mask: see the module.
+      mask, rule: see the module.
 
     Example:
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -107,7 +105,7 @@ def sgd_l2(
       -0.0020
     """
     direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
-    return build_coupled("sgd_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask)
+    return build_coupled("sgd_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule)
 
 
 def adamw(
@@ -120,8 +118,7 @@ def adamw(
     mask: Mask = "weights",
     coupling: str = "lr",
     peak_learning_rate: Scalar | None = None,
-    cautious: bool = False,
-    anchor: Anchor = None,
+    rule: Rule | None = None,
     eps_root: Scalar = 0.0,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
@@ -129,7 +126,7 @@ def adamw(
     rounding: str | None = None,
     key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam with decoupled weight decay: p ← p − η_t·m̂/(√v̂ + ε) − c_t·m·p; removes c_t = η_t·λ per step.
+    """Adam with decoupled weight decay: p ← p − η_t·m̂/(√v̂ + ε) − c_t·m·r(p); removes c_t = η_t·λ per step.
 
     PyTorch's and Optax's AdamW with `coupling="lr"`, the paper's with `coupling="schedule"`.
 
@@ -139,7 +136,7 @@ def adamw(
       b1, b2, eps, eps_root, mu_dtype, nesterov: as in `optax.scale_by_adam`.
       nu_dtype: the type of the second moment; stored with nearest rounding, or stochastic where `rounding` asks for
         more than nearest: see `wd_optax.precision.low_precision_state`.
-      mask, coupling, peak_learning_rate, cautious, anchor, rounding, key: see the module.
+      mask, coupling, peak_learning_rate, rule, rounding, key: see the module.
 
     Example: λ is live: switch decay off in the middle of a run.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -163,11 +160,10 @@ def adamw(
         direction = low_precision_state(direction, rounding=how, key=key, mu=mu_dtype, nu=nu_dtype)
     else:
         direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
-    tx = build(
+    return build_decoupled(
         "adamw", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
-        peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
+        peak_learning_rate=peak_learning_rate, rule=rule, rounding=rounding, key=key,
     )  # fmt: skip
-    return rounded(tx, rounding, key)
 
 
 def adam_l2(
@@ -178,11 +174,12 @@ def adam_l2(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     mask: Mask = "weights",
+    rule: Rule | None = None,
     eps_root: Scalar = 0.0,
     mu_dtype: Any = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adam on the loss plus λ/2·Σ m·p²: g ← g + λ·m·p before the moments, p ← p − η_t·m̂/(√v̂ + ε).
+    """Adam on the loss plus λ/2·Σ m·p²: g ← g + λ·m·r(p) before the moments, p ← p − η_t·m̂/(√v̂ + ε).
 
     PyTorch's `Adam(weight_decay=λ)`. Not `adamw`: Adam divides λ·p by √v̂, so weights with large gradients
     hardly decay, and where λ·p dominates the gradient λ cancels.
@@ -191,7 +188,7 @@ def adam_l2(
       learning_rate: η_t.
       weight_decay: λ.
       b1, b2, eps, eps_root, mu_dtype, nesterov: as in `optax.scale_by_adam`.
-      mask: see the module.
+      mask, rule: see the module.
 
     Example: with a zero gradient the step is η, whatever λ is.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -205,7 +202,7 @@ def adam_l2(
     """
     live.check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
-    return build_coupled("adam_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask)
+    return build_coupled("adam_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule)
 
 
 class MomentumState(NamedTuple):

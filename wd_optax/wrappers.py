@@ -3,18 +3,18 @@
 The two words are those of the AdamW paper (Loshchilov & Hutter 2019, arXiv 1711.05101).
 """
 
+import operator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from wd_optax import couplings
-from wd_optax.core import Pull, decayed
+from wd_optax.core import decayed
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule, check_number, check_transformation
 from wd_optax.masking.masks import Mask
 from wd_optax.precision.rounding import rounded
-from wd_optax.rules.toward import Anchor
+from wd_optax.rules.apply import Rule
 
 
 def with_decay(
@@ -25,12 +25,11 @@ def with_decay(
     mask: Mask = "weights",
     coupling: str = "lr",
     peak_learning_rate: Scalar | None = None,
-    cautious: bool = False,
-    anchor: Anchor = None,
+    rule: Rule | None = None,
     rounding: str | None = None,
     key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Decoupled weight decay on any finished optimizer: p ← p + step − c_t·m·p; removes c_t = η_t·λ per step.
+    """Decoupled weight decay on any finished optimizer: p ← p + step − c_t·m·r(p); removes c_t = η_t·λ per step.
 
     Args:
       optimizer: any Optax optimizer, its learning rate included and its own decay switched off (Optax's lion, adamw,
@@ -38,13 +37,12 @@ def with_decay(
       learning_rate: η_t, the optimizer's, to which the decay is coupled; editing this leaf in the state changes
         the decay alone, for the optimizer keeps its own.
       weight_decay: λ.
-      mask, coupling, peak_learning_rate, anchor, rounding, key: see `wd_optax.optimizers`.
-      cautious: decay only entries where the step does not move away from zero. Where a step is 0 the direction can't be
-        seen: at η_t = 0 nothing decays, and entries that underflow do; `wd_optax.decoupled` sees the direction.
+      mask, coupling, peak_learning_rate, rounding, key: see `wd_optax.optimizers`.
+      rule: see `wd_optax.rules`; it sees the finished step, not the direction before the learning rate.
 
-    Averaging wrappers such as schedule-free stand outside, so that every sequence they keep decays:
+    Averaging wrappers such as schedule-free go outside, so that every sequence they keep decays:
     `optax.contrib.schedule_free(wd.with_decay(optax.sgd(lr), ...), lr)`. `optax.contrib.cocob`, `madgrad` and
-    `mechanize` compute the weights from a copy that they keep, and take the decay back: for these use
+    `mechanize` recompute the weights from an internal copy, which undoes the decay: for these use
     `add_l2_to_loss`. Where the optimizer scales `learning_rate` itself (prodigy, dog, ...), c_t does not follow.
     `optax.MultiSteps` and `apply_if_finite` go outside, too: they skip updates, and a decay around them would not.
 
@@ -59,11 +57,10 @@ def with_decay(
       >>> print(f"{updates['kernel'].item():.4f}", updates["bias"].item() == 0)
       -0.0020 True
     """
-    tx = build(
-        "with_decay", optimizer, learning_rate, finished=True, weight_decay=weight_decay, mask=mask, coupling=coupling,
-        peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
+    return build_decoupled(
+        "with_decay", optimizer, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
+        peak_learning_rate=peak_learning_rate, rule=rule, rounding=rounding, key=key, finished=True,
     )  # fmt: skip
-    return rounded(tx, rounding, key)
 
 
 def decoupled(
@@ -74,12 +71,11 @@ def decoupled(
     mask: Mask = "weights",
     coupling: str = "lr",
     peak_learning_rate: Scalar | None = None,
-    cautious: bool = False,
-    anchor: Anchor = None,
+    rule: Rule | None = None,
     rounding: str | None = None,
     key: Any = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Any direction u with decoupled weight decay: p ← p − η_t·u − c_t·m·p; removes c_t = η_t·λ per step.
+    """Any direction u with decoupled weight decay: p ← p − η_t·u − c_t·m·r(p); removes c_t = η_t·λ per step.
 
     η is one live leaf, for the step and the decay: editing it in the state changes both.
 
@@ -89,13 +85,13 @@ def decoupled(
         climbs: the step is −η·u. Extra arguments of `update` reach it.
       learning_rate: η_t.
       weight_decay: λ.
-      mask, coupling, peak_learning_rate, cautious, anchor, rounding, key: see `wd_optax.optimizers`.
+      mask, coupling, peak_learning_rate, rule, rounding, key: see `wd_optax.optimizers`.
 
     Returns:
       A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
 
     Raises:
-      ValueError, TypeError: for a bad number at once; at `init` for a mask or anchor that doesn't fit, and for a
+      ValueError, TypeError: for a bad number at once; at `init` for a mask or rule that doesn't fit, and for a
         direction that skips updates, such as `optax.MultiSteps`.
 
     Example: Lion; halving η in the state halves step and decay.
@@ -109,11 +105,10 @@ def decoupled(
       -0.0030
       -0.0015
     """
-    tx = build(
+    return build_decoupled(
         "decoupled", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
-        peak_learning_rate=peak_learning_rate, cautious=cautious, anchor=anchor,
+        peak_learning_rate=peak_learning_rate, rule=rule, rounding=rounding, key=key,
     )  # fmt: skip
-    return rounded(tx, rounding, key)
 
 
 def coupled(
@@ -122,16 +117,17 @@ def coupled(
     *,
     weight_decay: ScalarOrSchedule,
     mask: Mask = "weights",
+    rule: Rule | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Any direction with L2 in the gradient: u = direction(g + λ·m·p), p ← p − η_t·u.
+    """Any direction with L2 in the gradient: u = direction(g + λ·m·r(p)), p ← p − η_t·u.
 
-    What the direction does to a gradient it does to λ·m·p: Adam divides it by √v̂, momentum accumulates it.
+    What the direction does to a gradient it does to λ·m·r(p): Adam divides it by √v̂, momentum accumulates it.
 
     Args:
       direction: what comes before the learning rate, as for `decoupled`.
       learning_rate: η_t, a live leaf.
       weight_decay: λ.
-      mask: see `wd_optax.optimizers`.
+      mask, rule: see `wd_optax.optimizers`.
 
     Returns:
       A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
@@ -147,39 +143,35 @@ def coupled(
       >>> print(f"{updates['kernel'].item():.4f}")
       -0.0100
     """
-    return build_coupled("coupled", direction, learning_rate, weight_decay=weight_decay, mask=mask)
+    return build_coupled("coupled", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule)
 
 
-def build(
+def build_decoupled(
     name: str,
-    direction: optax.GradientTransformation,
+    inner: optax.GradientTransformation,
     learning_rate: ScalarOrSchedule,
     *,
     weight_decay: ScalarOrSchedule,
     mask: Mask,
     coupling: str,
     peak_learning_rate: Scalar | None,
-    cautious: bool,
-    anchor: Anchor,
+    rule: Rule | None,
+    rounding: str | None,
+    key: Any,
     finished: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """step = −η·direction (or the direction itself where it is finished), then step − c·m·(p − a)."""
+    """`decoupled` for a direction, `with_decay` for a finished optimizer, under the name that errors call it."""
     peak, largest = couplings.resolve_rates(
         coupling, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate
     )
     hyperparams = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     if peak is not None:
         hyperparams["peak_learning_rate"] = peak
-
-    def after(updates: Any, pull: Pull) -> Any:
-        downward, step = (updates, updates) if finished else _descend(updates, pull)
-        strength = -couplings.removed(coupling, **pull.hyperparams)
-        if cautious and finished:  # a step of 0 doesn't show its direction
-            strength = jnp.where(pull.hyperparams["learning_rate"] != 0, strength, 0)
-        return pull(step, strength, gate=downward if cautious else None)
-
-    inner = _never_skipping(name, direction)
-    return decayed(name, inner, hyperparams, mask=mask, anchor=anchor, largest=largest, after=after)
+    tx = decayed(
+        name, _never_skipping(name, inner), hyperparams, mask=mask, place="after", descends=not finished, rule=rule,
+        rate=lambda values: couplings.removed(coupling, **values), largest=largest,
+    )  # fmt: skip
+    return rounded(tx, rounding, key)
 
 
 def build_coupled(
@@ -189,28 +181,16 @@ def build_coupled(
     *,
     weight_decay: ScalarOrSchedule,
     mask: Mask,
+    rule: Rule | None,
 ) -> optax.GradientTransformationExtraArgs:
-    """g + λ·m·p, through the direction, times −η."""
+    """`coupled`, under the name that errors call it."""
     check_number("learning_rate", learning_rate)
     check_number("weight_decay", weight_decay)
+    hyperparams = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     return decayed(
-        name,
-        _never_skipping(name, direction),
-        {"learning_rate": learning_rate, "weight_decay": weight_decay},
-        mask=mask,
-        before=lambda grads, pull: pull(grads, pull.hyperparams["weight_decay"]),
-        after=lambda direction, pull: _descend(direction, pull)[1],
-    )
-
-
-def _descend(direction: Any, pull: Pull) -> tuple[Any, Any]:
-    """−u and −η·u, with η rounded to the update's type as Optax does: λ = 0 is bitwise Optax's optimizer.
-
-    Both in terms of −u: XLA on CPUs writes an expensive u to memory if a sign and a product each read it.
-    """
-    eta = pull.hyperparams["learning_rate"]
-    downward = jax.tree.map(jnp.negative, direction)
-    return downward, jax.tree.map(lambda d: eta.astype(d.dtype) * d, downward)
+        name, _never_skipping(name, direction), hyperparams, mask=mask, place="before", descends=True, rule=rule,
+        rate=operator.itemgetter("weight_decay"),
+    )  # fmt: skip
 
 
 # States of Optax's wrappers that return no step from some updates.

@@ -1,3 +1,12 @@
-"""Toward what, and when: rules are Optax transformations from the parameters to the direction of decay."""
+"""Toward what, and when: a rule is an Optax transformation from the parameters to the direction of decay.
 
-__all__: list[str] = []
+Every decay is p ← p + step − c_t·m·r(p), with r(p) = rule.update(p, rule_state, p, step=Step(...))[0] and r(p) = p
+without a rule. What Optax has is a rule as it is: `optax.clip(delta)` is Huber decay, `optax.chain` composes rules,
+`optax.masked` and `optax.partition` give leaves different ones.
+"""
+
+from wd_optax.rules.cautious import cautious
+from wd_optax.rules.step import Step, tree_map
+from wd_optax.rules.toward import toward
+
+__all__ = ["Step", "cautious", "toward", "tree_map"]

@@ -1,28 +1,64 @@
-"""Toward what weights decay: zero, the parameters at `init`, or a tree of the caller's."""
+"""Decay toward an anchor: the parameters at `init`, or a tree of the caller's."""
 
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from wd_optax.masking import roles
-
-Anchor = Any  # None (zero) | "init" | tree of arrays
-
-
-def check(anchor: Anchor) -> None:
-    """Raises for a string that names no anchor."""
-    if isinstance(anchor, str) and anchor != "init":
-        raise ValueError(f'anchor={anchor!r}: use None (zero), "init" (the parameters at init) or a tree of arrays')
+from wd_optax.rules.step import tree_map
 
 
-def resolve(anchor: Anchor, params: Any) -> Any:
-    """The anchor as a tree like `params`, copied, for a buffer that is shared can't be donated; () for zero."""
-    if anchor is None:
-        return ()
-    copy = lambda p: jnp.array(p, dtype=p.dtype)
-    if isinstance(anchor, str):
-        return jax.tree.map(copy, params)
+class AnchorState(NamedTuple):
+    """The anchor: like the parameters, in their types; `optax.MaskedNode` for leaves that don't decay."""
+
+    anchor: optax.Params
+
+
+def toward(anchor: Literal["init"] | optax.Params) -> optax.GradientTransformation:
+    """r(p) = p − a: decay toward the anchor a in place of zero, as L2-SP and fine-tuning have it.
+
+    Args:
+      anchor: "init" (the parameters at `init`), or a tree with the parameters' paths and shapes. Both are copied into
+        the state, so that parameters can be donated; only leaves that can decay are.
+
+    Returns:
+      A rule with an `AnchorState`: one more array per decaying parameter, in its type.
+
+    Raises:
+      ValueError: for another string at once; at `init` for a leaf that is missing or has another shape.
+
+    Example:
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> tx = wd.sgdw(0.1, weight_decay=0.5, rule=wd.rules.toward("init"))
+      >>> start = {"kernel": jnp.array([[2.0]])}
+      >>> moved = {"kernel": jnp.array([[3.0]])}
+      >>> updates, _ = tx.update(optax.tree.zeros_like(moved), tx.init(start), moved)
+      >>> print(f"{updates['kernel'].item():.3f}")  # −η·λ·(3 − 2)
+      -0.050
+
+    Reference: Xuhong et al. 2018, arXiv 1802.01483 (L2-SP).
+    """
+    if anchor is None or (isinstance(anchor, str) and anchor != "init"):
+        raise ValueError(
+            f'anchor={anchor!r}: use "init" (the parameters at init) or a tree of arrays; decay to zero needs no rule'
+        )
+
+    def init(params: optax.Params) -> AnchorState:
+        if isinstance(anchor, str):
+            return AnchorState(jax.tree.map(lambda p: jnp.array(p, dtype=p.dtype), params))
+        return AnchorState(_like(anchor, params))
+
+    def update(updates: optax.Params, state: AnchorState, params: Any = None) -> tuple[optax.Params, AnchorState]:
+        del params
+        return tree_map(lambda p, a: p - a.astype(p.dtype), updates, state.anchor), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _like(anchor: optax.Params, params: optax.Params) -> optax.Params:
+    """A copy of the anchor in the structure and types of the parameters."""
     given = dict(roles.flatten(anchor)[0])
     leaves = []
     for path, p in roles.flatten(params)[0]:
@@ -30,7 +66,7 @@ def resolve(anchor: Anchor, params: Any) -> Any:
             got = f"shape {jnp.shape(given[path])}" if path in given else "nothing"
             raise ValueError(
                 f"anchor at {path!r}: expected shape {jnp.shape(p)} like the parameter, got {got}: "
-                'pass a tree with the parameters\' paths and shapes, or anchor="init"'
+                'pass a tree with the parameters\' paths and shapes, or wd.rules.toward("init")'
             )
         leaves.append(jnp.array(given[path], dtype=p.dtype))
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

@@ -1,0 +1,114 @@
+"""A rule at work: its state at `init`, and the direction of decay at each step."""
+
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wd_optax import dtypes, hyperparams
+from wd_optax.masking import forms, roles
+from wd_optax.rules.step import Step, tree_map
+
+Rule: TypeAlias = optax.GradientTransformation
+
+
+def check(rule: Any) -> None:
+    """Raises unless `rule` is None or an Optax transformation."""
+    if isinstance(rule, str):
+        raise TypeError(f"rule={rule!r}: a rule is an Optax transformation, as wd.rules.toward({rule!r})")
+    if rule is not None:
+        hyperparams.check_transformation("rule", rule)
+
+
+def start(rule: Rule | None, params: optax.Params, multipliers: Any, step: Step) -> optax.OptState:
+    """The rule's state, () without a rule. `step` has the inner optimizer's state, and hyperparameters, at init.
+
+    The rule is tried on these parameters, with gradients and a state of ones: its state takes the types that it returns
+    (a moving average of bfloat16 parameters is float32), and it is refused where it changes a shape or makes a finite
+    parameter infinite or NaN.
+    """
+    if rule is None:
+        return ()
+    decaying = _decaying(params, multipliers)
+    state = rule.init(decaying)
+    ones = jax.tree.map(jnp.ones_like, params)
+    inner = jax.tree.map(lambda x: jnp.ones_like(x) if _is_float(x) else x, step.inner_state)
+    step = step._replace(
+        gradients=ones,
+        inner_state=inner,
+        descent=None if step.descent is None else ones,
+        updates=None if step.updates is None else ones,
+    )
+
+    def attempt(params: optax.Params, state: optax.OptState, step: Step) -> Any:
+        r, new = direction(rule, params, multipliers, state, step, stable=False)
+        finite = tree_map(lambda r, p: jnp.all(jnp.isfinite(r) | ~jnp.isfinite(p)), r, params)
+        return finite, new
+
+    _, new = jax.eval_shape(attempt, params, state, step)
+    state = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, new)
+    if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, state, step))):
+        for path, finite in roles.flatten(jax.jit(attempt)(params, state, step)[0])[0]:
+            if not finite:
+                raise ValueError(
+                    f"rule: its direction of decay at {path!r} is infinite or NaN where the parameter is finite, as "
+                    "after a division by a norm of 0: give the leaf another rule with optax.partition, or the "
+                    "multiplier 0 in the mask"
+                )
+    return state
+
+
+def direction(
+    rule: Rule | None, params: optax.Params, multipliers: Any, state: optax.OptState, step: Step, *, stable: bool = True
+) -> tuple[optax.Params, optax.OptState]:
+    """(r(p), the rule's new state): like the parameters, in float32 or wider, `optax.MaskedNode` where nothing decays.
+
+    Args:
+      rule: None is r(p) = p.
+      params: all parameters.
+      multipliers: the mask's, like the parameters.
+      state: the rule's.
+      step: what the rule may look at.
+      stable: keep the types of the state.
+    """
+    if rule is None:
+        return params, state
+    fill = lambda tree: tree if tree is None else jax.tree.map(_or_zeros, params, tree)
+    step = step._replace(gradients=fill(step.gradients), descent=fill(step.descent), updates=fill(step.updates))
+    like = step.gradients if step.updates is None else step.updates
+    decaying = _decaying(params, multipliers)
+    decaying = tree_map(lambda p, u: p.astype(dtypes.arithmetic(p.dtype, u.dtype)), decaying, like)
+    r, new = optax.with_extra_args_support(rule).update(decaying, state, decaying, step=step)
+    _check_shapes(r, decaying)
+    if stable:
+        new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)
+    return r, new
+
+
+def _decaying(params: optax.Params, multipliers: Any) -> optax.Params:
+    """The parameters with `optax.MaskedNode` for leaves that are known not to decay, as `optax.masked` has it."""
+    return jax.tree.map(lambda p, m: optax.MaskedNode() if forms.is_zero(m) else p, params, multipliers)
+
+
+def _or_zeros(p: jax.Array, u: Any) -> jax.Array:
+    return jnp.zeros_like(p) if u is None else u
+
+
+def _is_float(x: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(x), jnp.inexact))
+
+
+def _check_shapes(r: optax.Params, params: optax.Params) -> None:
+    """Raises where the direction isn't a tree of arrays like the parameters."""
+    got: Any = jax.tree.structure(r)
+    if got != jax.tree.structure(params):
+        raise ValueError(
+            f"rule returned {got}, expected a tree like the parameters that decay, "
+            f"{jax.tree.structure(params)}: map over them with wd.rules.tree_map, which keeps optax.MaskedNode"
+        )
+    for (path, p), x in zip(roles.flatten(params)[0], jax.tree.leaves(r), strict=True):
+        if jnp.shape(x) != jnp.shape(p):
+            raise ValueError(
+                f"rule returned shape {jnp.shape(x)} for {path!r}, expected {jnp.shape(p)}, the parameter's"
+            )

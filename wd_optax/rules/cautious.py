@@ -1,0 +1,61 @@
+"""Cautious decay: only where the step doesn't move the other way."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wd_optax.rules.step import Step, tree_map
+
+
+class GateState(NamedTuple):
+    """No arrays: it marks a rule that says 0 for entries that must not decay; their updates are kept bit for bit."""
+
+
+def is_gated(rule_state: optax.OptState) -> bool:
+    """Whether there is a gate among the rules that a state belongs to, in any wrapper."""
+    is_gate = lambda node: isinstance(node, GateState)
+    return any(map(is_gate, jax.tree.leaves(rule_state, is_leaf=is_gate)))
+
+
+def cautious() -> optax.GradientTransformationExtraArgs:
+    """r(p) = p where p·s ≤ 0 for the step s, else 0: entries decay where the step doesn't grow them.
+
+    The sign of s is that of the descent direction, before the learning rate, where the transformation knows it:
+    an η of 0 or a step that underflows still has one. `wd_optax.with_decay` sees only the finished step: at η_t = 0
+    nothing decays there, and entries whose step underflows to 0 do.
+
+    With `optax.chain(wd.rules.toward(a), wd.rules.cautious())` entries decay toward a where the step doesn't move away
+    from it. The minimum of the loss is unbiased with exact gradients only; under noise it is pulled toward zero, less
+    than by plain decay.
+
+    Returns:
+      A rule with a `GateState`, which has no arrays.
+
+    Example: u = 1 takes w down; u = −1 would take it up, and decay waits.
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> tx = wd.sgdw(0.1, weight_decay=0.5, rule=wd.rules.cautious())
+      >>> params = {"kernel": jnp.array([[2.0, 2.0]])}
+      >>> updates, _ = tx.update({"kernel": jnp.array([[1.0, -1.0]])}, tx.init(params), params)
+      >>> print([f"{u:.1f}" for u in updates["kernel"][0]])
+      ['-0.2', '0.1']
+
+    Reference: Chen et al. 2025, arXiv 2510.12402.
+    """
+
+    def update(
+        updates: optax.Params, state: GateState, params: Any = None, *, step: Step
+    ) -> tuple[optax.Params, GateState]:
+        del params
+        moves = jnp.bool_(True)
+        if step.descent is None and "learning_rate" in step.hyperparams:  # a step of 0 doesn't show its direction
+            moves = step.hyperparams["learning_rate"] != 0
+
+        def gate(r: jax.Array, s: jax.Array) -> jax.Array:
+            agrees = jnp.real(jnp.sign(jnp.conj(s.astype(r.dtype))) * jnp.sign(r)) <= 0
+            return jnp.where(agrees & moves, r, jnp.zeros_like(r))
+
+        return tree_map(gate, updates, step.updates if step.descent is None else step.descent), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: GateState(), update)

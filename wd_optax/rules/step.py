@@ -1,0 +1,43 @@
+"""What a rule may look at: `Step`, and a `tree_map` that skips the leaves that don't decay."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+
+class Step(NamedTuple):
+    """One step, as a rule sees it: `rule.update(p, rule_state, p, step=Step(...))`.
+
+    Trees are like the parameters, with zeros where the gradient is None. They hold every leaf, also those that don't
+    decay, which are `optax.MaskedNode` in the rule's own `p`: map over both with `wd_optax.rules.tree_map`.
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32: steps taken before this one
+    hyperparams: dict[str, jax.Array]  # this step's: learning_rate (η_t), weight_decay (λ) or rate, where there are any
+    rate: jax.Array  # shape=(), what r(p) is multiplied by: c_t, or λ where the learning rate comes later
+    gradients: optax.Updates  # what `update` was given
+    inner_state: optax.OptState  # the inner optimizer's: after this step, or before it where decay comes first
+    descent: optax.Updates | None  # −u, the step before the learning rate; None where only the finished step is known
+    updates: optax.Updates | None  # the finished step without decay; None where decay comes before it
+
+
+def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map(f, tree, *rest)` that keeps `optax.MaskedNode`s of `tree`, whatever `rest` has there.
+
+    Args:
+      f: a function of one leaf of each tree.
+      tree: parameters, as a rule gets them: leaves that don't decay are `optax.MaskedNode()`.
+      *rest: trees like the parameters, such as those in `Step`.
+
+    Returns:
+      A tree like `tree`.
+
+    Example:
+      >>> import optax, wd_optax as wd
+      >>> wd.rules.tree_map(lambda p, g: p * g, {"b": optax.MaskedNode(), "w": 2.0}, {"b": 5.0, "w": 3.0})
+      {'b': MaskedNode(), 'w': 6.0}
+    """
+    is_masked = lambda x: isinstance(x, optax.MaskedNode)
+    return jax.tree.map(lambda x, *xs: x if is_masked(x) else f(x, *xs), tree, *rest, is_leaf=is_masked)
