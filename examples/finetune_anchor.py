@@ -32,7 +32,7 @@ _LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "η of AdamW, before 
 _SEEDS = flags.DEFINE_integer(
     "seeds", 5, "Runs of each kind; a seed gives the split, the weights, the few.", lower_bound=2
 )
-_OUT = flags.DEFINE_string("out", "out", "Folder for finetune_anchor.png; created if missing.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for finetune_anchor.png; made if it isn't there.")
 
 TARGETS = {"20°, 20 images": (20, 20), "40°, 100 images": (40, 100)}  # degrees, images to fine-tune on
 WEIGHT_DECAYS = (0.0, 0.1, 1.0, 3.0, 10.0)

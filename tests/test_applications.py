@@ -168,10 +168,8 @@ def test_transformer_zero_gradient_step_decays_what_the_rules_say(example: Any) 
 def test_transformer_reports_the_test_loss_of_the_best_rate_on_validation(example: Any, results: Any) -> None:
     report = example.report(results)
     without, with_ = results["runs"][0.0]["test"][:, -1], results["runs"][3.0]["test"][:, -1]
-    assert (
-        f"λ = 3 has the least last validation loss; its test loss against no decay: {(with_ - without).mean():+.3f}"
-        in report
-    )
+    change = f"{(with_ - without).mean():+.3f}"
+    assert f"λ = 3 has the lowest final validation loss; its test loss compared with no decay: {change}" in report
     half = results["runs"][0.0]["validation"] != results["runs"][0.0]["test"]
     assert half.all()
 
@@ -322,10 +320,10 @@ def test_reinforce_makes_actions_likelier_that_lasted_longer(example: Any) -> No
 @pytest.mark.parametrize(
     ("gap", "seeds", "verdict"),
     [
-        (1.0, 3, "helps: +1.1 ± 0.2 steps against none, significant at 5 %"),
-        (-1.0, 3, "harms: -0.9 ± 0.2 steps against none, significant at 5 %"),
-        (0.0, 3, "neither helps nor harms: +0.1 ± 0.2 steps against none, not significant at 5 %"),
-        (1.0, 2, "neither helps nor harms: +1.1 ± 0.6 steps against none, no verdict from 2 seeds"),
+        (1.0, 3, "helps: +1.1 ± 0.2 steps compared with λ = 0, significant at 5 %"),
+        (-1.0, 3, "harms: -0.9 ± 0.2 steps compared with λ = 0, significant at 5 %"),
+        (0.0, 3, "neither helps nor harms: +0.1 ± 0.2 steps compared with λ = 0, not significant at 5 %"),
+        (1.0, 2, "neither helps nor harms: +1.1 ± 0.6 steps compared with λ = 0, no verdict from 2 seeds"),
     ],
 )
 @only("reinforce")

@@ -128,7 +128,10 @@ def test_float32_variants_of_one_optimizer_compute_the_same(optimizer: str) -> N
 
 @pytest.mark.parametrize(
     ("argument", "message"),
-    [("--trees=lstm", "--trees: 'lstm' is none of leaf, gpt2"), ("--device=gpu", "--device=gpu: JAX finds no such device")],
+    [
+        ("--trees=lstm", "--trees: 'lstm' is none of leaf, gpt2"),
+        ("--device=gpu", "--device=gpu: JAX finds no such device"),
+    ],
 )
 def test_bad_arguments_say_what_there_is(flagged: Any, argument: str, message: str) -> None:
     with flagged("step", argument) as step, pytest.raises(step.app.UsageError, match=message):

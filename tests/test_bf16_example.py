@@ -54,10 +54,10 @@ def test_a_second_moment_in_bf16_stops_with_nearest_rounding(results: dict[str, 
 def test_mended_ways_train_as_float32_does_and_nearest_does_not(example: Any, results: Any, task: str) -> None:
     runs = results["trained"][task]
     for way in WAYS[task][2:]:
-        gap, stretch, same = example.apart(runs, way)
+        gap, stretch, same = example.compared(runs, way)
         assert same, (way, gap, stretch)
         assert abs(stretch) < 2e-3, way
-    gap, stretch, same = example.apart(runs, "nearest")
+    gap, stretch, same = example.compared(runs, "nearest")
     assert not same
     # Measured 0.32 and 2.7 % on digits, whose weights grow as they learn; 0.28 and 8.3 % on text.
     assert gap > 0.1
@@ -76,7 +76,7 @@ def test_training_is_in_pure_bf16(example: Any, task: str) -> None:
 
 
 def test_an_equal_way_is_no_distance_apart(example: Any, results: Any) -> None:
-    assert example.apart(results["trained"]["text"], "float32") == (0.0, 0.0, True)
+    assert example.compared(results["trained"]["text"], "float32") == (0.0, 0.0, True)
 
 
 def test_report_has_a_line_per_way_and_a_verdict_for_each_in_bf16(example: Any, results: Any) -> None:

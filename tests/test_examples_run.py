@@ -26,7 +26,7 @@ ENDS: dict[str, list[str]] = {  # per example, patterns that the last lines matc
     ],
     "ema_momentum_rmsprop_adam": [r"Adam's first step is 1\.000·η; without bias correction 3\.162·η"],
     "learning_rate_schedules": [r"under constant, 1\.0 times under lr", r"The bound is .* = 3\.162, not 1"],
-    "classifier_784": [r"λ = 1 leaves \d+% of the test images right", r"differ by \S+ in training, by 0 in evaluation"],
+    "classifier_784": [r"with λ = 1 the test accuracy is \d+%", r"differ by \S+ in training, by 0 in evaluation"],
     "finetune_anchor": [
         r"20°, 20 images, anchor pre-trained, λ = \S+: test loss .* against λ = 0\.",
         "for both anchors",
@@ -143,7 +143,7 @@ def test_every_formula_is_the_optax_call_beside_it(shown) -> None:
 @of("ema_momentum_rmsprop_adam")
 def test_variants_of_a_method_differ_as_printed(shown) -> None:
     example, r = shown
-    gaps = [example.apart(r["formula"][a], r["formula"][b]) for a, b in example.VARIANTS]
+    gaps = [example.distance(r["formula"][a], r["formula"][b]) for a, b in example.VARIANTS]
     assert gaps[0] < 1e-15  # two notations of one average
     assert min(gaps[1], gaps[2], gaps[4]) > 0.1
     assert 1e-5 < gaps[3] < 1e-2  # where ε stands
@@ -231,7 +231,7 @@ def test_classifier_learns_from_the_files_of_mnist(tmp_path) -> None:
     options = SHORT["classifier_784"] | {"images": 400, "epochs": 8, "dropout": 0.1}
     r = load("classifier_784").run(**options, mnist_dir=str(tmp_path))
     assert r["dropout"][0.1]["accuracy"][:, 0].min() > 0.7
-    with pytest.raises(ValueError, match="images: there are 400 to train on, 401 were asked for"):
+    with pytest.raises(ValueError, match="images: only 400 training images are available, got 401"):
         load("classifier_784").run(**options | {"images": 401}, mnist_dir=str(tmp_path))
 
 

@@ -131,7 +131,7 @@ def test_the_report_says_that_the_claim_shows_where_it_does(example: Any, claime
     text = example.report({"cnn": claimed})
     for family in ("SGD", "Adam"):
         line = next(line for line in text.splitlines() if line.startswith(f"cnn, {family}: "))
-        assert line.endswith(": the claim shows."), line
+        assert line.endswith(": the claim holds."), line
     found = example.separability(claimed)
     assert found["Adam+L2"][0] < -0.9  # the ridge
     assert abs(found["AdamW, schedule"][0]) < 0.1  # the circle, on a grid
@@ -140,7 +140,7 @@ def test_the_report_says_that_the_claim_shows_where_it_does(example: Any, claime
 def test_the_report_says_that_the_claim_does_not_show_where_it_does_not(example: Any) -> None:
     reverse = made(example, lambda name, η, λ: η**2 + λ**2 - 1.9 * η * λ * ("schedule" in name))
     lines = example.report({"mlp": reverse}).splitlines()
-    assert sum(line.endswith(": the claim does not show.") for line in lines) == 2
+    assert sum(line.endswith(": the claim does not hold.") for line in lines) == 2
 
 
 def test_overlapping_intervals_are_said_to_overlap(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:

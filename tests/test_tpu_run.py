@@ -152,7 +152,9 @@ def test_a_finished_run_says_so(whole: Any) -> None:
     again = run("4x2", out)
     assert again["start"] == 60
     assert bits(again["state"]) == bits(results["state"])
-    assert tpu_run.report(again, "x") == "Step 60 is in x, and the run ends there: give another --out, or more --steps."
+    assert (
+        tpu_run.report(again, "x") == "The run in x is already finished at step 60: use another --out, or more --steps."
+    )
 
 
 def test_after_kill_9_the_same_mesh_ends_with_the_same_bits(whole: Any, left: pathlib.Path) -> None:
@@ -253,7 +255,7 @@ def test_every_setting_is_compared_with_the_last_start(name: str, tmp_path: path
     value = (FOREIGN | FREE)[name]
     line = f"{name} ({settings[name]} → {value})"
     if name in FOREIGN:
-        with pytest.raises(ValueError, match=re.escape(f"holds a run of another {line}: give what it began with, or")):
+        with pytest.raises(ValueError, match=re.escape(f"holds a run of another {line}: use its original flags, or")):
             tpu_folder.settled(tmp_path, settings | {name: value})
         assert "changed" not in tpu_folder.settled(tmp_path, settings)
     else:
@@ -320,8 +322,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
             path.write_bytes(b"")
     on = run("4x2", out)
     said = capsys.readouterr().out
-    assert re.search(r"checkpoint 60 is damaged \(.*\) and is now .*damaged-60: going on from step 52", said)
-    assert re.search(r"checkpoint 56 is damaged \(.*\) and is now .*damaged-56: going on from step 52", said)
+    assert re.search(r"checkpoint 60 is damaged \(.*\) and was renamed to .*damaged-60: continuing from step 52", said)
+    assert re.search(r"checkpoint 56 is damaged \(.*\) and was renamed to .*damaged-56: continuing from step 52", said)
     assert on["start"] == 52
     assert bits(on["state"]) == bits(whole[0]["state"])
     assert (out / "damaged-60").is_dir()
@@ -477,11 +479,11 @@ def test_the_monitor_stands_inside_the_rounding_for_a_reason() -> None:
     [
         ("4", {}, r"--mesh=4: write DATAxMODEL, two numbers of devices such as --mesh=4x2"),
         ("0x8", {}, r"--mesh=0x8: write"),
-        ("8x2", {}, r"--mesh=8x2: 8 devices are there to be used: try --mesh=8x1"),
-        ("8x1", {"batch_size": 24}, r"--batch_size=24 isn't divisible by 16, as --mesh=8x1 asks: try 32"),
-        ("2x4", {}, r"--heads=2 isn't divisible by 4, as --mesh=2x4 asks: try 4"),
-        ("4x2", {"width": 18}, r"--width=18 isn't divisible by 4, as --mesh=4x2 asks: try 20"),
-        ("1x1", {"heads": 3}, r"--width=16 isn't divisible by 3, as --mesh=1x1 asks: try 18"),
+        ("8x2", {}, r"--mesh=8x2: 8 devices are available: try --mesh=8x1"),
+        ("8x1", {"batch_size": 24}, r"--batch_size=24 isn't divisible by 16, as --mesh=8x1 requires: try 32"),
+        ("2x4", {}, r"--heads=2 isn't divisible by 4, as --mesh=2x4 requires: try 4"),
+        ("4x2", {"width": 18}, r"--width=18 isn't divisible by 4, as --mesh=4x2 requires: try 20"),
+        ("1x1", {"heads": 3}, r"--width=16 isn't divisible by 3, as --mesh=1x1 requires: try 18"),
     ],
 )
 def test_a_mesh_that_does_not_fit_says_what_would(axes: str, changed: dict[str, int], message: str) -> None:
