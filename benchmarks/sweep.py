@@ -1,15 +1,15 @@
-"""What a grid of (η, λ) costs: `wd.sweep`, JAX's other ways through it, and PyTorch's loop, side by side in one run.
+"""The cost of a grid of (η, λ): `wd.sweep` against other ways of JAX, and a loop in PyTorch.
 
-    torch  a loop over points and batches, torch.optim.AdamW as it comes, with one thread or all, what is faster
+    torch  a loop over points and batches, torch.optim.AdamW with its defaults, with one thread or all, the faster
     fused  the same with AdamW(fused=True)
     loop   the same with one jitted step and optax.adamw
     scan   a loop over points, each run one jitted program
     vmap   one jitted program for all points
     sweep  wd.sweep
 
-All train one network (64-width-width-10, ReLU) on scikit-learn's digits, from the same start on the same batches with
-all cores, and must end with the same losses. Each has a process, of which one works while the others sleep; they take
-turns. Seconds are without tracing and compiling, which stand apart. Memory is the most that the process has held.
+All train one network (64-width-width-10, ReLU) on scikit-learn's digits, from the same initial parameters on the same
+batches with all cores, and must end with the same losses. Each way has its own process; they take turns, and only one
+runs at a time. Seconds exclude tracing and compiling, which are reported separately. Memory is the peak of the process.
 
     python benchmarks/sweep.py                                  # takes ~30 minutes on two cores
     python benchmarks/sweep.py --short                          # one setting, few epochs, one minute
@@ -35,10 +35,8 @@ from sklearn.datasets import load_digits
 _POINTS = flags.DEFINE_list("points", ["64", "1024"], "Sizes of the grid, squares.")
 _EPOCHS = flags.DEFINE_integer("epochs", 10, "Passes over the images in each run.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Turns of each way.", lower_bound=1)
-_WAYS = flags.DEFINE_list(
-    "ways", ["torch", "fused", "loop", "scan", "vmap", "sweep"], "What is run; sweep must be there."
-)
-_LOOPED = flags.DEFINE_integer("looped", 64, "Points that the loops and scan run of larger grids.", lower_bound=1)
+_WAYS = flags.DEFINE_list("ways", ["torch", "fused", "loop", "scan", "vmap", "sweep"], "Ways to run, among them sweep.")
+_LOOPED = flags.DEFINE_integer("looped", 64, "How many points of larger grids the loops and scan run.", lower_bound=1)
 _TORCH = flags.DEFINE_string("torch_python", sys.executable, "A Python that has torch and NumPy.")
 _SHORT = flags.DEFINE_bool("short", False, "One setting, 16 points, 2 epochs, 3 repeats.")
 _JSON = flags.DEFINE_string("json", None, "A file for all numbers.")
@@ -49,14 +47,14 @@ LOOPS = (*TORCH, "loop", "scan")
 
 
 class Setting(NamedTuple):
-    """Sizes, and how many times the points per second of torch's loop `wd.sweep` should do."""
+    """Sizes, and the target: points per second of `wd.sweep` as a multiple of torch's."""
 
     batch_size: int
     width: int
     target: float
 
     def __str__(self) -> str:
-        """As the tables call it."""
+        """The name in tables."""
         return f"batch {self.batch_size}, width {self.width}"
 
 
@@ -64,7 +62,7 @@ SETTINGS: tuple[Setting, ...] = (Setting(128, 128, 4), Setting(32, 32, 16), Sett
 
 
 def write_problem(path: Any, setting: Setting, points: int, epochs: int) -> None:
-    """Images, labels, batches, initial kernels and the grid's axes, all that the processes need."""
+    """Writes images, labels, batches, initial kernels and the axes of the grid to a file for the processes."""
     side = round(points**0.5)
     if side**2 != points:
         raise ValueError(f"points: {points} isn't a square; pass one such as 64")
@@ -82,7 +80,7 @@ def write_problem(path: Any, setting: Setting, points: int, epochs: int) -> None
 
 
 class Worker:
-    """A way in its own process."""
+    """One way in its own process."""
 
     def __init__(self, way: str, problem: Any, torch_python: str) -> None:
         script = (torch_python, HERE / "sweep_torch.py") if way in TORCH else (sys.executable, HERE / "sweep_jax.py")
@@ -92,16 +90,16 @@ class Worker:
         )
 
     def train(self, points: int) -> dict[str, Any]:
-        """What `serving.serve` answers."""
+        """Sends the number of points and returns the answer of `serving.serve`."""
         assert self.process.stdin
         assert self.process.stdout
         with contextlib.suppress(BrokenPipeError):
             print(points, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            mend = ': pip install "wd_optax[benchmarks]", or --torch_python=PATH of a Python that has torch'
-            raise RuntimeError(f"{self.way} ended, what it wrote stands above" + mend * (self.way in TORCH))
-        return json.loads(answer)
+            fix = ': pip install "wd_optax[benchmarks]", or --torch_python=PATH of a Python that has torch'
+            raise RuntimeError(f"{self.way} ended; its output is above" + fix * (self.way in TORCH))
+        return dict(json.loads(answer))
 
     def close(self) -> None:
         """Ends the process."""
@@ -111,7 +109,7 @@ class Worker:
 def measure(
     setting: Setting, points: int, epochs: int, *, repeats: int, ways: list[str], looped: int, torch_python: str
 ) -> dict[str, Any]:
-    """Per way its points, seconds of each turn, compile time, bytes; and how far losses are from those of sweep."""
+    """For each way: points, seconds of each turn, compile time, bytes, and the distance of its losses from sweep's."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         problem = pathlib.Path(folder) / "problem.npz"
         write_problem(problem, setting, points, epochs)
@@ -121,7 +119,7 @@ def measure(
             workers[way] = Worker(way, problem, torch_python)
             stack.callback(workers[way].close)
             if way in LOOPS:
-                first[way] = workers[way].train(1)  # compiles, and chooses threads while the others don't disturb
+                first[way] = workers[way].train(1)  # compiles, and chooses threads while nothing else runs
         sizes = {way: min(points, looped) if way in LOOPS else points for way in ways}
         turns: dict[str, list[Any]] = {way: [] for way in ways}
         for i in range(repeats):
@@ -145,12 +143,12 @@ def report(setting: Setting, points: int, found: dict[str, Any]) -> str:
     """A line per way, then whether the targets are met."""
     rate = {way: f["points"] / statistics.median(f["seconds"]) for way, f in found.items()}
     lines = [f"{setting}, {points} points"]
-    lines.append(f"{'':7}points/s  spread  sweep does  compiling, s  memory, MB  losses apart")
+    lines.append(f"{'':7}points/s  spread  sweep does  compiling, s  memory, MB  loss distance")
     for way, f in found.items():
         spread = (max(f["seconds"]) - min(f["seconds"])) / statistics.median(f["seconds"])
         lines.append(
             f"{way:7}{rate[way]:8.1f}{spread:8.0%}{rate['sweep'] / rate[way]:10.2f} ×{f['compiling']:14.1f}"
-            f"{f['bytes'] / 1e6:12.0f}{f['distance']:14.1g}" + (f"  on {f['points']} points" * (f["points"] < points))
+            f"{f['bytes'] / 1e6:12.0f}{f['distance']:15.1g}" + (f"  on {f['points']} points" * (f["points"] < points))
         )
     for way in [way for way in TORCH if way in rate]:
         times = rate["sweep"] / rate[way]
@@ -159,7 +157,7 @@ def report(setting: Setting, points: int, found: dict[str, Any]) -> str:
     if others := {way: r for way, r in rate.items() if way not in ("sweep", *TORCH)}:
         best = max(others, key=lambda way: others[way])
         times = rate["sweep"] / rate[best]
-        lines.append(f"best of JAX's others: {best}; sweep does {times:.2f} × its points per second")
+        lines.append(f"best other way of JAX: {best}; sweep does {times:.2f} × its points per second")
     return "\n".join(lines)
 
 

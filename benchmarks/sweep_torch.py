@@ -1,4 +1,4 @@
-"""PyTorch's loop over the points of `sweep.py`: `python sweep_torch.py WAY FILE`, with torch and NumPy alone."""
+"""The loop of `sweep.py` in PyTorch: `python sweep_torch.py WAY FILE`. It needs only torch and NumPy."""
 
 import itertools
 import os
@@ -11,10 +11,10 @@ import torch
 
 
 def main(way: str, path: str) -> None:
-    """Serves the problem of a file."""
+    """Serves the problem in a file."""
     problem = {name: torch.from_numpy(array) for name, array in np.load(path).items()}
     x, y, rows = problem["x"], problem["y"].long(), problem["rows"].long()
-    fused = way == "fused" or None  # None: torch chooses, on a CPU a loop over parameters
+    fused = way == "fused" or None  # None lets torch choose: a loop over parameters on a CPU
     loss_fn = torch.nn.CrossEntropyLoss()
 
     def train_one(learning_rate: float, weight_decay: float, rows: torch.Tensor) -> float:
@@ -36,7 +36,7 @@ def main(way: str, path: str) -> None:
             loss_fn(model(x[batch]), y[batch]).backward()
             optimizer.step()
         with torch.no_grad():
-            return loss_fn(model(x), y).item()
+            return float(loss_fn(model(x), y))
 
     rates = list(itertools.product(problem["learning_rate"].tolist(), problem["weight_decay"].tolist()))
     spent = {}

@@ -1,4 +1,4 @@
-"""A sweep in a process of its own, which kills itself where a test says."""
+"""A sweep in a process of its own, which can kill itself at a given call."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def sweep(**options):
 
 
 def kill_at(module, name, count):
-    """This process ends without a goodbye when the function is called for the count-th time."""
+    """Kills this process when the function is called for the count-th time."""
     real, calls = getattr(module, name), iter(range(1, count))
 
     def function(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""Published runs: complete and cited rows, schedules and timescales that an independent sum gives, clean audits."""
+"""Published runs: complete and cited rows, schedules and timescales by independent sums, clean audits."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from wd_optax.choosing.published import PublishedRuns, shares_of_run
 RUNS = wd.published()
 NAMES = [run.name for run in RUNS]
 each = pytest.mark.parametrize("name", NAMES)
-# What a source begins with; what follows, up to the next such, is a place in it.
+# Prefixes of sources. The text up to the next prefix is a place in the source.
 PLACES = re.compile(r"^(arXiv \d{4}\.\d{5}, |huggingface\.co/[\w.-]+/[\w.-]+|[\w.-]+/[\w.-]+ [\w./-]+)")
 
 
@@ -118,7 +118,7 @@ def test_notebooks_get_escaped_tables():
 
 
 def independent(run):
-    """η_t in float64, written otherwise than in the package: by cases, each formula as in a textbook."""
+    """η_t in float64 by textbook formulas, written differently from the package."""
     t = np.arange(run.steps, dtype=np.float64)
     eta, start, a = np.full(run.steps, np.nan), 0, 0.0
     for shape, until, b in run.phases:
@@ -206,7 +206,7 @@ def test_words_for_schedules():
 
 
 def removed(run):
-    """c_t of the couplings' definitions; SGD's momentum sums what L2 adds."""
+    """c_t by the definitions of the couplings; SGD's momentum accumulates L2."""
     eta, decay = independent(run), run.weight_decay
     if run.decay == "coupled":
         decay /= 1 - run.momentum
@@ -313,7 +313,7 @@ TRANSFORMER = {
 
 
 def optimizer_of(run):
-    """The row's optimizer in the words of Optax and of this package."""
+    """The optimizer of a row, from Optax and this package."""
     eta, coupling = run.schedule(), {"coupling": run.coupling, "peak_learning_rate": run.learning_rate}
     if run.decay == "coupled":
         return wd.sgd_l2(

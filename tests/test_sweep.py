@@ -1,10 +1,12 @@
-"""A sweep's numbers are those of a loop; it compiles once per static value; bad input is named."""
+"""A sweep equals a loop over its points; it compiles once per static value; bad input is named."""
 
 import decimal
 import fractions
 import functools
+import pathlib
 import re
 import sys
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ import sweep_worker
 import xarray
 
 import wd_optax as wd
+from wd_optax import optional
 from wd_optax.choosing.sweeping import memory
 from wd_optax.choosing.sweeping.execute import Executor
 from wd_optax.choosing.sweeping.result import SweepResult
@@ -25,7 +28,7 @@ sweep = functools.partial(wd.sweep, progress=False)
 
 
 def scanned(tx, params, grad, length):
-    """The sums of squares of the parameters over the steps."""
+    """The squared norm of the parameters after each step."""
 
     def step(carry, _):
         params, state = carry
@@ -37,7 +40,7 @@ def scanned(tx, params, grad, length):
 
 
 def elementwise(hparams, key):
-    """Entries that don't meet: each curve is one weight's."""
+    """A single weight: no sums over entries."""
     tx = wd.sgdw(hparams["learning_rate"], weight_decay=hparams["weight_decay"], momentum=0.9, mask=None)
     w = jax.random.normal(key)
     return {"curve": scanned(tx, w, lambda w: w - 1, 30), "start": w}
@@ -47,7 +50,7 @@ X = jax.random.normal(jax.random.key(1), (32, 16))
 
 
 def mlp(hparams, key):
-    """Products of matrices, whose sums XLA orders as it likes."""
+    """Matrix products, whose order of sums XLA chooses."""
     tx = wd.adamw(hparams["learning_rate"] / 100, weight_decay=hparams["weight_decay"])
     k1, k2 = jax.random.split(key)
     params = {"a": {"kernel": jax.random.normal(k1, (16, 32))}, "b": {"kernel": jax.random.normal(k2, (32, 1))}}
@@ -56,7 +59,7 @@ def mlp(hparams, key):
 
 
 def loop(train, axes, seeds):
-    """Each point trained alone, in a program for one run."""
+    """Trains each point alone, in a program for one run."""
     one = jax.jit(train)
     points = [{"learning_rate": η, "weight_decay": λ} for η in axes["learning_rate"] for λ in axes["weight_decay"]]
     number = lambda point: {name: jnp.float32(x) for name, x in point.items()}
@@ -66,7 +69,7 @@ def loop(train, axes, seeds):
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("chunk", [None, 1, 5])
-def test_elementwise_runs_are_the_loops_bit_for_bit(chunk, devices):
+def test_elementwise_runs_equal_the_loops_bit_for_bit(chunk, devices):
     data = sweep(elementwise, RATES, seeds=[3, 5], chunk=chunk, devices=jax.devices()[:devices]).data
     assert data["curve"].dims == ("learning_rate", "weight_decay", "seed", "curve_0")
     np.testing.assert_array_equal(data["curve"], loop(elementwise, RATES, [3, 5]))
@@ -75,8 +78,8 @@ def test_elementwise_runs_are_the_loops_bit_for_bit(chunk, devices):
 
 
 @pytest.mark.optax_promotes
-def test_matrix_products_are_the_loops_up_to_rounding():
-    """XLA orders the sums of a batched product otherwise: float32's 2⁻²⁴ ≈ 6e-8 per operation over 10 steps."""
+def test_matrix_products_equal_the_loops_up_to_rounding():
+    """XLA orders the sums of a batched product differently: float32's 2⁻²⁴ ≈ 6e-8 per operation over 10 steps."""
     data = sweep(mlp, RATES, seeds=2).data
     np.testing.assert_allclose(data["curve"], loop(mlp, RATES, [0, 1]), rtol=1e-5)
 
@@ -86,7 +89,7 @@ def test_devices_change_no_bit_where_each_trains_the_same_batch():
     on = lambda n: sweep(mlp, RATES, seeds=4, chunk=3 * n, devices=jax.devices()[:n]).data
     assert on(1).drop_attrs().identical(on(8).drop_attrs())
     assert on(8).attrs == {
-        "strategy": "3 runs side by side (vmap) on each of 8 devices (shard_map)",
+        "strategy": "3 runs at a time (vmap) on each of 8 devices (shard_map)",
         "chunk": 24,
         "devices": "8 × cpu",
     }
@@ -116,18 +119,18 @@ def test_one_trace_and_one_compilation_per_static_value_whatever_the_size(compil
         jax.monitoring.unregister_event_duration_listener(record)
     assert traces == ["sin", "cos"] * 2
     assert len(compiled) == 4
-    blocks = [k for name, k in backend if name.endswith("backend_compile_duration") and "block" in str(k)]
+    blocks = [k for name, k in backend if name.endswith("backend_compile_duration") and "batch" in str(k)]
     assert len(blocks) == 4, {name for name, _ in backend}
 
 
 def sorts(hparams, key):
-    """Holds an array."""
+    """Holds a large array."""
     big = jnp.full(hparams.get("size", 10_000), hparams["x"])
     return {"y": jax.lax.fori_loop(0, 3, lambda i, x: jnp.sort(jnp.sin(x)), big).sum()}
 
 
 def test_compiles_again_only_where_memory_is_short(compiled, monkeypatch, caplog):
-    """A run holds 4 · 10⁴ bytes at least; what would not fit is compiled at a width that does."""
+    """A run holds at least 4 · 10⁴ bytes. A width that doesn't fit is compiled again at one that does."""
 
     axes = {"x": np.linspace(1, 2, 64)}
     one = jax.devices()[:1]
@@ -152,8 +155,8 @@ def test_each_static_value_has_the_width_that_fits_it_and_keeps_it(monkeypatch, 
     run = lambda: sweep(sorts, axes, seeds=1, devices=jax.devices()[:1], directory=tmp_path)
     monkeypatch.setattr(memory, "free", lambda local: 6e5)
     first = run().data
-    assert re.match("[0-9]+ to 20 runs side by side", first.attrs["strategy"])
-    monkeypatch.setattr(memory, "free", lambda local: 1e9)  # a larger machine goes on as the smaller one began
+    assert re.match("[0-9]+ to 20 runs at a time", first.attrs["strategy"])
+    monkeypatch.setattr(memory, "free", lambda local: 1e9)  # a larger machine keeps the widths of the smaller one
     (tmp_path / sorted(path.name for path in tmp_path.glob("*.nc"))[-1]).unlink()
     assert run().data.identical(first)
 
@@ -161,7 +164,7 @@ def test_each_static_value_has_the_width_that_fits_it_and_keeps_it(monkeypatch, 
 def test_a_cpu_keeps_to_its_cache(monkeypatch):
     monkeypatch.setattr(memory, "cache", lambda devices: 2e5 / devices)
     data = sweep(sorts, {"x": np.linspace(1, 2, 32)}, seeds=1, devices=jax.devices()[:1]).data
-    assert data.attrs["chunk"] <= 5  # of 4 · 10⁴ bytes at least
+    assert data.attrs["chunk"] <= 5  # each holds at least 4 · 10⁴ bytes
 
 
 def test_divergence_is_nan_counted_and_never_wins():
@@ -213,7 +216,7 @@ def test_integers_of_64_bits_keep_them(dtype, diverges, x64, tmp_path):
         data = sweep(train, {"x": [1.0, 2.0]}, seeds=1, directory=tmp_path).data
         assert [int(x) for x in data["big"].values[diverges:, 0]] == [BIG] * (2 - diverges)
         assert [int(x) for x in data["curve"].values.reshape(-1)] == [BIG] * 2
-        assert data["small"].dtype == np.float64  # as without divergence, where it holds every value
+        assert data["small"].dtype == np.float64  # the same type as without divergence
         assert data["small"].values[1].item() == 7
         assert np.isnan(float(data["big"].values[0, 0])) == np.isnan(data["small"].values[0, 0]) == diverges
         assert SweepResult(data).best("big", "max").hyperparams == {"x": 1.0 + diverges}
@@ -255,7 +258,7 @@ def test_numpy_numbers_count_as_numbers():
     assert data["seed"].values.tolist() == [3, 1]
 
 
-def test_a_seeds_key_is_the_same_alone_and_side_by_side_whatever_the_default():
+def test_a_seeds_key_is_the_same_with_and_without_vmap_whatever_the_default():
     with jax.default_prng_impl("rbg"):  # not exact under vmap
         data = sweep(lambda h, key: {"y": jax.random.normal(key) + 0 * h["x"]}, {"x": [1.0, 2.0]}, seeds=2).data
     expected = [jax.random.normal(jax.random.key(seed, impl="threefry2x32")) for seed in (0, 1)]
@@ -303,7 +306,7 @@ def test_bad_seeds(seeds):
         sweep(one, {"x": [1.0]}, seeds=seeds)
 
 
-def test_duplicate_seeds_are_named_with_the_line_that_helps():
+def test_duplicate_seeds_are_named_with_the_fix():
     with pytest.raises(ValueError, match=r"seeds has 3 twice, .*: seeds=\[3, 1\]$"):
         sweep(one, {"x": [1.0]}, seeds=[3, 1, 3])
 
@@ -366,6 +369,7 @@ def test_sets_have_no_order_and_are_refused(values):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        ({"train": None}, r"train=None: pass a function \(hparams, key\)"),
         ({"chunk": 0}, "chunk=0"),
         ({"chunk": 1.5}, "chunk=1.5"),
         ({"devices": []}, r"devices=\[\]: pass a list of distinct devices such as jax.devices\(\), or None"),
@@ -376,7 +380,7 @@ def test_sets_have_no_order_and_are_refused(values):
 )
 def test_bad_options(option, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        sweep(one, {"x": [1.0]}, **option)
+        sweep(**{"train": one, "axes": {"x": [1.0]}} | option)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +414,7 @@ def test_train_must_return_the_same_for_all_static_values(other):
 @pytest.mark.parametrize(
     "use", [lambda x: jnp.ones(x), lambda x: 1.0 if x > 2 else 2.0, lambda x: np.asarray(x) + 1, lambda x: range(x)[-1]]
 )
-def test_a_hyperparameter_that_does_not_trace_is_named_with_its_mend(use):
+def test_a_hyperparameter_that_does_not_trace_is_named_with_its_fix(use):
     train = lambda hparams, key: {"y": jnp.float32(use(hparams["width"])).sum() * hparams["x"]}
     with pytest.raises(TypeError, match=r"train uses 'width' where .* axes\['width'\]={'2': 2, '4': 4}"):
         sweep(train, {"x": [1.0], "width": [2, 4]})
@@ -430,6 +434,13 @@ def test_without_the_extra_the_error_names_it(module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf'needs {module}: pip install "wd_optax\[sweep\]"'):
         sweep(one, {"x": [1.0]})
+
+
+def test_optional_modules_are_in_the_extra_that_errors_name():
+    project = tomllib.loads((pathlib.Path(__file__).parents[1] / "pyproject.toml").read_text())
+    for module, extra in optional.EXTRAS.items():
+        names = [re.match(r"[\w-]+", line)[0] for line in project["project"]["optional-dependencies"][extra]]
+        assert module.partition(".")[0] in names
 
 
 def test_bar_shows_points_and_divergence_on_a_terminal_only(monkeypatch, capsys):

@@ -96,4 +96,4 @@ def test_the_report_says_whether_the_target_is_met(benchmark: Any, seconds: floa
     assert "on" not in lines[4]
     assert lines[-2] == f"at least 4 × torch: {said}"
     assert "4 × fused" not in "".join(lines)
-    assert lines[-1].startswith("best of JAX's others: vmap; sweep does ")
+    assert lines[-1].startswith("best other way of JAX: vmap; sweep does ")

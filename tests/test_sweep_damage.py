@@ -1,4 +1,4 @@
-"""Damaged, foreign and read-only folders of sweeps; the table of faults in short."""
+"""Damaged, foreign and read-only folders of sweeps, and a short run of the table of faults."""
 
 import errno
 import logging
@@ -30,7 +30,7 @@ def sweep(folder, values=(1.0, 2.0, 3.0, 4.0), **options):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Folders of two sweeps of the same shape, to copy, and the numbers of the first."""
+    """Folders of two sweeps of the same shape, to be copied, and the numbers of the first."""
     folder = tmp_path_factory.mktemp("finished")
     return folder, sweep(folder / "mine"), sweep(folder / "other", (5.0, 6.0, 7.0, 8.0))
 
@@ -95,7 +95,7 @@ def test_a_bad_file_is_named_kept_aside_and_its_runs_trained_again(damage, messa
         lambda content: b'{"format": 2}',
     ],
 )
-def test_a_bad_manifest_says_so_and_its_line_works(damage, mine, finished):
+def test_a_bad_manifest_is_an_error_whose_line_works(damage, mine, finished):
     file = mine / "manifest.json"
     file.write_bytes(damage(file.read_bytes()))
     before = {path.name: path.read_bytes() for path in mine.iterdir()}
@@ -118,7 +118,7 @@ def test_a_lost_manifest_of_another_sweep_is_refused(mine):
     assert len(list(mine.glob("runs-*.nc"))) == 4
 
 
-def test_a_lost_manifest_beside_a_bad_file_is_written_anew(mine, finished):
+def test_a_lost_manifest_is_restored_although_a_file_is_bad(mine, finished):
     (mine / "manifest.json").unlink()
     (mine / "runs-00000004.nc").write_bytes(b"bad")
     assert sweep(mine).identical(finished[1])
@@ -132,7 +132,7 @@ def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
 
 
 def test_files_of_others_are_left_alone(tmp_path, finished):
-    """*.part files were deleted, before anyone had looked whose folder it is."""
+    """*.part files used to be deleted before the manifest was checked."""
     others = ["film.mp4.part", "runs-1.nc.part", "my-manifest.json.part", "notes.txt", "runs-00000000.nc.part.txt"]
     for name in others:
         (tmp_path / name).write_text(name)
@@ -140,7 +140,7 @@ def test_files_of_others_are_left_alone(tmp_path, finished):
     (tmp_path / "runs-00000000.nc.part").write_text("half")
     with pytest.raises(ValueError, match="is damaged, or not a sweep's"):
         sweep(tmp_path)
-    assert (tmp_path / "runs-00000000.nc.part").exists()  # not yet known to be one's own
+    assert (tmp_path / "runs-00000000.nc.part").exists()  # kept until the folder is known to be this sweep's
     (tmp_path / "manifest.json").unlink()
     assert sweep(tmp_path).identical(finished[1])
     assert not (tmp_path / "runs-00000000.nc.part").exists()
@@ -148,7 +148,7 @@ def test_files_of_others_are_left_alone(tmp_path, finished):
 
 
 def read_only(folder, monkeypatch):
-    """As a file system that is mounted to read: root may write where a mode forbids it."""
+    """Imitates a read-only mount, because root may write in spite of file modes."""
     real, made = pathlib.Path.open, pathlib.Path.mkdir
 
     def refuse(path, *_):
@@ -167,7 +167,7 @@ def test_a_read_only_folder_with_a_finished_sweep_is_read(partial, mine, finishe
         (mine / "runs-00000004.nc").write_bytes(b"bad")
     before = {path.name: path.read_bytes() for path in mine.iterdir()}
     read_only(mine, monkeypatch)
-    if partial:  # the others can't be saved, so nothing is trained
+    if partial:  # its runs couldn't be saved, so they aren't trained
         with pytest.raises(OSError, match=r"Read-only file system: directory=.*make it writable"):
             sweep(mine)
         assert "runs-00000004.nc: it is truncated" in caplog.text
@@ -176,7 +176,7 @@ def test_a_read_only_folder_with_a_finished_sweep_is_read(partial, mine, finishe
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
 
 
-def test_a_relative_folder_is_meant_when_the_call_is_made(tmp_path, monkeypatch):
+def test_a_relative_folder_is_resolved_at_the_call(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
 
@@ -195,7 +195,7 @@ def test_a_tilde_is_home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("directory", ["", 3, b"kept", True])
-def test_what_is_no_folder_is_named(directory):
+def test_a_bad_directory_is_named(directory):
     with pytest.raises(TypeError, match=f"directory={directory!r}: pass a folder's name, or None"):
         sweep(directory)
 
@@ -221,8 +221,8 @@ def test_a_file_system_that_cannot_sync_folders_will_do(tmp_path, monkeypatch, f
     assert sweep(tmp_path).identical(finished[1])
 
 
-def test_the_table_of_faults_in_short(tmp_path):
-    """A few trials of each row of docs/reliability.md: nothing wrong is accepted, nothing finished is lost."""
+def test_a_few_trials_of_every_fault(tmp_path):
+    """The rows of docs/reliability.md: no wrong number is accepted, and no finished run is lost."""
     command = [sys.executable, "-m", "tests.faults", "--quick", "--docs", str(tmp_path / "page.md")]
     environ = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)

@@ -1,5 +1,6 @@
-"""What a finished run is: a call that differs in anything that changes numbers is refused by name."""
+"""The identity of a sweep: a call that differs in anything that changes numbers is refused by name."""
 
+import io
 import json
 import os
 import pathlib
@@ -11,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray
 
 import wd_optax as wd
-from wd_optax.choosing.sweeping import fingerprint, identity
+from wd_optax.choosing.sweeping import chunk, fingerprint, identity
+from wd_optax.choosing.sweeping.execute import Executor
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def product(hparams, key):
-    """The axes' numbers, told apart by their size."""
+    """A number that shows which axis was which."""
     return {"y": 100 * hparams["learning_rate"] + hparams["weight_decay"] + 0 * jax.random.uniform(key)}
 
 
@@ -119,8 +122,8 @@ def test_debug_prints_are_no_callbacks(tmp_path):
     assert sweep(tmp_path, train=train)["y"].sel(learning_rate=1, weight_decay=3).item() == 103
 
 
-def test_arrays_that_text_shortens_count():
-    """NumPy's text of a long array leaves out its middle."""
+def test_every_entry_of_a_long_array_counts():
+    """NumPy's text of a long array omits its middle."""
     prints = []
     for middle in (0.0, 1.0):
         data = np.zeros(5000)
@@ -144,7 +147,7 @@ def some_work(x):
 
 @pytest.mark.optax_promotes
 def test_an_identity_is_the_same_in_another_process():
-    """Whatever the seed of Python's hashes, and wherever objects are in memory."""
+    """It depends neither on Python's hash seed nor on memory addresses."""
     code = (
         "import jax, test_sweep_identity as t\nprint(t.fingerprint.fingerprint(jax.make_jaxpr(t.some_work)(1.0), {}))\n"
     )
@@ -153,7 +156,7 @@ def test_an_identity_is_the_same_in_another_process():
     assert found.stdout == fingerprint.fingerprint(jax.make_jaxpr(some_work)(1.0), {}) + "\n"
 
 
-def test_a_manifest_says_in_words_what_a_run_is(tmp_path):
+def test_a_manifest_is_readable(tmp_path):
     sweep(tmp_path)
     content = json.loads((tmp_path / "manifest.json").read_text())
     assert content["identity"]["axes"] == [
@@ -162,11 +165,25 @@ def test_a_manifest_says_in_words_what_a_run_is(tmp_path):
     ]
     assert content["sweep"] == identity.digest(content["identity"])
     assert {"jax", "jaxlib", "numpy", "python", "wd_optax"} == set(content["identity"]["versions"])
+    assert content["identity"]["versions"]["wd_optax"] == wd.__version__
 
 
-def test_a_folder_without_a_finished_run_is_nobodys(tmp_path, monkeypatch):
-    """A mistake that shows in the first launch can be put right, and the same folder used."""
-    monkeypatch.setattr(wd.sweeping.execute.Executor, "launch", lambda *_: 1 / 0)
+def test_the_format_of_files_is_stable(tmp_path):
+    """Sweeps that were stored before names in the code changed can be resumed."""
+    sweep(tmp_path)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    assert [*content] == ["format", "sweep", "identity"]
+    assert [*content["identity"]] == ["versions", "settings", "device", "axes", "seeds", "metrics", "train"]
+    body = (tmp_path / "runs-00000000.nc").read_bytes()[: -chunk.SEAL_SIZE]
+    with xarray.open_dataset(io.BytesIO(body), engine="scipy") as data:
+        assert {*data.variables} == {"runs", "diverged", "metric_0"}
+        assert data.attrs["program"] == "the grid"
+        assert {*data.attrs} == {"sweep", "program", "width", "asked"}
+
+
+def test_a_folder_without_a_finished_run_can_be_used(tmp_path, monkeypatch):
+    """After a mistake that shows in the first launch, the corrected call can use the same folder."""
+    monkeypatch.setattr(Executor, "launch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sweep(tmp_path)
     monkeypatch.undo()

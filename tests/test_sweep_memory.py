@@ -1,4 +1,4 @@
-"""Too little memory: limits of control groups, half the width, and a width that only finished runs pin."""
+"""Memory: limits of control groups, halving the width, and widths that only finished runs fix."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ TOTAL = "cache 1\ntotal_inactive_file 1000000\n"
     [
         ({}, 9_000_000 * 1024),
         ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "max", "sys/fs/cgroup/memory.current": "5"}, None),
-        # Version 2, nested: a limit of the group, of the one around it, of the root that a container shows.
+        # Version 2, nested: limits of the group, of its parent, of the root in a container.
         ({"proc/self/cgroup": "0::/a/b\n", "a/b/memory.max": "50000000", "a/b/memory.current": "10000000"}, 40 * MB),
         ({"proc/self/cgroup": "0::/a/b\n", "a/memory.max": "50000000", "a/memory.current": "20000000"}, 30 * MB),
         ({"proc/self/cgroup": "0::/a/b\n", "memory.max": "50000000", "memory.current": "30000000"}, 20 * MB),
@@ -35,7 +35,7 @@ TOTAL = "cache 1\ntotal_inactive_file 1000000\n"
             },
             11 * MB,
         ),
-        # Version 1: the group itself, the one around it, the root; a limit that is none; other controllers.
+        # Version 1: limits of the group, of its parent, of the root; an infinite limit; other controllers.
         (
             {
                 "proc/self/cgroup": "9:cpu,memory:/a/b\n",
@@ -87,7 +87,7 @@ def sweep(folder=None, train=train, **options):
 
 @pytest.fixture
 def limit(monkeypatch):
-    """Launches of more runs than `limit(n)` are refused as XLA does; counts those that went through."""
+    """`limit(n)`: launches above width n run out of memory as in XLA. Returns the widths of successful launches."""
     real, widths = Executor.launch, []
 
     def limited(most, error=RuntimeError):
@@ -105,7 +105,7 @@ def limit(monkeypatch):
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, jax.errors.JaxRuntimeError])
 @pytest.mark.parametrize("chunk", [None, 32])
-def test_where_memory_runs_out_the_width_is_halved_with_a_line(chunk, error, limit, caplog, tmp_path):
+def test_the_width_is_halved_and_logged_if_memory_runs_out(chunk, error, limit, caplog, tmp_path):
     expected = sweep()
     widths = limit(5, error)
     with caplog.at_level("WARNING", logger="absl"):
@@ -170,19 +170,19 @@ def test_memory_that_runs_out_in_the_compiler_halves_the_width(monkeypatch):
     assert sweep(chunk=32).attrs["chunk"] == 8
 
 
-def test_a_killed_first_chunk_pins_nothing(monkeypatch, tmp_path):
-    """The dead end of a sweep whose first launch was killed for memory: any other chunk, or None, goes on."""
+def test_a_killed_first_chunk_fixes_no_width(monkeypatch, tmp_path):
+    """After the first launch was killed for memory, any other chunk may be used."""
     monkeypatch.setattr(Executor, "launch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path, chunk=32)
     monkeypatch.undo()
     assert sweep(tmp_path, chunk=4).attrs["chunk"] == 4
-    with pytest.raises(ValueError, match=r"chunk: 4 runs .* there, 8 here; chunk=None takes what is there"):
+    with pytest.raises(ValueError, match=r"chunk: 4 at a time .* there, 8 here; chunk=None takes what is there"):
         sweep(tmp_path, chunk=8)
 
 
 def test_memory_is_checked_again_on_resume(monkeypatch, tmp_path):
-    """A width that fitted when the sweep began is halved where it doesn't any more; finished runs stay."""
+    """The width of finished runs is halved if it doesn't fit any more; finished runs are kept."""
     expected = sweep(tmp_path, chunk=8)
     for file in sorted(tmp_path.glob("*.nc"))[2:]:
         file.unlink()

@@ -1,4 +1,4 @@
-"""What is read off a sweep: the best point, the map, the separability, on surfaces whose answers are known."""
+"""The best point, the map and the separability of sweeps with known answers."""
 
 import sys
 
@@ -14,7 +14,7 @@ LOG_RATE, LOG_DECAY = np.meshgrid(np.log(RATES), np.log(DECAYS), indexing="ij")
 
 
 def result(values, **axes):
-    """A sweep's result for values over these axes and seeds; NaN is a run that diverged."""
+    """A sweep's result with these values over axes and seeds; NaN is a diverged run."""
     axes = axes or {"learning_rate": RATES, "weight_decay": DECAYS}
     values = np.asarray(values)
     values = values if values.ndim > len(axes) else values[..., None]
@@ -28,7 +28,7 @@ def result(values, **axes):
 
 
 def basin(rho, width=0.15):
-    """A basin with elliptic level sets in the middle of the map, of correlation rho; ties are ties in each bit."""
+    """A basin of correlation rho with elliptic level sets in the middle of the map, rounded so that ties are exact."""
     x, y = ((c - c.mean()) / (c.max() - c.min()) / width for c in (LOG_RATE, LOG_DECAY))
     return -np.round((x**2 - 2 * rho * x * y + y**2) / (1 - rho**2), 9)
 
@@ -101,7 +101,7 @@ def test_heatmap_marks_the_best_and_its_region_on_one_scale(tmp_path):
     meshes = [panel.collections[0] for panel in (left, right)]
     assert len({(mesh.norm.vmin, mesh.norm.vmax) for mesh in meshes}) == 1
     assert meshes[0].norm.vmax == pytest.approx(basin(0.0).max())
-    assert meshes[0].get_array().mask.sum() == 1  # what diverged is not coloured, and hatched below
+    assert meshes[0].get_array().mask.sum() == 1  # diverged points have no colour, so the hatching shows
     assert left.patch.get_hatch()
     for panel, surface in ((left, basin(0.0)), (right, basin(-0.9) - 5)):
         assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
@@ -121,7 +121,7 @@ def test_heatmap_lays_out_its_panels_evenly(count, shape):
     assert (grid.nrows, grid.ncols) == shape
 
 
-def test_heatmap_cells_stand_where_their_values_are_in_any_order():
+def test_heatmap_sorts_its_axes():
     shuffled = result([[[1.0], [2], [3]], [[4], [5], [6]]], x=[1.0, 0.0], y=[100.0, 1.0, 10.0]).heatmap(
         "score", mode="min"
     )
@@ -163,9 +163,9 @@ def test_separability_of_a_basin_is_its_correlation(rho):
 @pytest.mark.parametrize(
     ("score", "expected"),
     [
-        (-((LOG_RATE + LOG_DECAY + 11.5) ** 2), (-1, -0.95)),  # η·λ = const: L2, says the paper
+        (-((LOG_RATE + LOG_DECAY + 11.5) ** 2), (-1, -0.95)),  # η·λ = const: L2 in the paper
         (-((LOG_RATE - LOG_DECAY - 2.3) ** 2), (0.95, 1)),  # η/λ = const
-        (-((LOG_RATE + 4) ** 2), (-1e-9, 1e-9)),  # any λ will do: decoupled, says the paper
+        (-((LOG_RATE + 4) ** 2), (-1e-9, 1e-9)),  # any λ is good: decoupled in the paper
         (-((LOG_RATE + 4) ** 2) - (LOG_DECAY + 9) ** 2, (-0.02, 0.02)),  # a basin along the axes, at the map's edge
         (-np.maximum(LOG_RATE + LOG_DECAY + 14, 0), (-0.7, -0.3)),  # η·λ < const: a corner is missing
         (-abs(LOG_DECAY + 5), (-1e-9, 1e-9)),
@@ -192,7 +192,7 @@ def test_separability_has_an_interval_over_seeds_for_each_static_value():
 
 
 def test_the_interval_is_as_wide_as_the_estimate_varies():
-    """± 1.96 of the standard deviation of 40 sweeps, which know it to a third: cells that come or go make jumps."""
+    """± 1.96 standard deviations of 40 sweeps, known to a third, because single cells enter or leave the region."""
     noises = (np.random.default_rng(i).normal(size=(13, 12, 8)) for i in range(40))
     sweeps = [result(basin(-0.6)[..., None] + noise) for noise in noises]
     found = [sweep.separability("score", "max", resamples=200) for sweep in sweeps]
@@ -234,7 +234,7 @@ def with_zero(rho, best=-50.0):
 @pytest.mark.parametrize("best", [-50.0, 50.0])
 @pytest.mark.parametrize("rho", [-0.95, 0.3])
 def test_a_row_of_zeros_leaves_separability_as_it_is(rho, best):
-    """A logarithmic axis stays one; 0 has no logarithm."""
+    """The axis stays logarithmic, and 0 is left out."""
     found = result(with_zero(rho, best), **ZEROED).separability("score", "max")
     assert found["correlation"] == result(basin(rho)).separability("score", "max")["correlation"]
     assert found["correlation"].item() == pytest.approx(rho, abs=0.06)
@@ -266,7 +266,7 @@ def test_heatmap_labels_what_is_above_a_missing_panel_and_no_inner_one():
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_dollars_in_names_are_dollars_and_long_titles_are_wrapped(suffix, tmp_path):
-    """An odd one made matplotlib raise, two set the text between them in italics."""
+    """matplotlib raised for an odd number of them, and set the text between two in italics."""
     name = "an optimizer with $a name and$ much to say about $x"
     axes = {"opti$mizer": [name], "$η$": RATES, "λ_$w": DECAYS}
     data = result(basin(0.0)[None, ..., None], **axes).data.rename(score="$s$core$")
@@ -290,7 +290,7 @@ def test_an_axis_of_one_value_has_its_tick():
 
 @pytest.mark.parametrize("method", ["best", "heatmap", "separability"])
 def test_mode_is_required(method):
-    """Its default was "max", which is the worst λ for a loss."""
+    """Its default was "max", which gives the worst λ of a loss."""
     with pytest.raises(TypeError, match=r"missing 1 required .*argument: 'mode'"):
         getattr(result(basin(0)), method)("score")
 

@@ -1,4 +1,4 @@
-"""A sweep on disk: killed, resumed, refused, out of space; and on two processes with two devices each."""
+"""A sweep on disk: killed, resumed, refused, on a full disk; and on two processes with two devices each."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ import sweep_worker
 import xarray
 
 import wd_optax as wd
-from wd_optax.choosing.sweeping import store
+from wd_optax.choosing.sweeping import identity, store
 from wd_optax.choosing.sweeping.execute import Executor
 
 CHUNK = 4
@@ -45,7 +45,7 @@ def whole():
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Counts what is trained."""
+    """Counts launches."""
     found, real = [], Executor.launch
     monkeypatch.setattr(Executor, "launch", lambda *args: found.append(args) or real(*args))
     return found
@@ -67,7 +67,7 @@ def test_killed_sweep_resumes_to_the_same_bits(kill, kept, tmp_path, whole, laun
     assert len(launches) == LAUNCHES - kept
     assert not list(folder.glob("*.part"))
     assert bits(sweep_worker.sweep(directory=folder, devices=jax.devices()[:CHUNK])) == bits(whole)
-    assert len(launches) == LAUNCHES - kept  # nothing is left to do
+    assert len(launches) == LAUNCHES - kept  # nothing was trained
 
 
 def test_resumes_on_another_number_of_devices_with_the_same_bits(tmp_path, launches, monkeypatch):
@@ -110,7 +110,7 @@ def line(hparams, key):
 
 
 def shifted(hparams, key):
-    """The same program with another constant in it."""
+    """The same program with another constant."""
     return {"y": (hparams["x"] * (SHIFT + 1)).sum() + jax.random.uniform(key)}
 
 
@@ -123,7 +123,7 @@ def shifted(hparams, key):
         ({"train": lambda h, key: {"y": (h["x"] * SHIFT).sum() - jax.random.uniform(key)}}, "train.the grid: "),
         ({"train": shifted}, "train.the grid: "),
         ({"train": lambda h, key: line(h, key) | {"more": SHIFT}}, r"metrics.more: nothing there, \[\[3\]"),
-        ({"chunk": 4}, "chunk: 1 runs side by side on each device there, 2 here"),
+        ({"chunk": 4}, "chunk: 1 at a time on each device there, 2 here"),
         ({"version": "0"}, "versions.wd_optax: .* there, 0 here"),
     ],
 )
@@ -132,7 +132,7 @@ def test_another_sweep_is_refused_with_what_differs(change, message, tmp_path, m
     run = lambda o: wd.sweep(o.pop("train"), o.pop("axes"), devices=jax.devices()[:2], directory=tmp_path, **o)
     before = run(dict(call)).data
     if version := change.pop("version", None):
-        monkeypatch.setattr(wd, "__version__", version)
+        monkeypatch.setattr(identity, "__version__", version)
     with pytest.raises(ValueError, match="made by another sweep") as error:
         run(call | change)
     assert error.match(message)
@@ -153,7 +153,7 @@ def test_other_data_inside_an_inner_function_is_refused(wrap, tmp_path):
         sweep(np.arange(5.0, dtype=np.float32) + 1)
 
 
-def test_same_function_written_anew_is_the_same(tmp_path):
+def test_an_equal_function_is_the_same(tmp_path):
     wd.sweep(line, {"x": [1.0]}, directory=tmp_path)
     wd.sweep(lambda h, key: line(dict(h), key), {"x": [1.0]}, directory=tmp_path)
 
@@ -170,7 +170,7 @@ def out_of_space(*args):
 
 @pytest.mark.parametrize("function", ["fsync", "write"])
 def test_full_disk_loses_no_finished_chunk(function, tmp_path, whole, monkeypatch):
-    """A disk that is full at the end of a write, and a real limit on a file's size."""
+    """A disk that is full at an fsync, and a real limit on the size of files."""
     real, calls = os.fsync, iter(range(8))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -223,7 +223,7 @@ def test_folder_that_cannot_be_written(when, tmp_path, monkeypatch):
 
 
 def test_folder_without_permission(tmp_path, monkeypatch):
-    """Root may write anywhere, so it opens the folder as nobody; only there, where nothing has to be imported."""
+    """Root may write anywhere, so the folder is opened as the user nobody, but only there: imports need root."""
     tmp_path.chmod(0o500)
     me, real = os.geteuid(), store.Store._open
 
@@ -257,7 +257,7 @@ def free_port():
 
 
 def pair(tmp_path, directory, kill=None):
-    """Two processes with two devices each; the second one may be told to die."""
+    """Two processes with two devices each; the second one may kill itself."""
     port, flags = free_port(), {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     options = {"directory": str(directory), "chunk": CHUNK, "port": port}
     own = [{"process": i, "out": str(tmp_path / f"{i}.nc")} for i in range(2)]

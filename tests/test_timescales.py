@@ -1,4 +1,4 @@
-"""How long decay takes: λ to half-life, timescale and what remains, and back, for scheduled rates; and bad input."""
+"""Half-life, timescale and fraction remaining from λ, and back, with schedules; and bad input."""
 
 import math
 
@@ -84,7 +84,7 @@ def test_any_rates_there_and_back(weight_decay, etas, coupling):
     assert there.timescale_steps == pytest.approx(1 / there.removed_per_step)
     assert there.half_life == pytest.approx(half_life(there.removed_per_step))
     back = weight_decay_for(timescale_steps=there.timescale_steps, **run)
-    assert back == pytest.approx(weight_decay, rel=1e-5)  # c̄ near 1e-10 keeps 1e-6 of its digits in 1 − 1/τ
+    assert back == pytest.approx(weight_decay, rel=1e-5)  # for c̄ near 1e-10, 1 − 1/τ keeps 6 digits
     if there.remaining < 1 - 1e-3:
         assert weight_decay_for(remaining=there.remaining, **run) == pytest.approx(weight_decay, rel=1e-9)
 
@@ -161,7 +161,7 @@ def test_it_prints_in_words():
         (weight_decay_for, {"remaining": 0.5, "learning_rate": WARM_UP, "steps": 1}, ValueError, "0 in every step"),
     ],
 )
-def test_bad_input_is_refused_with_its_mend(call, bad, error, says):
+def test_bad_input_is_refused_with_a_fix(call, bad, error, says):
     defaults = {} if call is half_life else {"learning_rate": 1e-3, "steps": 10}
     defaults |= {"weight_decay": 0.1} if call is timescale else {}
     with pytest.raises(error, match=says):

@@ -276,9 +276,7 @@ def test_all_flags_are_known_to_be_fixed_or_free() -> None:
 def test_damaged_settings_say_what_to_do(left: pathlib.Path) -> None:
     for content in ("{", "[1]", ""):
         (left / "settings.json").write_text(content)
-        with pytest.raises(
-            ValueError, match=r"settings.json is damaged: delete it to go on with the flags that you give"
-        ):
+        with pytest.raises(ValueError, match=r"settings.json is damaged: delete it to continue with the given flags"):
             run("4x2", left)
     (left / "settings.json").unlink()
     assert "changed" not in tpu_folder.settled(left, {"seed": 0})

@@ -17,3 +17,8 @@ def arithmetic(*dtypes: Any) -> np.dtype:
 def as_arrays(tree: Any) -> Any:
     """The tree with Python numbers as JAX arrays, which have a type and a shape: Optax takes both as parameters."""
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, bool | int | float | complex) else x, tree)
+
+
+def is_random_key(x: Any) -> bool:
+    """Whether `x` is an array of random keys (`jax.random.key`), concrete or abstract."""
+    return bool(hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key))

@@ -1,16 +1,16 @@
-"""What only a sweep needs is imported when it is needed."""
+"""Packages that only some functions need, imported when they are called."""
 
 import importlib
 from typing import Any
 
-PACKAGES = {"xarray": "xarray", "matplotlib.figure": "matplotlib", "tqdm": "tqdm"}
+EXTRAS = {"matplotlib.figure": "sweep", "pandas": "pandas", "tqdm": "sweep", "xarray": "sweep"}  # module: its extra
 
 
 def require(module: str) -> Any:
-    """The module, one of `PACKAGES`.
+    """Imports one of the modules in `EXTRAS`.
 
     Raises:
-      ImportError: naming the extra that has it.
+      ImportError: if it isn't installed, with the extra that installs it.
 
     Example:
       >>> from wd_optax.optional import require
@@ -21,4 +21,5 @@ def require(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ImportError(f'wd_optax.sweep needs {PACKAGES[module]}: pip install "wd_optax[sweep]"') from None
+        package = module.partition(".")[0]
+        raise ImportError(f'this call needs {package}: pip install "wd_optax[{EXTRAS[module]}]"') from None

@@ -1,21 +1,24 @@
-"""Tables as aligned plain text and as HTML, nothing else."""
+"""Tables as aligned plain text and as HTML."""
 
 import html
 from collections.abc import Iterable, Sequence
 
 
 def align(lines: Iterable[Sequence[str]]) -> str:
-    """The lines with their cells padded to columns, two spaces between them."""
+    """Pads the cells of each line to columns that are two spaces apart."""
     rows = [tuple(line) for line in lines]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def to_html(lines: Iterable[Sequence[str]], header: bool = True) -> str:
-    """The lines as an HTML table for notebooks, every cell escaped; the first is the header where there is one."""
-    row = lambda tag, cells: f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
-    rows = [row("th" if header and i == 0 else "td", cells) for i, cells in enumerate(lines)]
+    """An HTML table of the lines, with every cell escaped; the first line is the header unless `header` is False."""
+    rows = [_html_row("th" if header and i == 0 else "td", cells) for i, cells in enumerate(lines)]
     return f"<table>{''.join(rows)}</table>"
+
+
+def _html_row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def show_shape(shape: Sequence[int]) -> str:

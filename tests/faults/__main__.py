@@ -1,4 +1,4 @@
-"""Runs the table of faults and writes the page that says what came of it; fails if anything wrong was accepted.
+"""Runs the table of faults and writes the page of outcomes; fails if wrong numbers were accepted.
 
 python -m tests.faults --docs docs/reliability.md
 python -m tests.faults --quick --only disk
@@ -47,7 +47,7 @@ if importlib.util.find_spec("tests.faults.tpu_run"):
 
 
 def main() -> int:
-    """Exit status 1 if an outcome is one that may never happen."""
+    """Returns 1 if an outcome occurred that must never happen."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few trials of each fault, as `make test` does")
     parser.add_argument("--only", default="", help="rows whose name has this text")

@@ -1,4 +1,4 @@
-"""A call that differs in one thing from the one that made the folder: it is refused by name, and nothing is touched."""
+"""Calls that differ in one thing from the call that made the folder: they are refused by name and change nothing."""
 
 import contextlib
 import importlib.metadata
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import wd_optax as wd
+from wd_optax.choosing.sweeping import identity
 
 from . import sweeps
 
@@ -23,7 +24,7 @@ AXES = {"x": [1.0, 2.0], "y": [0.5, 0.25], "kind": ["a", "b"], "size": {"s": 2, 
 def make(
     data: Any = DATA, factor: float = 2.0, metric: str = "m", dtype: Any = jnp.float32, inner: Any = jnp.sin
 ) -> Any:
-    """A function to train, with what it closes over."""
+    """A training function that closes over data."""
     nested = jax.jit(lambda x: (x * data).sum())
 
     def train(hparams: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
@@ -55,11 +56,11 @@ def axes(**changed: Any) -> dict[str, Any]:
 
 
 def host(x: Any) -> Any:
-    """Runs outside of the traced program."""
+    """Runs on the host, outside of the traced program."""
     return jax.pure_callback(np.sin, x, x)
 
 
-# What is changed: options of the call, and what its error must name.
+# {change: (options of the call, what the error must name)}
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "two traced axes swapped": (order("y", "x", "kind", "size"), "axes: ['x', 'y', 'kind', 'size'] there"),
     "two static axes swapped": (order("x", "y", "size", "kind"), "axes: ['x', 'y', 'kind', 'size'] there"),
@@ -89,7 +90,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a metric's type": ({"train": make(dtype=jnp.float16)}, "train."),
     "a callback to the host": ({"train": make(inner=host)}, "pure_callback of sin"),
 }
-# What is changed around the call.
+# Settings that are changed around the call; None negates a flag.
 SETTINGS: dict[str, Any] = {
     "jax_threefry_partitionable": False,
     "jax_default_matmul_precision": "highest",
@@ -110,11 +111,11 @@ AROUND = [
     "kind of machine",
     "XLA_FLAGS",
 ]
-KINDS = [kind for i in range(5) for kind in [*OPTIONS, *AROUND][i::5]]  # the first are of all sorts
+KINDS = [kind for i in range(5) for kind in [*OPTIONS, *AROUND][i::5]]  # mixed, so that the first few are of all sorts
 
 
 def changed(seed: int, folder: pathlib.Path) -> str:
-    """One change; then the unchanged call, which finds everything as it was."""
+    """Makes one change, then the unchanged call, which must find everything as it was."""
     kind = KINDS[seed % len(KINDS)]
     options, name = OPTIONS.get(kind, ({}, ""))
     before = call(base(), folder)
@@ -147,7 +148,7 @@ def around(kind: str) -> Iterator[str]:
             stack.enter_context(replaced(importlib.metadata, "version", version))
             yield "versions." + subject
         elif subject == "wd_optax":
-            stack.enter_context(replaced(wd, "__version__", "0.0"))
+            stack.enter_context(replaced(identity, "__version__", "0.0"))
             yield "versions.wd_optax"
         elif subject == "Python":
             stack.enter_context(replaced(platform, "python_version_tuple", lambda: ("3", "0", "1")))
@@ -165,7 +166,7 @@ def around(kind: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value for a while."""
+    """Sets an attribute for the duration of a `with` block."""
     old = getattr(module, name)
     setattr(module, name, value)
     try:

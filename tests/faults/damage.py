@@ -1,4 +1,4 @@
-"""Files of a finished sweep whose bits change, that end early, or that come from elsewhere."""
+"""Files of a finished sweep that are changed, truncated, or of another sweep."""
 
 import functools
 import pathlib
@@ -15,7 +15,7 @@ from .kills import verdict
 
 @functools.cache
 def finished() -> pathlib.Path:
-    """Two folders of finished sweeps of one shape, mine and another's; made once in each process."""
+    """Folders of two finished sweeps of one shape, made once in each process."""
     folder = pathlib.Path(tempfile.mkdtemp())
     sweeps.sweep(folder / "mine", **sweeps.SMALL)
     sweeps.sweep(folder / "other", **(sweeps.SMALL | {"axes": {"x": [1.0, 2.0, 3.0, 5.0]}}))
@@ -24,12 +24,12 @@ def finished() -> pathlib.Path:
 
 @functools.cache
 def right() -> dict[str, Any]:
-    """The right numbers, made without a folder."""
+    """The right numbers: those of a sweep without a folder."""
     return sweeps.numbers(**sweeps.SMALL)
 
 
 def damaged(seed: int, folder: pathlib.Path) -> str:
-    """One file of a finished sweep is damaged; then the same call."""
+    """Damages one file of a finished sweep and makes the same call."""
     draw = random.Random(seed)
     mine = folder / "sweep"
     shutil.copytree(finished() / "mine", mine)
@@ -59,7 +59,7 @@ def damaged(seed: int, folder: pathlib.Path) -> str:
 
 
 def manifest_refused(mine: pathlib.Path, file: pathlib.Path, content: bytes, others: dict[str, Any]) -> str:
-    """Nothing was changed; and the line that the error gives works."""
+    """Checks that nothing was changed, and that the line in the error works."""
     if file.read_bytes() != content or sweeps.chunks(mine) != others:
         return "LOST: a refused folder was changed"
     file.rename(f"{file}.bad")
@@ -68,7 +68,7 @@ def manifest_refused(mine: pathlib.Path, file: pathlib.Path, content: bytes, oth
 
 
 def flip(content: bytes, draw: random.Random, _: pathlib.Path) -> bytes:
-    """One bit, or a few."""
+    """Flips a few bits."""
     garbled = bytearray(content)
     for _ in range(draw.choice([1, 1, 1, 2, 8])):
         garbled[draw.randrange(len(garbled))] ^= 1 << draw.randrange(8)
@@ -76,18 +76,18 @@ def flip(content: bytes, draw: random.Random, _: pathlib.Path) -> bytes:
 
 
 def truncate(content: bytes, draw: random.Random, _: pathlib.Path) -> bytes:
-    """Ends early, or is empty."""
+    """Cuts off the end, or everything."""
     return content[: draw.choice([0, 1, len(content) - 1, draw.randrange(len(content))])]
 
 
 def zero_tail(content: bytes, draw: random.Random, _: pathlib.Path) -> bytes:
-    """As after a crash of a file system that had allocated the blocks only."""
+    """Zeros at the end, as after a crash of a file system that had only allocated the blocks."""
     count = draw.randrange(1, len(content))
     return content[:-count] + bytes(count)
 
 
 def zero_block(content: bytes, draw: random.Random, _: pathlib.Path) -> bytes:
-    """A sector of 512 bytes."""
+    """Zeros in a sector of 512 bytes."""
     start = draw.randrange(0, len(content), 512)
     return content[:start] + bytes(len(content[start : start + 512])) + content[start + 512 :]
 
@@ -98,7 +98,7 @@ def garble(content: bytes, draw: random.Random, _: pathlib.Path) -> bytes:
 
 
 def append(content: bytes, draw: random.Random, _: pathlib.Path) -> bytes:
-    """Something more at its end."""
+    """More bytes at the end."""
     return content + draw.randbytes(draw.randrange(1, 100))
 
 
@@ -108,6 +108,6 @@ def foreign(_: bytes, draw: random.Random, file: pathlib.Path) -> bytes:
 
 
 def copied(content: bytes, draw: random.Random, file: pathlib.Path) -> bytes:
-    """Another of its own files under this name."""
+    """Another file of this sweep under this name."""
     names = [path for path in sorted(file.parent.glob("runs-*.nc")) if path != file]
     return draw.choice(names).read_bytes()

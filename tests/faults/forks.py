@@ -1,4 +1,4 @@
-"""Processes for trials: forked from one that has imported everything and started no JAX backend, so each is quick."""
+"""Processes for trials, forked from one that has imported everything and not started a JAX backend, to be quick."""
 
 import os
 import pickle
@@ -47,7 +47,7 @@ class Child:
         return self.status is not None
 
     def wait(self, seconds: float = 120) -> tuple[str, Any]:
-        """("value", what it returned), ("error", what it raised), ("killed", its status) or ("hangs", seconds)."""
+        """("value", result), ("error", text of the exception), ("killed", status) or ("hangs", seconds)."""
         end = time.monotonic() + seconds
         while not self.done():
             if time.monotonic() > end:
@@ -60,14 +60,14 @@ class Child:
 
 
 def _quiet() -> None:
-    """What a child prints goes nowhere, unless FAULTS_LOG names a file."""
+    """Discards the output of a child, unless FAULTS_LOG names a file for it."""
     where = os.open(os.environ.get("FAULTS_LOG", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(where, stream)
 
 
 def _backend(devices: int) -> None:
-    """Without devices, it only forks."""
+    """Sets the number of CPU devices; a child with 0 devices only forks."""
     if devices:
         import jax
 
@@ -75,7 +75,7 @@ def _backend(devices: int) -> None:
 
 
 def call(function: Callable[..., Any], *args: Any, devices: int = 1, **kwargs: Any) -> Any:
-    """What the function returns in a process of its own."""
+    """Calls the function in a process of its own."""
     kind, value = Child(function, *args, devices=devices, **kwargs).wait()
     if kind != "value":
         raise RuntimeError(f"{kind}: {value}")

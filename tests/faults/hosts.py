@@ -1,4 +1,4 @@
-"""Jobs of several processes: that disagree, whose disk is full, that are killed and go on with another number."""
+"""Jobs of several processes that disagree, have a full disk, or are killed and resumed by another number."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ SECONDS = 60  # until a process that waits counts as hanging; JAX itself waits f
 
 
 def job(processes: int, function: Callable[..., Any], *args: Any, seconds: float = 120) -> list[tuple[str, Any]]:
-    """How each process of a multi-host job ends, with one device each."""
+    """Runs a multi-host job with one device per process; returns how each process ended."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -41,7 +41,7 @@ def _member(port: int, processes: int, process: int, function: Callable[..., Any
     return function(process, *args)
 
 
-# What process 1 changes; `order` of a set is left to the hash seed, so it is refused on every process.
+# What process 1 changes. A set is refused on every process, because its order depends on the hash seed.
 KINDS = [
     *(kind for kind in OPTIONS if kind not in ("another chunk", "a callback to the host")),
     "a set as an axis",
@@ -54,7 +54,7 @@ KINDS = [
 
 
 def disagree(seed: int, folder: pathlib.Path) -> str:
-    """Two processes, one of which makes another call."""
+    """Two processes make different calls."""
     kind = KINDS[seed % len(KINDS)]
     ends = job(2, _disagreeing, kind, folder, seconds=SECONDS)
     if any(end[0] == "value" for end in ends):
@@ -115,7 +115,7 @@ def _full_at(process: int, count: int, folder: pathlib.Path) -> Any:
 
 
 def out_of_memory(seed: int, folder: pathlib.Path) -> str:
-    """One of two processes has too little memory for more than some width: both go on with less."""
+    """One of two processes runs out of memory: both go on at a smaller width."""
     ends = job(2, starved, seed % 2, folder, seconds=SECONDS)
     if any(end[0] != "value" for end in ends):
         return f"ERROR: {ends}"
@@ -124,7 +124,7 @@ def out_of_memory(seed: int, folder: pathlib.Path) -> str:
 
 
 def starved(process: int, poor: int, folder: pathlib.Path) -> Any:
-    """A sweep in which one process has the memory for one run at a time."""
+    """A sweep in which one process has memory for one run at a time."""
     if process == poor:
         starve(1, after=2)
     return sweeps.numbers(folder, chunk=8)
@@ -134,7 +134,7 @@ PAIRS = [(a, b) for a in (1, 2, 3) for b in (1, 2, 3)]
 
 
 def other_processes(seed: int, folder: pathlib.Path) -> str:
-    """Begun by 1, 2 or 3 processes, killed together at a launch, resumed by another number of them."""
+    """Started by 1, 2 or 3 processes, killed together at a launch, resumed by another number of processes."""
     first, second = PAIRS[seed % len(PAIRS)]
     ends = job(first, _killed_together, random.Random(seed).randrange(1, 4), folder)
     if any(end[0] != "killed" for end in ends):

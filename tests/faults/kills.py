@@ -1,4 +1,4 @@
-"""Sweeps that are killed, run out of disk or memory, meet another process, or go on on other devices."""
+"""Sweeps that are killed, run out of disk space or memory, share a folder, or are resumed on other devices."""
 
 import errno
 import functools
@@ -15,19 +15,19 @@ from wd_optax.choosing.sweeping.execute import Executor
 from . import sweeps
 from .forks import Child, call
 
-SECONDS = 1.0  # about what a sweep takes in a fork; kills come at random within it
+SECONDS = 1.0  # about the time of a sweep in a fork; kills come at random within it
 
 
 @functools.cache
 def right(devices: int = 2) -> dict[str, Any]:
-    """The right numbers, of a sweep without a folder in a process of its own."""
+    """The right numbers: those of a sweep without a folder in a process of its own."""
     return call(sweeps.numbers, devices=devices)
 
 
 def verdict(
     folder: pathlib.Path, found: dict[str, Any], kept: dict[str, Any], outcome: str, expected: Any = None
 ) -> str:
-    """The outcome, unless numbers are wrong, or finished files were written anew or put aside."""
+    """The outcome, unless numbers are wrong, or finished files were rewritten or set aside."""
     if found != (expected or right()):
         return "ACCEPTED WRONG numbers"
     now = sweeps.chunks(folder)
@@ -35,14 +35,14 @@ def verdict(
 
 
 def resumed(folder: pathlib.Path, outcome: str = "resumed bit for bit", **options: Any) -> str:
-    """Goes on in a new process with what a killed one left."""
+    """Resumes in a new process what a killed one left."""
     kept = sweeps.chunks(folder)
     kind, found = Child(sweeps.numbers, folder, devices=2, **options).wait()
     return verdict(folder, found, kept, outcome) if kind == "value" else f"ERROR: not resumed: {found}"
 
 
 def at_random_moment(seed: int, folder: pathlib.Path) -> str:
-    """kill -9 at a random time, often while it trains and saves."""
+    """kill -9 at a random time, often during training and saving."""
     draw = random.Random(seed)
     child = Child(sweeps.numbers, folder, devices=2)
     wait_for = draw.randrange(sweeps.LAUNCHES) if draw.random() < 0.7 else 0
@@ -56,7 +56,7 @@ def at_random_moment(seed: int, folder: pathlib.Path) -> str:
 
 
 def in_a_write(seed: int, folder: pathlib.Path) -> str:
-    """kill -9 within a write: half of the content written, before or after its fsync, rename, and the folder's."""
+    """kill -9 within a write: after half of the content, at the fsync, at the rename, at the fsync of the folder."""
     if Child(_dies_in_a_write, seed, folder, devices=2).wait()[0] != "killed":
         return "ERROR: it was not killed"
     return resumed(folder)
@@ -82,7 +82,7 @@ def _dies_in_a_write(seed: int, folder: pathlib.Path) -> None:
 
 
 def die(*_: Any) -> None:
-    """This process ends without a goodbye."""
+    """Kills this process."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -133,7 +133,7 @@ def _full_at(count: int, code: int, folder: pathlib.Path) -> None:
 
 
 def out_of_memory(seed: int, folder: pathlib.Path) -> str:
-    """Too little memory: for any launch wider than some width from some launch on; or a kill in the first launch."""
+    """Launches above some width run out of memory, from some launch on; or the first launch is killed."""
     draw = random.Random(seed)
     if seed % 4 == 0:
         if Child(_killed_in_the_first, folder, devices=2).wait()[0] != "killed":
@@ -158,13 +158,13 @@ def _starved(width: int, after: int, chunk: int | None, folder: pathlib.Path) ->
 
 
 def starve(width: int, after: int) -> None:
-    """From a launch on, this process has the memory for this width."""
+    """From a launch on, larger widths run out of memory in this process."""
     real, calls = Executor.launch, iter(range(after))
 
-    def launch(self: Any, blocks: list[int], wanted: int) -> Any:
-        if next(calls, None) is None and wanted > width:
+    def launch(self: Any, batches: list[int], requested: int) -> Any:
+        if next(calls, None) is None and requested > width:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes.")
-        return real(self, blocks, wanted)
+        return real(self, batches, requested)
 
     Executor.launch = launch
 
@@ -187,7 +187,7 @@ PAIRS = [(a, b) for a in (1, 2, 3, 5, 8) for b in (1, 2, 3, 5, 8)]
 
 
 def other_devices(seed: int, folder: pathlib.Path) -> str:
-    """Begun on 1, 2, 3, 5 or 8 devices, killed at a launch, resumed on another number."""
+    """Started on 1, 2, 3, 5 or 8 devices, killed at a launch, resumed on another number."""
     first, second = PAIRS[seed % len(PAIRS)]
     if Child(killed_at_launch, random.Random(seed).randrange(1, 4), folder, devices=first).wait()[0] != "killed":
         return "ERROR: it was not killed"

@@ -1,6 +1,6 @@
-"""The sweep that trials damage, and its right numbers: products and sums alone, so its bits are the same at any width.
+"""The sweep of the trials. It has only products and sums, so its bits are the same at any width.
 
-(XLA's exp, among others, differs in the last bit between a vector and what is left over at its end.)
+(XLA's exp, among others, may differ in the last bit between a full vector and the remainder at the end of an array.)
 """
 
 import pathlib
@@ -37,7 +37,7 @@ def train(hparams: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
 
 
 def small(hparams: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
-    """One step of nothing much, for faults that need no training."""
+    """A trivial run, for faults that need no training."""
     return {"y": hparams["x"] + jax.random.uniform(key), "curve": hparams["x"] * jnp.arange(3.0)}
 
 
@@ -51,7 +51,7 @@ def sweep(folder: Any = None, **options: Any) -> Any:
 
 
 def bits(data: Any) -> dict[str, Any]:
-    """Names, dimensions, types and bytes of everything in a dataset; how it ran isn't compared."""
+    """Names, dimensions, types and bytes of all variables of a dataset, without its attrs."""
     return {name: (x.dims, str(x.dtype), x.values.tobytes()) for name, x in data.variables.items()}
 
 
@@ -61,5 +61,5 @@ def numbers(folder: Any = None, **options: Any) -> dict[str, Any]:
 
 
 def chunks(folder: pathlib.Path) -> dict[str, tuple[int, bytes]]:
-    """Finished files: each with its inode, which shows if it was written anew, and content."""
+    """Finished files with their content, and their inode, which shows whether a file was rewritten."""
     return {path.name: (path.stat().st_ino, path.read_bytes()) for path in sorted(folder.glob("runs-*.nc"))}

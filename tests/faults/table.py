@@ -1,4 +1,4 @@
-"""The table of faults: a name, a trial and how often it is tried; and the page that says what came of it."""
+"""The table of faults, each with a trial and the number of trials, and the page of outcomes."""
 
 import collections
 import dataclasses
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 
 from .forks import Child
 
-WRONG = ("ACCEPTED WRONG", "LOST", "HANGS", "ERROR")  # outcomes that fail the command begin with one of these
-SHARES = 4  # of a row's trials that run at the same time; on two cores, for many wait for the disk
+WRONG = ("ACCEPTED WRONG", "LOST", "HANGS", "ERROR")  # outcomes with these prefixes fail the command
+SHARES = 4  # processes that share the trials of a row; more than two cores, because many trials wait for the disk
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One row. A trial (seed, folder) -> outcome is a few words; the same words are counted together."""
+    """One row. A trial (seed, folder) -> outcome returns a few words, which are counted."""
 
     name: str
     trials: int
@@ -24,7 +24,7 @@ class Fault:
 
 
 def run(fault: Fault, trials: int) -> collections.Counter[str]:
-    """Outcomes and how often each came, of seeds 0 to trials − 1."""
+    """Counts the outcomes of seeds 0 to trials − 1."""
     count = min(SHARES, trials)
     shares = [range(first, trials, count) for first in range(count)]
     children = [Child(_some, fault.trial, list(share), devices=0) for share in shares]
@@ -47,12 +47,12 @@ def _some(trial: Callable[[int, pathlib.Path], str], seeds: list[int]) -> list[s
 
 
 def bad(outcome: str) -> bool:
-    """Whether an outcome may never happen."""
+    """Whether an outcome must never happen."""
     return outcome.startswith(WRONG)
 
 
 def report(faults: list[Fault], quick: bool) -> Iterator[tuple[Fault, collections.Counter[str], float]]:
-    """Each row with its outcomes and seconds, as they come."""
+    """Yields each row with its outcomes and seconds."""
     for fault in faults:
         start = time.monotonic()
         counts = run(fault, fault.quick if quick else fault.trials)

@@ -1,4 +1,4 @@
-"""`examples/tpu_run.py`, killed at a random moment and started again: what it ends with, and that it lost nothing."""
+"""`examples/tpu_run.py`, killed at a random moment and started again: it ends with the same bits and loses nothing."""
 
 import functools
 import hashlib
@@ -25,7 +25,7 @@ SETTINGS = {"steps": STEPS, "seed": 0, "weight_decay": 0.1, "log_every": STEPS, 
 
 
 def ended(folder: pathlib.Path) -> tuple[int, str]:
-    """Runs to the end, from what is in the folder: the step from which it went on, and a hash of its last state."""
+    """Runs to the end; returns the step from which the folder resumed it, and a hash of its last state."""
     mesh = tpu_run.tpu_model.make_mesh("1x1", jax.devices(), SIZE)
     params = tpu_run.tpu_model.parameters(SIZE, jnp.bfloat16, mesh)
     tx = tpu_run.optimizer("master", 1e-2, SETTINGS["weight_decay"], clip=1.0, seed=0)
@@ -36,18 +36,18 @@ def ended(folder: pathlib.Path) -> tuple[int, str]:
 
 @functools.cache
 def right() -> str:
-    """The hash that a run ends with which nobody kills."""
+    """The final hash of an undisturbed run."""
     with tempfile.TemporaryDirectory() as folder:
         return call(ended, pathlib.Path(folder))[1]
 
 
 def saved(folder: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints that are whole."""
+    """The steps of complete checkpoints."""
     return sorted(int(path.name) for path in folder.glob("checkpoints/*") if path.name.isdigit())
 
 
 def trial(seed: int, folder: pathlib.Path) -> str:
-    """kill -9 before the first checkpoint or after another, at a random time of training and writing, then on."""
+    """kill -9 before the first checkpoint or after another, at a random time of training or writing; then resumed."""
     right()
     draw = random.Random(seed)
     first, pause = draw.randrange(0, STEPS, SAVE_EVERY), draw.uniform(0, 0.05)
@@ -69,14 +69,14 @@ def trial(seed: int, folder: pathlib.Path) -> str:
 
 @functools.cache
 def finished() -> pathlib.Path:
-    """The folder of a run that nobody killed."""
+    """The folder of an undisturbed run."""
     folder = pathlib.Path(tempfile.mkdtemp())
     call(ended, folder)
     return folder
 
 
 def damaged(seed: int, folder: pathlib.Path) -> str:
-    """A file of the newest checkpoint with a bit flipped, cut, zeroed, garbled or gone: the run ends as it should."""
+    """Damages or removes a file of the newest checkpoint; the run must end with the right bits."""
     draw = random.Random(seed)
     shutil.copytree(finished(), folder, dirs_exist_ok=True)
     path = draw.choice(sorted(p for p in (folder / "checkpoints" / str(STEPS)).rglob("*") if p.is_file()))

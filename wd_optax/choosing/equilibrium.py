@@ -1,7 +1,7 @@
-"""Where weight decay and random gradients balance: the norm of a scale-invariant weight, and how fast it turns.
+"""Where weight decay and random gradients balance: the norm of a scale-invariant weight and its rotation per step.
 
-The gradient of a scale-invariant weight w (in front of a normalisation) is orthogonal to w, so steps only lengthen
-it, and decay only shortens it. With random gradients both balance: ‖w‖ settles, and w turns by the same angle per
+The gradient of a scale-invariant weight w (before a normalisation layer) is orthogonal to w, so steps only lengthen w
+and decay only shortens it. With random gradients the two balance: ‖w‖ settles, and w rotates by the same angle per
 step whatever the gradient's size. C is the number of entries of w, c the fraction that decay removes per step:
 
     optimizer   ‖w‖                                             angle per step
@@ -9,13 +9,13 @@ step whatever the gradient's size. C is the number of entries of w, c the fracti
     "sgdw"      ⁴√(η²·C·E[g̃²]/(2c·(1 − μ)²))                    √(2c·(1 − μ)/(1 + μ))
     "sgd_l2"    ⁴√(η·C·E[g̃²]/(2λ·(1 − μ)))                      √(2ηλ/(1 + μ))
 
-g̃ is an entry of the gradient where ‖w‖ = 1 (it goes as 1/‖w‖). "sgd_l2" is "sgdw" with c = ηλ/(1 − μ), for
-its momentum sums up the decay too. All hold for c ≪ 1, up to a fraction of order c.
+g̃ is an entry of the gradient at ‖w‖ = 1 (gradients scale as 1/‖w‖). "sgd_l2" is "sgdw" with c = ηλ/(1 − μ), because
+momentum accumulates its decay too. The formulas hold for c ≪ 1, with a relative error of order c.
 
 Reference: Kosson, Messmer & Jaggi 2023, arXiv 2305.17212 (their SGD with momentum is "sgd_l2").
 """
 
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,18 +28,18 @@ DEFAULTS = {"b1": 0.9, "momentum": 0.0}
 
 
 class Equilibrium(NamedTuple):
-    """What `wd_optax.equilibrium` predicts; floats, or arrays like the learning rate."""
+    """The prediction of `wd_optax.equilibrium`: floats, or arrays with the shape of the learning rate."""
 
-    norm: Any  # ‖w‖, or None where size (for SGD: or gradient_rms) isn't given
-    angle: Any  # radians per step
-    steps: Any  # until 1/e of the distance is left: of ‖w‖² under Adam (if √v̂ has kept up), of ‖w‖⁴ under SGD
+    norm: Scalar | None  # ‖w‖; None without size (for SGD: without size and gradient_rms)
+    angle: Scalar  # radians per step
+    steps: Scalar  # until 1/e of the distance is left: of ‖w‖² under Adam (if √v̂ follows), of ‖w‖⁴ under SGD
 
 
 def equilibrium(
     learning_rate: Scalar,
     *,
     weight_decay: Scalar,
-    optimizer: str = "adamw",
+    optimizer: Literal["adamw", "sgdw", "sgd_l2"] = "adamw",
     size: Scalar | None = None,
     gradient_rms: Scalar | None = None,
     b1: Scalar | None = None,
@@ -49,17 +49,18 @@ def equilibrium(
 ) -> Equilibrium:
     """The norm and angle per step at which a scale-invariant weight settles: AdamW √(ηC/(2λ)), √(2ηλ(1−β₁)/(1+β₁)).
 
-    All formulas are in the module. What `wd_optax.monitor_decay` measures can be held against them: an angle above the
-    prediction means gradients that agree from step to step or weights not settled yet; one below, weights still
-    longer than their equilibrium, or not scale-invariant.
+    SGD with decoupled decay ("sgdw"): ‖w‖ = ⁴√(η²·C·E[g̃²]/(2c·(1 − μ)²)) and √(2c·(1 − μ)/(1 + μ)). SGD with L2
+    ("sgd_l2") is the same with c = ηλ/(1 − μ). Compare them with the measurements of `wd_optax.monitor_decay`: an angle
+    above the prediction means that gradients agree from step to step or that the weights haven't settled; an angle
+    below it means that the weights are still longer than their equilibrium, or not scale-invariant.
 
     Args:
-      learning_rate: η, a number, or an array such as the values of a schedule (the equilibrium of each: the weights
-        follow if it changes little in `steps` steps).
+      learning_rate: η, a number, or an array such as the values of a schedule. Each rate has its own equilibrium, which
+        the weights follow if the rate changes little within `steps` steps.
       weight_decay: λ, above 0.
       optimizer: "adamw", "sgdw" or "sgd_l2".
-      size: C, the number of entries of the vector that is scale-invariant (a neuron's fan-in, or a whole kernel).
-      gradient_rms: √E[g̃²], the root mean square entry of the gradient times ‖w‖; only SGD's norm needs it.
+      size: C, the number of entries of the scale-invariant vector (a neuron's fan-in, or a whole kernel).
+      gradient_rms: √E[g̃²], the root mean square of the gradient's entries, times ‖w‖. Only SGD's norm needs it.
       b1: AdamW's β₁, by default 0.9.
       momentum: SGD's μ, by default 0.
       coupling, peak_learning_rate: how λ acts, see `wd_optax.decay_rate`; "lr" alone for "sgd_l2".
@@ -79,8 +80,8 @@ def equilibrium(
       7.071 7.071
 
     """
-    eta, decay = _value("learning_rate", learning_rate), _value("weight_decay", weight_decay)
-    beta = _momentum(optimizer, b1=b1, momentum=momentum)
+    eta, decay = _numbers("learning_rate", learning_rate), _numbers("weight_decay", weight_decay)
+    beta = _resolve_momentum(optimizer, b1=b1, momentum=momentum)
     if optimizer == "sgd_l2" and coupling != "lr":
         raise ValueError(f"coupling={coupling!r}: sgd_l2 adds λ to the gradient, there is only 'lr'; drop coupling")
     for name, value in (("size", size), ("gradient_rms", gradient_rms)):
@@ -105,8 +106,8 @@ def equilibrium(
     return Equilibrium(norm, angle, 1 / (4 * c))
 
 
-def _value(name: str, value: Any) -> Any:
-    """A number, or an array of numbers, each checked."""
+def _numbers(name: str, value: Scalar) -> Scalar:
+    """A number, or an array of numbers, with each number checked."""
     if callable(value):
         raise TypeError(f"{name} is a schedule: pass its value at a step, as {name}(step), or an array of values")
     if np.ndim(value) == 0:
@@ -120,13 +121,13 @@ def _value(name: str, value: Any) -> Any:
     return value
 
 
-def _check_above_zero(name: str, value: Any) -> None:
-    """Raises unless a number is above 0, an array in every entry."""
-    if is_concrete(value := _value(name, value)) and not np.min(value) > 0:
+def _check_above_zero(name: str, value: Scalar) -> None:
+    """Raises unless a number, or every entry of an array, is above 0."""
+    if is_concrete(value := _numbers(name, value)) and not np.min(value) > 0:
         raise ValueError(f"{name}={value!r} must be above 0")
 
 
-def _momentum(optimizer: str, **given: Scalar | None) -> Scalar:
+def _resolve_momentum(optimizer: str, **given: Scalar | None) -> Scalar:
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r} has no formula here: use one of {', '.join(map(repr, OPTIMIZERS))}")
     name = OPTIMIZERS[optimizer]

@@ -1,13 +1,13 @@
 """Published training runs: their learning rates, schedules and weight decays, and how long their decay takes.
 
-The figures are in `published_runs.toml`, each row with the files or tables that they come from.
+The figures are in `published_runs.toml`. Every row names the files or tables that its figures come from.
 """
 
 import difflib
 import functools
 import importlib.resources
 import tomllib
-from typing import Any, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -26,10 +26,10 @@ class PublishedRun(NamedTuple):
     phases: tuple[schedules.Phase, ...]
     weight_decay: float  # λ
     coupling: str  # see `wd_optax.decay_rate`
-    decay: str  # "decoupled", or "coupled": λp is added to SGD's gradient
+    decay: Literal["decoupled", "coupled"]  # "coupled": λp is added to SGD's gradient
     steps: int
     dataset: str
-    source: tuple[str, ...]  # where each figure is from
+    source: tuple[str, ...]  # of each figure
     batch_size: int | None = None  # in `unit`
     examples: int | None = None  # size of the dataset, in `unit`
     unit: str = "images"
@@ -40,7 +40,7 @@ class PublishedRun(NamedTuple):
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Steps in which the run reads as much as its dataset holds; None where a size isn't published."""
+        """Steps per pass over the dataset; None if the size of the batch or of the dataset isn't published."""
         return self.examples / self.batch_size if self.examples and self.batch_size else None
 
     def schedule(self) -> Schedule:
@@ -48,13 +48,13 @@ class PublishedRun(NamedTuple):
         return schedules.from_phases(self.phases)
 
     def learning_rates(self) -> np.ndarray:
-        """η_t at each step of the run, (steps,) in float64."""
-        return schedules.values(self.phases, self.steps)
+        """η_t at each step of the run, shape=(steps,), dtype=float64."""
+        return schedules.step_rates(self.phases, self.steps)
 
     def timescale(self) -> timescales.Timescale:
-        """What λ does over the run, `wd_optax.timescale`.
+        """The `wd_optax.timescale` of the run.
 
-        With L2, SGD's momentum μ sums the decay of past steps: to first order λ/(1 − μ) does what λ does decoupled.
+        SGD's momentum μ accumulates coupled L2 decay: to first order it acts like decoupled decay with λ/(1 − μ).
         """
         return _timescale(self)
 
@@ -90,14 +90,14 @@ class PublishedRun(NamedTuple):
 
 
 class PublishedRuns(tuple[PublishedRun, ...]):
-    """Published runs, which print as a table: the timescale in steps, as a share of the run, and in epochs."""
+    """Published runs; `print` shows a table with the timescale in steps, as a share of the run, and in epochs."""
 
     __slots__ = ()
 
     def lines(self) -> list[tuple[str, ...]]:
-        """The table's cells, the header first."""
+        """The cells of the table, header first."""
         head = ("run", "optimizer", "η", "schedule", "steps", "λ", "coupling", "timescale", "of the run", "epochs")
-        return [head, *map(_cells, self)]
+        return [head, *map(_table_row, self)]
 
     def __repr__(self) -> str:
         return tables.align(self.lines())
@@ -107,7 +107,7 @@ class PublishedRuns(tuple[PublishedRun, ...]):
 
 
 class Shares(NamedTuple):
-    """The timescale's share of the run, over the published runs with decoupled decay."""
+    """The timescale as a share of the run, over the published runs with decoupled decay."""
 
     runs: int
     smallest: float
@@ -129,7 +129,7 @@ def shares_of_run() -> Shares:
 
     Example:
       >>> import wd_optax as wd
-      >>> from wd_optax.published import shares_of_run
+      >>> from wd_optax.choosing.published import shares_of_run
       >>> shares = shares_of_run()
       >>> shares.smallest < wd.published("nanogpt-124m").share_of_run < shares.median
       True
@@ -144,19 +144,19 @@ def published() -> PublishedRuns: ...
 @overload
 def published(name: str) -> PublishedRun: ...
 def published(name: str | None = None) -> PublishedRuns | PublishedRun:
-    """Published training runs with their weight decay, and the timescale 1/c̄ that it had in the run.
+    """Published training runs with their weight decay, and the timescale 1/c̄ of the decay in each run.
 
-    Each row names the files, tables or sections that its figures are from. The timescale is that of
-    `wd_optax.timescale` for the row's own schedule, step by step.
+    Every run names the files, tables or sections that its figures come from. The timescale is that of
+    `wd_optax.timescale` for the run's own schedule, step by step.
 
     Args:
-      name: of one run, such as "nanogpt-124m"; by default all of them.
+      name: of one run, such as "nanogpt-124m"; by default all runs are returned.
 
     Returns:
-      All runs, a tuple that prints as a table; or the one run, a `PublishedRun`.
+      A tuple of all runs that prints as a table, or one `PublishedRun`.
 
     Raises:
-      ValueError: for a name that isn't in the table; the nearest are in the message.
+      ValueError: for an unknown name, with the nearest names.
 
     Example:
       >>> import wd_optax as wd
@@ -183,7 +183,7 @@ def _runs() -> dict[str, PublishedRun]:
 
 
 def _frozen(x: Any) -> Any:
-    """Lists as tuples, so that a run is hashable."""
+    """Converts lists to tuples, so that runs are hashable."""
     if isinstance(x, dict):
         return {key: _frozen(value) for key, value in x.items()}
     return tuple(map(_frozen, x)) if isinstance(x, list) else x
@@ -201,7 +201,7 @@ def _timescale(run: PublishedRun) -> timescales.Timescale:
     )
 
 
-def _cells(run: PublishedRun) -> tuple[str, ...]:
+def _table_row(run: PublishedRun) -> tuple[str, ...]:
     scale = run.timescale()
     return (
         run.name,

@@ -1,24 +1,29 @@
-"""Schedules over a run: evaluated at every step, and as data.
+"""Learning-rate schedules: evaluated at every step of a run, and as data.
 
-As data a learning-rate schedule is a list of phases, each with a shape, the step where it ends and the rate there.
-The first phase starts at step 0 from a rate of 0, each other one where the last ended. A "constant" phase has its
-value throughout; one that ends at step 0 only sets where the next starts.
+As data a schedule is a list of phases, each with a shape, the step where it ends and the rate at that step. The first
+phase starts at step 0 from a rate of 0; every other phase starts where the previous one ended. A "constant" phase has
+its rate throughout, and one that ends at step 0 only sets where the next phase starts.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wd_optax.hyperparams import ScalarOrSchedule, Schedule, check_number
+from wd_optax.hyperparams import Scalar, ScalarOrSchedule, Schedule, check_number
 
 Phase = tuple[str, int, float]  # shape, step where it ends, η there
 
-# From a to b, at the fraction f of the phase.
-SHAPES: dict[str, Callable[[Any, Any, float, float], Any]] = {
+
+class _Shape(Protocol):
+    def __call__(self, xp: Any, f: Any, a: float, b: float, /) -> Any:
+        """The rate at the fraction f of a phase from a to b, in NumPy or jax.numpy."""
+
+
+SHAPES: dict[str, _Shape] = {
     "constant": lambda xp, f, a, b: xp.full_like(f, b),
     "linear": lambda xp, f, a, b: a + (b - a) * f,
     "cosine": lambda xp, f, a, b: b + (a - b) * (1 + xp.cos(math.pi * f)) / 2,
@@ -27,20 +32,20 @@ SHAPES: dict[str, Callable[[Any, Any, float, float], Any]] = {
 }
 
 
-def over_run(name: str, value: ScalarOrSchedule, steps: int | None) -> np.ndarray:
-    """A number, a schedule or an array of one value per step, at steps 0, ..., steps − 1, in float64."""
+def per_step(name: str, value: ScalarOrSchedule, steps: int | None) -> np.ndarray:
+    """The values of a number, a schedule or an array (steps,) at steps 0, ..., steps − 1, in float64."""
     if isinstance(value, np.ndarray | jax.Array) and value.ndim:
         at = np.asarray(value, np.float64)
         if at.shape != (steps,):
             raise ValueError(f"{name} has the shape {at.shape}: pass one rate for each of `steps` steps, ({steps},)")
-    elif not callable(value := concrete(name, value)):
-        return np.full(steps or 1, value)
+    elif not callable(value):
+        return np.full(steps or 1, as_float(name, value))
     elif steps is None:
-        raise ValueError(f"{name} is a schedule, and what it adds up to depends on the run: pass steps, its length")
+        raise ValueError(f"{name} is a schedule, and its effect depends on the length of the run: pass steps")
     else:
-        try:  # with counts in int32, as Optax has them
+        try:  # Optax passes the step count as int32.
             at = np.asarray(jax.jit(jax.vmap(value))(jnp.arange(steps, dtype=jnp.int32)), np.float64)
-        except jax.errors.JAXTypeError:  # a schedule in plain Python
+        except jax.errors.JAXTypeError:  # a schedule in plain Python, which can't be traced
             at = np.asarray([value(count) for count in range(steps)], np.float64)
     if (bad := ~((at >= 0) & (at < math.inf))).any():
         step = bad.argmax()
@@ -48,16 +53,19 @@ def over_run(name: str, value: ScalarOrSchedule, steps: int | None) -> np.ndarra
     return at
 
 
-def concrete(name: str, value: Any, below: float = math.inf) -> Any:
-    """A number or a JAX array, checked, as a float; a schedule as it is."""
-    check_number(name, value.item() if isinstance(value, jax.Array) else value, below=below)
-    return value if callable(value) else float(value)
+def as_float(name: str, value: Scalar, below: float = math.inf) -> float:
+    """A number or a JAX array as a float, checked to be finite and in [0, below)."""
+    if callable(value):
+        raise TypeError(f"{name} is a schedule: pass a number")
+    value = value.item() if isinstance(value, jax.Array) else value
+    check_number(name, value, below=below)
+    return float(value)
 
 
 def from_phases(phases: Sequence[Phase]) -> Schedule:
-    """η_t as a function of the step, for Optax; after the last phase it stays at its end."""
+    """An Optax schedule. After the last phase the rate stays where it ended."""
 
-    def rate(count: Any) -> jax.Array:
+    def rate(count: jax.Array | int) -> jax.Array:
         t = jnp.asarray(count, float)
         eta = jnp.zeros_like(t)
         for shape, start, until, a, b in _spans(phases):
@@ -68,8 +76,8 @@ def from_phases(phases: Sequence[Phase]) -> Schedule:
     return rate
 
 
-def values(phases: Sequence[Phase], steps: int) -> np.ndarray:
-    """η_t at steps 0, ..., steps − 1, in float64; for a million steps much faster than the schedule."""
+def step_rates(phases: Sequence[Phase], steps: int) -> np.ndarray:
+    """η_t at steps 0, ..., steps − 1, in float64; for a million steps much faster than `from_phases`."""
     etas = np.full(steps, phases[-1][2])
     for shape, start, until, a, b in _spans(phases):
         f = (np.arange(start, min(until, steps)) - start) / (until - start)
@@ -78,10 +86,10 @@ def values(phases: Sequence[Phase], steps: int) -> np.ndarray:
 
 
 def describe(phases: Sequence[Phase]) -> str:
-    """Each phase in words, its end and the learning rate there."""
-    said = {"constant": "at"}
+    """Each phase in words: its shape, its end and the learning rate there."""
+    prepositions = {"constant": "at"}
     return ", ".join(
-        f"{shape} {said.get(shape, 'to')} {eta:g} until {until:,}" if until else f"from {eta:g}"
+        f"{shape} {prepositions.get(shape, 'to')} {eta:g} until {until:,}" if until else f"from {eta:g}"
         for shape, until, eta in phases
     )
 
@@ -100,7 +108,7 @@ def summary(phases: Sequence[Phase]) -> str:
 
 
 def _spans(phases: Sequence[Phase]) -> Iterator[tuple[str, int, int, float, float]]:
-    """Shape, first step, end, η at either, of each phase that has a length."""
+    """(shape, first step, end, η at the start, η at the end) of each phase of non-zero length."""
     start, a = 0, 0.0
     for shape, until, b in phases:
         if until > start:

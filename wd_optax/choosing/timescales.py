@@ -1,20 +1,20 @@
-"""How long decay takes, in steps and epochs: from λ to half-life, timescale and what remains, and back.
+"""How long decay takes, in steps and epochs: from λ to half-life, timescale and the fraction remaining, and back.
 
-Over a run a weight without gradient is multiplied by Π_t (1 − c_t), c_t being the rate of `wd_optax.decay_rate`.
-The mean rate c̄ of a schedule is the constant rate that leaves as much, (1 − c̄)^steps = Π_t (1 − c_t), and half-life
-and timescale are those of c̄.
+Over a run a weight without gradient is multiplied by Π_t (1 − c_t), where c_t is the rate of `wd_optax.decay_rate`.
+The mean rate c̄ of a schedule is the constant rate with the same product, (1 − c̄)^steps = Π_t (1 − c_t). Half-life and
+timescale are those of c̄.
 
 Reference: Wang & Aitchison 2024, arXiv 2405.13698: AdamW's weights are an exponential moving average of its updates
-with timescale 1/(η·λ) steps: best between one epoch and the length of the run, and stable from model to model.
+with a timescale of 1/(η·λ) steps. It is best between one epoch and the length of the run, and transfers across models.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from wd_optax import couplings, tables
-from wd_optax.choosing.schedules import concrete, over_run
+from wd_optax.choosing.schedules import as_float, per_step
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
 
 
@@ -36,12 +36,12 @@ def half_life(c: Scalar) -> float:
       (1.0, 6931)
 
     """
-    c = concrete("c", c, below=1.0)
+    c = as_float("c", c, below=1.0)
     return math.log(0.5) / math.log1p(-c) if c else math.inf
 
 
 class Timescale(NamedTuple):
-    """What a λ does over a run; `print` shows it in words."""
+    """The effect of a λ over a run; `print` shows it in words."""
 
     removed_per_step: float  # c̄, the mean rate
     largest_removed_per_step: float  # max c_t
@@ -59,8 +59,10 @@ class Timescale(NamedTuple):
 
     def _lines(self) -> list[tuple[str, str]]:
         epoch = self.timescale_steps / self.timescale_epochs if self.timescale_epochs else math.nan  # in steps
-        number = lambda x: f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
-        time = lambda n: f"{number(n)} steps" + (f" = {number(n / epoch)} epochs" if epoch > 0 else "")
+
+        def time(n: float) -> str:
+            return f"{_number(n)} steps" + (f" = {_number(n / epoch)} epochs" if epoch > 0 else "")
+
         largest = self.largest_removed_per_step
         peak = f"; {time(1 / largest)} at the peak" if largest > self.removed_per_step * (1 + 1e-9) else ""
         left = f"{self.remaining:.4g} of a weight without gradient, after {time(self.steps)}" if self.steps else None
@@ -73,6 +75,10 @@ class Timescale(NamedTuple):
         return [(name, text) for name, text in lines if text]
 
 
+def _number(x: float) -> str:
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
+
+
 def timescale(
     weight_decay: ScalarOrSchedule,
     *,
@@ -82,22 +88,21 @@ def timescale(
     coupling: str = "lr",
     peak_learning_rate: Scalar | None = None,
 ) -> Timescale:
-    """What λ does over a run: c̄ = 1 − (Π_t (1 − c_t))^(1/steps), half-life ln ½/ln(1 − c̄), timescale 1/c̄ in steps.
+    """The effect of λ over a run: c̄ = 1 − (Π_t (1 − c_t))^(1/steps), half-life ln ½/ln(1 − c̄), timescale 1/c̄ in steps.
 
     Args:
       weight_decay: λ, a number or a schedule.
-      learning_rate: η_t, likewise; or the rates of all steps, an array (steps,).
-      steps: the length of the run; needed for a schedule, and for `remaining`.
-      steps_per_epoch: to have the timescale in epochs.
-      coupling: see `wd_optax.decay_rate`.
-      peak_learning_rate: η_max; by default the largest learning rate in `steps` steps, so give it where the run is
-        longer than `steps`.
+      learning_rate: η_t, a number or a schedule, or the rates of all steps as an array of shape (steps,).
+      steps: the length of the run; required for a schedule, and for `remaining`.
+      steps_per_epoch: if given, the timescale is reported in epochs too.
+      coupling: how λ acts, see `wd_optax.decay_rate`.
+      peak_learning_rate: η_max; by default the largest learning rate within `steps`. Pass it if the run is longer.
 
     Returns:
       A `Timescale` of Python numbers.
 
     Raises:
-      ValueError, TypeError: for a schedule without `steps`, a bad number, a c_t ≥ 1.
+      ValueError, TypeError: for a schedule without `steps`, a number out of range, or a c_t ≥ 1.
 
     Example: λ = 0.1 on a cosine schedule.
       >>> import optax, wd_optax as wd
@@ -110,8 +115,8 @@ def timescale(
 
     """
     _check_length(steps, steps_per_epoch)
-    etas = over_run("learning_rate", learning_rate, steps)
-    c = _removed(coupling, etas, over_run("weight_decay", weight_decay, steps), peak_learning_rate)
+    etas = per_step("learning_rate", learning_rate, steps)
+    c = _removed(coupling, etas, per_step("weight_decay", weight_decay, steps), peak_learning_rate)
     if c.max() >= 1:
         raise ValueError(f"weight_decay removes {c.max():.3g} of each weight in step {c.argmax()}: lower it, below 1")
     log_left = np.log1p(-c).sum().item()
@@ -132,16 +137,16 @@ def weight_decay_for(
     coupling: str = "lr",
     peak_learning_rate: Scalar | None = None,
 ) -> float:
-    """The λ that has one of these effects over a run: the root of Σ_t ln(1 − λ·a_t) = ln target, a_t = c_t/λ.
+    """The λ with a given effect over a run: the root of Σ_t ln(1 − λ·a_t) = ln target, a_t = c_t/λ.
 
-    `timescale` of the result gives the target back. Half-life and timescale are those of the mean rate of the run;
-    for half of a weight to be left at step h, say `remaining=0.5, steps=h`.
+    `timescale` of the result returns the target. Half-life and timescale are those of the mean rate of the run. To have
+    half of a weight left at step h, pass `remaining=0.5, steps=h`.
 
     Args:
       half_life: in steps; or
       timescale_steps: the EMA timescale 1/c̄ in steps, above 1; or
       timescale_epochs: the same in epochs of `steps_per_epoch`; or
-      remaining: what is left of a weight after `steps` steps without a gradient, between 0 and 1.
+      remaining: the fraction of a weight that is left after `steps` steps without gradient, between 0 and 1.
       learning_rate: η_t, a number or a schedule.
       steps, steps_per_epoch, coupling, peak_learning_rate: as in `timescale`.
 
@@ -149,7 +154,7 @@ def weight_decay_for(
       λ, a float.
 
     Raises:
-      ValueError, TypeError: unless exactly one target is given and some λ reaches it; for what `timescale` refuses.
+      ValueError, TypeError: unless exactly one target is given and some λ reaches it; otherwise as in `timescale`.
 
     Example: a timescale of three epochs, on a cosine schedule of 20 epochs.
       >>> import optax, wd_optax as wd
@@ -163,7 +168,7 @@ def weight_decay_for(
     name, target = _only_one(
         half_life=half_life, timescale_steps=timescale_steps, timescale_epochs=timescale_epochs, remaining=remaining
     )
-    etas = over_run("learning_rate", learning_rate, steps)
+    etas = per_step("learning_rate", learning_rate, steps)
     per_decay = _removed(coupling, etas, np.ones(len(etas)), peak_learning_rate)
     largest = per_decay.max()
     if not largest:
@@ -175,15 +180,15 @@ def weight_decay_for(
 
 
 def _removed(coupling: str, etas: np.ndarray, decays: np.ndarray, peak: Scalar | None) -> np.ndarray:
-    """c_t for every step."""
+    """c_t at every step."""
     ratio, _ = couplings.parse_coupling("coupling", coupling)
-    peak = etas.max() if peak is None else concrete("peak_learning_rate", peak)
+    peak = etas.max() if peak is None else as_float("peak_learning_rate", peak)
     if ratio and not peak:
         raise ValueError(f"peak_learning_rate=0.0: coupling={coupling!r} divides by it; pass the largest of the run")
-    return couplings.removed(coupling, learning_rate=etas, weight_decay=decays, peak_learning_rate=peak)
+    return np.asarray(couplings.removed(coupling, learning_rate=etas, weight_decay=decays, peak_learning_rate=peak))
 
 
-def _check_length(steps: Any, steps_per_epoch: Any) -> None:
+def _check_length(steps: int | None, steps_per_epoch: float | None) -> None:
     if steps is not None and (not isinstance(steps, int | np.integer) or steps < 1):
         raise ValueError(f"steps={steps!r} must be a whole number of steps, at least 1")
     if steps_per_epoch is not None and not 0 < steps_per_epoch < math.inf:
@@ -191,14 +196,14 @@ def _check_length(steps: Any, steps_per_epoch: Any) -> None:
 
 
 def _only_one(**targets: float | None) -> tuple[str, float]:
-    given = {name: concrete(name, value) for name, value in targets.items() if value is not None}
+    given = {name: as_float(name, value) for name, value in targets.items() if value is not None}
     if len(given) != 1:
         raise ValueError(f"give exactly one of {', '.join(targets)}; got {', '.join(given) or 'none'}")
     return given.popitem()
 
 
 def _log_remaining(name: str, target: float, n: int, steps: int | None, steps_per_epoch: float | None) -> float:
-    """Any target as ln of what is left after n steps."""
+    """The logarithm of the fraction left after n steps that a target means."""
     if name == "remaining":
         if steps is None or not 0 < target < 1:
             raise ValueError(f"remaining={target!r} is left after a run: pass steps, and a fraction between 0 and 1")
@@ -213,8 +218,8 @@ def _log_remaining(name: str, target: float, n: int, steps: int | None, steps_pe
 
 
 def _solve(shape: np.ndarray, log_target: float) -> float:
-    """The x with Σ ln(1 − x·shape_t) = log_target, for shape_t in [0, 1], its maximum 1."""
-    # Bisection on z = −ln(1 − x): no term is below −z and one is −z, so log_target ∈ [−n·z, −z] at the root.
+    """Solves Σ ln(1 − x·shape_t) = log_target for x; shape_t is in [0, 1] and its maximum is 1."""
+    # Bisect on z = −ln(1 − x). No term is below −z and one is −z, so log_target is in [−n·z, −z] at the root.
     low, high = -log_target / len(shape), -log_target
     while low < (middle := (low + high) / 2) < high:
         if np.log1p(np.expm1(-middle) * shape).sum() > log_target:

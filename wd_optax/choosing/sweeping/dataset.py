@@ -1,42 +1,49 @@
-"""Reading a sweep's dataset: its axes, the two of a map, their scales, a scalar metric."""
+"""Accessors of a sweep's dataset: its axes, the two axes of a map, their scales, a scalar metric."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
+Dataset = Any  # of xarray, which is optional
+DataArray = Any
+Mode = Literal["max", "min"]  # which values of a metric are best
 
-def axes_of(data: Any, *pair: str | None) -> list[str]:
-    """The axes' names in order; with a pair, each None the first axis that holds numbers and isn't taken: that pair.
+
+def axis_names(data: Dataset) -> list[str]:
+    """The names of the axes in order, without "seed"."""
+    return [str(name) for name in data["diverged"].dims if name != "seed"]
+
+
+def map_axes(data: Dataset, x: str | None, y: str | None) -> list[str]:
+    """The two axes of a map. None is the first axis that holds numbers and isn't taken.
 
     Raises:
-      ValueError: for a name that isn't an axis of numbers, or where there are no two.
+      ValueError: for a name that isn't an axis of numbers, or if there are no two.
 
     Example:
       >>> import xarray
-      >>> from wd_optax.choosing.sweeping.dataset import axes_of
+      >>> from wd_optax.choosing.sweeping.dataset import axis_names, map_axes
       >>> coords = {"optimizer": ["sgd"], "lr": [0.1], "λ": [1.0], "seed": [0]}
       >>> data = xarray.Dataset({"diverged": (list(coords), [[[[False]]]])}, coords)
-      >>> axes_of(data), axes_of(data, None, "lr")
+      >>> axis_names(data), map_axes(data, None, "lr")
       (['optimizer', 'lr', 'λ'], ['λ', 'lr'])
 
     """
-    axes = [name for name in data["diverged"].dims if name != "seed"]
-    if not pair:
-        return axes
-    numbers = [name for name in axes if data[name].dtype.kind in "if"]
-    free = iter(name for name in numbers if name not in pair)
-    chosen = [str(name if name is not None else next(free, "nothing")) for name in pair]
+    numbers = [name for name in axis_names(data) if data[name].dtype.kind in "if"]
+    free = iter(name for name in numbers if name not in (x, y))
+    chosen = [str(name if name is not None else next(free, "nothing")) for name in (x, y)]
     if not set(chosen) <= set(numbers) or len(set(chosen)) < len(chosen):
         raise ValueError(f"x, y = {chosen}: a map needs two axes that hold numbers, of {numbers}")
     return chosen
 
 
-def logarithmic(numbers: Any) -> bool:
-    """Whether an axis has a logarithmic scale: its values are positive, or 0 beside two positive ones.
+def is_logarithmic(numbers: np.ndarray | Sequence[float]) -> bool:
+    """Whether an axis has a logarithmic scale: all its values are positive, or 0 if at least two are positive.
 
     Example:
-      >>> from wd_optax.choosing.sweeping.dataset import logarithmic
-      >>> logarithmic([0.0, 0.01, 0.1]), logarithmic([0.0, 1.0]), logarithmic([-1.0, 1.0])
+      >>> from wd_optax.choosing.sweeping.dataset import is_logarithmic
+      >>> is_logarithmic([0.0, 0.01, 0.1]), is_logarithmic([0.0, 1.0]), is_logarithmic([-1.0, 1.0])
       (True, False, False)
 
     """
@@ -45,11 +52,11 @@ def logarithmic(numbers: Any) -> bool:
     return positive == numbers.size or (positive >= 2 and not (numbers < 0).any())
 
 
-def scalar(data: Any, metric: str, mode: str) -> Any:
-    """The metric over axes and seeds, as floats.
+def scalar_metric(data: Dataset, metric: str, mode: Mode) -> DataArray:
+    """A scalar metric over axes and seeds, as floats.
 
     Raises:
-      KeyError: for a metric that isn't there.
+      KeyError: for an unknown metric.
       ValueError: for a curve, or another mode.
 
     """

@@ -1,5 +1,6 @@
-"""One compiled program over a mesh of devices, each of which trains a block of runs in parallel."""
+"""The compiled program of a static group, on a mesh of devices that each train one batch of runs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -7,77 +8,83 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wd_optax.choosing.sweeping.fingerprint import is_key
-from wd_optax.choosing.sweeping.grid import Program
+from wd_optax.choosing.sweeping.grid import StaticGroup
 from wd_optax.choosing.sweeping.trace import TracedRun
+from wd_optax.dtypes import is_random_key
 
 AXIS = "runs"
 
 
 class Executor:
-    """Runs blocks of one program on a mesh; every process of a multi-host job makes the same calls."""
+    """Trains batches of one static group; every process of a multi-host job makes the same calls.
 
-    def __init__(self, traced: TracedRun, program: Program, devices: list[Any]):
-        self.program, self.traced, self.devices = program, traced, devices
+    The group's runs are cut into batches of `width` consecutive runs, and a launch trains one batch on each device. A
+    batch always holds the same runs in the same places, whatever was finished before and on any number of devices,
+    because the last bits of a run may depend on its batch. So the last batch is padded with the last run, and a launch
+    that has fewer batches than devices with its last batch.
+    """
+
+    def __init__(self, traced: TracedRun, group: StaticGroup, devices: Sequence[jax.Device]):
+        self.group, self.traced, self.devices = group, traced, devices
         mesh = Mesh(np.array(devices), (AXIS,))
-        self.compiled: dict[int, Any] = {}
-        self.split, self.same = (NamedSharding(mesh, PartitionSpec(*name)) for name in ([AXIS], []))
-        self.keys = {i: c for i, c in enumerate(traced.consts) if is_key(c)}  # these stay constants of the program
+        split, same = PartitionSpec(AXIS), PartitionSpec()
+        self.compiled: dict[int, jax.stages.Compiled] = {}
+        self.split, self.same = NamedSharding(mesh, split), NamedSharding(mesh, same)
+        # Random keys stay constants of the program; all other arrays are its arguments.
+        self.keys = {i: c for i, c in enumerate(traced.consts) if is_random_key(c)}
         self.consts = [_put(np.asarray(c), self.same) for i, c in enumerate(traced.consts) if i not in self.keys]
 
-        def block(consts: list[jax.Array], hparams: dict[str, jax.Array], seeds: jax.Array) -> dict[str, jax.Array]:
+        def batch(consts: list[jax.Array], hparams: dict[str, jax.Array], seeds: jax.Array) -> dict[str, jax.Array]:
             arrays = iter(consts)
             full = [self.keys[i] if i in self.keys else next(arrays) for i in range(len(traced.consts))]
             return jax.vmap(lambda h, seed: traced.call(full, h, seed))(hparams, seeds)
 
-        specs = (self.same.spec, self.split.spec, self.split.spec)
-        # No check: a scan that starts from a constant and then varies over the mesh is all right here.
+        # check_vma=False, because it rejects scans whose carry is a constant at first and varies over the mesh later.
         self.function = jax.jit(
-            jax.shard_map(block, mesh=mesh, in_specs=specs, out_specs=self.split.spec, check_vma=False)
+            jax.shard_map(batch, mesh=mesh, in_specs=(same, split, split), out_specs=split, check_vma=False)
         )
 
-    def compile(self, width: int) -> Any:
-        """The program for blocks of this width."""
+    def compile(self, width: int) -> jax.stages.Compiled:
+        """Compiles the program for a width."""
         return self.function.lower(*self._arguments(self.positions([0], width))).compile()
 
-    def at(self, width: int) -> Any:
-        """The program for this width, compiled once."""
+    def compiled_at(self, width: int) -> jax.stages.Compiled:
+        """The program for a width, compiled once. Programs for other widths are dropped."""
         if width not in self.compiled:
-            self.compiled = {width: self.compile(width)}  # one that didn't fit memory is dropped
+            self.compiled = {width: self.compile(width)}
         return self.compiled[width]
 
-    def positions(self, blocks: list[int], width: int) -> np.ndarray:
-        """Which of the program's runs a launch trains, shape=(devices × width,): blocks of fixed runs.
+    def positions(self, batches: list[int], width: int) -> np.ndarray:
+        """Positions in the group of the runs that a launch trains, shape=(devices × width,)."""
+        filled = np.array(batches + batches[-1:] * (len(self.devices) - len(batches)))
+        return np.minimum(filled[:, None] * width + np.arange(width), len(self.group.runs) - 1).reshape(-1)
 
-        A block is always made of the same runs in the same places, whatever was done before and on however many
-        devices: the last run fills the last block, the last block fills the launch.
-        """
-        filled = np.array(blocks + blocks[-1:] * (self.split.mesh.size - len(blocks)))
-        return np.minimum(filled[:, None] * width + np.arange(width), len(self.program.runs) - 1).reshape(-1)
-
-    def launch(self, blocks: list[int], width: int) -> dict[str, jax.Array]:
-        """Metrics, shape=(devices × width, ...), of a block per device, when they are there."""
-        out: dict[str, jax.Array] = jax.block_until_ready(
-            self.at(width)(*self._arguments(self.positions(blocks, width)))
-        )
+    def launch(self, batches: list[int], width: int) -> dict[str, jax.Array]:
+        """Trains a batch on each device and waits for {metric: array of shape=(devices × width, ...)}."""
+        out: dict[str, jax.Array] = self.compiled_at(width)(*self._arguments(self.positions(batches, width)))
+        for array in out.values():
+            array.block_until_ready()
         return out
 
-    def collect(self, out: dict[str, jax.Array], blocks: list[int], width: int, done: np.ndarray) -> Any:
-        """Positions in the grid of the runs that weren't done, shape=(runs,), and their metrics, shape=(runs, ...)."""
-        where = self.positions(blocks, width)
+    def collect(
+        self, out: dict[str, jax.Array], batches: list[int], width: int, done: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The runs of a launch that weren't done: positions in the grid, shape=(runs,), and their metrics."""
+        where = self.positions(batches, width)
         _, first = np.unique(where, return_index=True)
-        new = first[~done[self.program.runs[where[first]]]]
-        return self.program.runs[where[new]], {name: gather(x)[new] for name, x in out.items()}
+        new = first[~done[self.group.runs[where[first]]]]
+        return self.group.runs[where[new]], {name: _gather(x)[new] for name, x in out.items()}
 
-    def _arguments(self, where: np.ndarray) -> Any:
-        hparams = {name: _put(values[where], self.split) for name, values in self.program.traced.items()}
-        return self.consts, hparams, _put(self.program.seeds[where], self.split)
+    def _arguments(self, where: np.ndarray) -> tuple[list[jax.Array], dict[str, jax.Array], jax.Array]:
+        hparams = {name: _put(values[where], self.split) for name, values in self.group.traced.items()}
+        return self.consts, hparams, _put(self.group.seeds[where], self.split)
 
 
 def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def gather(array: jax.Array) -> np.ndarray:
-    """The whole array on every process."""
-    return np.asarray(array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True))
+def _gather(array: jax.Array) -> np.ndarray:
+    """The whole array, on every process."""
+    whole: Any = array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(whole)

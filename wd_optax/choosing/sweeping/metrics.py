@@ -1,34 +1,38 @@
-"""The metrics of all runs as they come in, and the dataset that they become."""
+"""The metrics of all runs of a sweep: collected in arrays over the grid, then a dataset."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wd_optax.choosing.sweeping import multihost
-from wd_optax.choosing.sweeping.grid import Grid, Program
-from wd_optax.choosing.sweeping.trace import TracedRun, dims_of
+from wd_optax.choosing.sweeping.chunk import Chunk
+from wd_optax.choosing.sweeping.grid import Grid, StaticGroup
+from wd_optax.choosing.sweeping.trace import TracedRun, curve_dims
 from wd_optax.optional import require
 
 
 class Metric(NamedTuple):
-    """One metric of one run."""
+    """Shape and stored type of one metric of one run."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype  # float32 or float64, which hold every value that train returns and NaN; or an integer of 64 bits
+    dtype: np.dtype  # float32 or float64, whichever holds all values of `train`, and NaN; or int64 or uint64
 
 
 class MetricTable:
-    """Arrays over the flattened grid."""
+    """Arrays of metrics over the flattened grid."""
 
     def __init__(self, metrics: dict[str, Metric], size: int):
         self.metrics = metrics
         self.done, self.diverged = np.zeros((2, size), bool)
-        fill = lambda m: 0 if m.dtype.kind in "iu" else np.nan
-        self.arrays = {name: np.full((size, *m.shape), fill(m), m.dtype) for name, m in metrics.items()}
+        self.arrays = {
+            name: np.full((size, *m.shape), 0 if m.dtype.kind in "iu" else np.nan, m.dtype)
+            for name, m in metrics.items()
+        }
 
     def clean(self, found: dict[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Which runs diverged, shape=(runs,), and the metrics, without infinities and other signs of it.
+        """Marks diverged runs: returns a mask of shape=(runs,), and the metrics with NaN for what isn't finite.
 
         A run diverged if one of its scalars isn't finite, or if one of its curves has an infinite entry or no finite
         one. NaN entries beside finite ones are steps at which nothing was recorded.
@@ -40,54 +44,54 @@ class MetricTable:
                 x[diverged if x.ndim == 1 else ~np.isfinite(x)] = np.nan
         return diverged, arrays
 
-    def add(self, runs: np.ndarray, diverged: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-        """Runs by their positions in the grid, shape=(runs,), with what `clean` made of them."""
-        self.done[runs] = True
-        self.diverged[runs] = diverged
-        for name, x in arrays.items():
-            self.arrays[name][runs] = x
+    def add(self, chunk: Chunk) -> None:
+        """Adds finished runs."""
+        self.done[chunk.runs] = True
+        self.diverged[chunk.runs] = chunk.diverged
+        for name, x in chunk.metrics.items():
+            self.arrays[name][chunk.runs] = x
 
     def share(self) -> None:
-        """Gives every process of a multi-host job what process 0 has."""
+        """Copies the table of process 0 to every process of a multi-host job."""
         self.diverged = multihost.broadcast(self.diverged)
         self.arrays = {name: multihost.broadcast(x) for name, x in self.arrays.items()}
 
     def dataset(self, grid: Grid, attrs: dict[str, Any]) -> Any:
         """The `xarray.Dataset` of `SweepResult`."""
         dims = [*(axis.name for axis in grid.axes), "seed"]
-        shaped = lambda x: x.reshape(*grid.shape, *x.shape[1:])
         variables = {
-            name: ([*dims, *dims_of(name, self.metrics[name])], shaped(with_nan(x, self.diverged)))
-            for name, x in self.arrays.items()
-        }
+            name: ([*dims, *curve_dims(name, m.shape)], with_nan(self.arrays[name], self.diverged))
+            for name, m in self.metrics.items()
+        } | {"diverged": (dims, self.diverged)}
+        shaped = {name: (names, x.reshape(*grid.shape, *x.shape[1:])) for name, (names, x) in variables.items()}
         coords = {axis.name: axis.labels for axis in grid.axes} | {"seed": list(grid.seeds)}
-        return require("xarray").Dataset(variables | {"diverged": (dims, shaped(self.diverged))}, coords, attrs)
+        return require("xarray").Dataset(shaped, coords, attrs)
 
 
-def common(programs: list[Program], functions: list[TracedRun]) -> dict[str, Metric]:
-    """The metrics, the same for every static value.
+def common_metrics(groups: Sequence[StaticGroup], functions: Sequence[TracedRun]) -> dict[str, Metric]:
+    """The metrics, which must be the same for every static group.
 
     Raises:
       ValueError: for other names or shapes, by name and static value.
 
     """
     first = functions[0].metrics
-    for program, function in zip(programs[1:], functions[1:], strict=True):
+    for group, function in zip(groups[1:], functions[1:], strict=True):
         for name in sorted(first.keys() | function.metrics.keys()):
-            old, new = (f.get(name) for f in (first, function.metrics))
-            if old is None or new is None or old.shape != new.shape:
-                show = lambda x: "nothing" if x is None else f"shape {x.shape}"
+            shapes = [f.metrics[name].shape if name in f.metrics else None for f in (functions[0], function)]
+            if None in shapes or shapes[0] != shapes[1]:
+                old, new = ("nothing" if shape is None else f"shape {shape}" for shape in shapes)
                 raise ValueError(
-                    f"train returned {name!r} with {show(old)} for {programs[0]}, with {show(new)} for {program}: "
+                    f"train returned {name!r} with {old} for {groups[0]}, with {new} for {group}: "
                     "every run must return the same metrics"
                 )
-    return {name: Metric(first[name].shape, _dtype(*(f.metrics[name].dtype for f in functions))) for name in first}
+    return {name: Metric(first[name].shape, _dtype([f.metrics[name].dtype for f in functions])) for name in first}
 
 
 def with_nan(array: np.ndarray, diverged: np.ndarray) -> np.ndarray:
-    """Integers in a type that has NaN, which the scalars of diverged runs are: float64, if it holds each of them.
+    """Converts integers to float64, so that scalars of diverged runs can be NaN, if it holds each of them.
 
-    Otherwise they stay integers, or with a diverged run become Python's integers beside NaN, which keep every bit.
+    Otherwise they stay integers. If a scalar diverged, they become Python's integers, beside NaN.
 
     Example:
       >>> import numpy as np
@@ -109,16 +113,16 @@ def with_nan(array: np.ndarray, diverged: np.ndarray) -> np.ndarray:
     return floats
 
 
-def _dtype(*dtypes: Any) -> np.dtype:
-    """float32 for 8 and 16 bits and for float32, an integer of 64 bits as it is, else float64."""
+def _dtype(dtypes: Sequence[np.dtype]) -> np.dtype:
+    """float32 for floats and integers of up to 16 bits, the type itself for integers of 64 bits, float64 otherwise."""
     if len(set(dtypes)) == 1 and dtypes[0].kind in "iu" and dtypes[0].itemsize == 8:
         return np.dtype(dtypes[0])
-    small = lambda dtype: np.float32 if jax.dtypes.issubdtype(dtype, np.floating) and dtype.itemsize < 4 else dtype
-    return np.result_type(np.float32, *map(small, dtypes))
+    small = [np.float32 if jnp.issubdtype(d, jnp.floating) and d.itemsize < 4 else d for d in dtypes]
+    return np.dtype(np.result_type(np.float32, *small))
 
 
 def _diverged(rows: np.ndarray) -> np.ndarray:
-    """Of one metric, shape=(runs, entries)."""
+    """A mask of shape=(runs,) for one metric of shape=(runs, entries)."""
     if rows.dtype.kind != "f":
         return np.zeros(len(rows), bool)
-    return np.isinf(rows).any(1) | np.isnan(rows).all(1)
+    return np.asarray(np.isinf(rows).any(1) | np.isnan(rows).all(1))

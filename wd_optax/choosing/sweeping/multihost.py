@@ -1,28 +1,23 @@
-"""Agreement between the processes of a multi-host job: errors of one are everyone's, and all make the same call."""
+"""Communication between the processes of a multi-host job. An error on one process is raised on all of them."""
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+T = TypeVar("T")
 
-def leads() -> bool:
-    """Whether this is process 0, which writes and shows."""
+
+def is_leader() -> bool:
+    """Whether this is process 0, which writes files and shows progress."""
     return jax.process_index() == 0
 
 
-def texts(mine: str) -> list[str]:
-    """The text of every process, on every process.
-
-    Example:
-      >>> from wd_optax.choosing.sweeping import multihost
-      >>> hosts.texts("one process")
-      ['one process']
-
-    """
+def gather_texts(mine: str) -> list[str]:
+    """The texts of all processes, on every process."""
     if jax.process_count() == 1:
         return [mine]
     content = np.frombuffer(mine.encode(), np.uint8)
@@ -34,18 +29,13 @@ def texts(mine: str) -> list[str]:
     return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
 
-def together(step: Callable[[], Any]) -> Any:
-    """Runs `step` on every process and returns each process' own result; if it raises on one, it raises on all.
+def run_on_all(step: Callable[[], T]) -> T:
+    """Runs `step` on every process and returns this process' result. If it raises on one process, it raises on all.
 
-    Without this, the others would wait in their next collective until JAX's heartbeat gives up, minutes later.
+    Otherwise the other processes would wait in their next collective until JAX's heartbeat times out, minutes later.
 
     Raises:
-      RuntimeError: where another process raised, with its number and its error; there, what it raised.
-
-    Example:
-      >>> from wd_optax.choosing.sweeping import multihost
-      >>> hosts.together(lambda: 3)
-      3
+      RuntimeError: if another process raised, with its number and its error.
 
     """
     error = None
@@ -53,7 +43,7 @@ def together(step: Callable[[], Any]) -> Any:
         value = step()
     except Exception as raised:
         error = raised
-    problems = texts(f"{type(error).__name__}: {error}" if error else "")
+    problems = gather_texts(f"{type(error).__name__}: {error}" if error else "")
     if error:
         raise error
     for process, text in enumerate(problems):
@@ -63,29 +53,24 @@ def together(step: Callable[[], Any]) -> Any:
 
 
 def from_leader(make: Callable[[], Any]) -> Any:
-    """What `make` returns on process 0, something that JSON can hold, on every process.
+    """Calls `make` on process 0 and returns its result, which JSON can hold, on every process.
 
     Raises:
-      RuntimeError: where process 0 raised, on the others; there, what it raised.
-
-    Example:
-      >>> from wd_optax.choosing.sweeping import multihost
-      >>> hosts.from_leader(lambda: [1, 2])
-      [1, 2]
+      RuntimeError: on the other processes if process 0 raised.
 
     """
-    value = together(lambda: make() if leads() else None)
-    return json.loads(texts(json.dumps(value))[0]) if jax.process_count() > 1 else value
+    value = run_on_all(lambda: make() if is_leader() else None)
+    return json.loads(gather_texts(json.dumps(value))[0]) if jax.process_count() > 1 else value
 
 
 def broadcast(array: np.ndarray) -> np.ndarray:
-    """Process 0's array on every process, bit for bit: JAX would make float64 float32."""
+    """Process 0's array on every process. It is sent as bytes, because JAX would convert float64 to float32."""
     if jax.process_count() == 1:
         return array
     sent = multihost_utils.broadcast_one_to_all(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return np.asarray(sent, np.uint8).view(array.dtype).reshape(array.shape)
 
 
-def least(value: int) -> int:
-    """The least over all processes."""
-    return min(map(int, texts(str(value))))
+def minimum(value: int) -> int:
+    """The minimum over all processes."""
+    return min(map(int, gather_texts(str(value))))

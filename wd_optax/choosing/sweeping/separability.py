@@ -1,23 +1,25 @@
-"""How diagonal the good region of a map is: the correlation of its two coordinates, with a bootstrap over seeds."""
+"""Separability: the correlation of the two coordinates over the good region of a map, with a bootstrap over seeds."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from wd_optax.choosing.sweeping.dataset import logarithmic
+from wd_optax.choosing.sweeping.dataset import DataArray, Dataset, Mode, is_logarithmic
 from wd_optax.optional import require
 
-INTERVAL = (2.5, 97.5)  # per cent
+INTERVAL = (2.5, 97.5)  # percentiles
 
 
-def measure(values: Any, mode: str, pair: list[str], share: float, resamples: int) -> Any:
+def measure_separability(values: DataArray, mode: Mode, pair: list[str], share: float, resamples: int) -> Dataset:
     """See `SweepResult.separability`; `values` is a metric over axes and seeds."""
     if not 0 < share < 1:
         raise ValueError(f"share={share!r}: pass a number in (0, 1)")
-    for name in pair:  # 0 has no logarithm
-        values = values.isel({name: values[name].values > 0}) if logarithmic(values[name].values) else values
+    for name in pair:
+        if is_logarithmic(values[name].values):
+            values = values.isel({name: values[name].values > 0})  # 0 has no logarithm
     others = [dim for dim in values.dims if dim not in (*pair, "seed")]
-    coordinates = np.meshgrid(*(_coordinate(values[name].values) for name in pair), indexing="ij")
+    numbers = [values[name].values for name in pair]
+    coordinates = np.meshgrid(*(np.log(n) if is_logarithmic(n) else n for n in numbers), indexing="ij")
     seeds = values.sizes["seed"]
     draws = np.random.default_rng(0).integers(seeds, size=(resamples, seeds))
     scores = values.transpose(*others, *pair, "seed").values * (1 if mode == "max" else -1)
@@ -32,18 +34,18 @@ def measure(values: Any, mode: str, pair: list[str], share: float, resamples: in
     return require("xarray").Dataset(names, {name: values[name] for name in others}, attrs)
 
 
-def correlation(scores: Any, coordinates: Any, share: float) -> float:
-    """ρ over the best `share` of the points, higher scores being better.
+def correlation(scores: np.ndarray, coordinates: Sequence[np.ndarray], share: float) -> float:
+    """ρ over the points with the highest scores.
 
     Args:
       scores: shape=(n, m), NaN where a run diverged.
       coordinates: two arrays of that shape.
-      share: of all points, in (0, 1).
+      share: of all points that is good, in (0, 1).
 
     Returns:
-      ρ in [−1, 1]; 0 where the region has no extent along one of the coordinates, NaN where it is one point or none.
+      ρ in [−1, 1]; 0 if the region has no extent along one coordinate, NaN if it is one point or none.
 
-    Example: good along the anti-diagonal, then along one axis.
+    Example: a good region along the anti-diagonal, then one along an axis.
       >>> import numpy as np
       >>> from wd_optax.choosing.sweeping.separability import correlation
       >>> i, j = np.mgrid[:5, :5]
@@ -61,7 +63,3 @@ def correlation(scores: Any, coordinates: Any, share: float) -> float:
         return np.nan
     scale = np.sqrt((x @ x) * (y @ y))
     return float(np.clip(x @ y / scale, -1, 1)) if x.any() and y.any() else 0.0
-
-
-def _coordinate(values: Any) -> Any:
-    return np.log(values) if logarithmic(values) else values

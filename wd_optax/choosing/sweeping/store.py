@@ -1,4 +1,4 @@
-"""Finished runs on disk: a folder with a manifest, a lock, and a file for each launch, each written atomically."""
+"""Finished runs on disk: a folder with a manifest, a lock, and one file per launch, each written atomically."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from absl import logging
@@ -22,40 +22,40 @@ MANIFEST = "manifest.json"
 CHUNK = re.compile(r"runs-\d{8,}\.nc")
 PART = re.compile(rf"({MANIFEST}|{CHUNK.pattern})\.part")
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-FIXES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or ")
-FIXES |= dict.fromkeys(READ_ONLY, "make it writable, or ")
+ADVICE = dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or ")
+ADVICE |= dict.fromkeys(READ_ONLY, "make it writable, or ")
 
 
 class Store:
-    """A folder that one sweep owns; only one process at a time has it open to write."""
+    """A folder that belongs to one sweep. Only one process at a time may have it open."""
 
     def __init__(self, directory: pathlib.Path, manifest: dict[str, Any]):
-        """Opens or makes the folder.
+        """Opens or creates the folder.
 
         Raises:
-          ValueError: if another sweep made it, with what differs, or if its manifest is damaged.
+          ValueError: if it belongs to another sweep, with what differs, or if its manifest is damaged.
           RuntimeError: if another process has it open.
-          OSError: if it can't be written, unless it holds a sweep already, which may be finished: see `load`.
+          OSError: if it can't be written, unless it holds a sweep already, which `load` can read.
 
         """
         self.path, self.manifest, self.sweep = directory, manifest, identity.digest(manifest)
-        self.lock: Any = None
+        self.lock: IO[str] | None = None
         self.read_only: OSError | None = None  # why nothing can be saved
         try:
-            self._open()
-            self._own()
+            with self._explained():
+                self._open()
+                self._claim()
         except BaseException:
             self.close()
             raise
 
     def _open(self) -> None:
-        """Takes the lock; the kernel releases it when this process ends, however it ends."""
+        """Takes the lock. The kernel releases it when this process ends, however it ends."""
         import fcntl
 
         try:
-            with self._clear():
-                self.path.mkdir(parents=True, exist_ok=True)
-                self.lock = (self.path / "lock").open("a")
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = (self.path / "lock").open("a")
         except OSError as error:
             if error.errno not in READ_ONLY or not os.path.isfile(self.path / MANIFEST):
                 raise
@@ -68,48 +68,26 @@ class Store:
             raise RuntimeError(what) from None
 
     def close(self) -> None:
-        """Gives the folder back."""
+        """Releases the lock."""
         if self.lock:
             self.lock.close()
 
-    def _own(self) -> None:
-        """Makes sure that the folder is this sweep's, or nobody's, before anything in it is changed."""
+    def _claim(self) -> None:
+        """Checks that the folder belongs to this sweep or to none, before anything in it is changed."""
         file = self.path / MANIFEST
-        with self._clear():
-            manifest = file.read_bytes() if os.path.exists(file) else None
-        self.owned = manifest is not None and self._compare(manifest)  # whether the manifest is this sweep's
-        if manifest is None and (files := sorted(self.path.glob("*.nc"))):
+        content = file.read_bytes() if os.path.exists(file) else None
+        self.owned = content is not None and self._is_ours(content)  # whether the manifest is this sweep's
+        if content is None and (files := sorted(self.path.glob("*.nc"))):
             self._recover(files)
         if not self.read_only:
-            for left in self._files(PART):  # by a process that was killed while it wrote
-                with self._clear():
-                    left.unlink()
+            for leftover in self._files(PART):  # of a process that was killed while it wrote
+                leftover.unlink()
 
-    def _recover(self, files: list[pathlib.Path]) -> None:
-        """Writes a manifest that was lost, if one of the files names this sweep as its own."""
-        problems = []
-        for path in files:
-            try:
-                self._decode(path)
-            except ValueError as error:
-                problems.append(f"{path.name}: {error}")
-        if len(problems) == len(files):
-            raise ValueError(
-                f"directory={str(self.path)!r} has .nc files and no {MANIFEST}, and none is of this sweep "
-                f"({problems[0]}): pass another directory"
-            )
-        self._own_from_now()
-
-    def _own_from_now(self) -> None:
-        if not self.owned:
-            self._write(MANIFEST, _as_bytes(self.manifest))
-            self.owned = True
-
-    def _compare(self, content: bytes) -> bool:
-        """Whether a manifest is this sweep's; that of another without a finished run counts as nobody's.
+    def _is_ours(self, content: bytes) -> bool:
+        """Whether a manifest is this sweep's; False also if it is another's that has no finished run.
 
         Raises:
-          ValueError: for that of another sweep, or a damaged one.
+          ValueError: if it belongs to another sweep that has finished runs, or is damaged.
 
         """
         where = f"directory={str(self.path)!r}"
@@ -137,89 +115,108 @@ class Store:
             )
         return not lines
 
-    def load(self) -> Iterator[Chunk]:
-        """What `save` wrote, bit for bit. A damaged or foreign file is logged and kept aside; its runs aren't done."""
-        taken: set[int] = set()
-        for path in self._files(CHUNK):
+    def _recover(self, files: list[pathlib.Path]) -> None:
+        """Restores a lost manifest if one of the files carries this sweep's identity."""
+        problems = []
+        for path in files:
             try:
-                chunk = self._decode(path)
-                if path.name != _name(chunk.runs) or taken & {*chunk.runs.tolist()}:
-                    raise ValueError("it is a copy of another file, or has runs of another file")
+                self._decode(path)
             except ValueError as error:
-                self._set_aside(path, error)
-                continue
-            taken |= {*chunk.runs.tolist()}
-            yield chunk
+                problems.append(f"{path.name}: {error}")
+        if len(problems) == len(files):
+            raise ValueError(
+                f"directory={str(self.path)!r} has .nc files and no {MANIFEST}, and none is of this sweep "
+                f"({problems[0]}): pass another directory"
+            )
+        self._write_manifest()
+
+    def load(self) -> Iterator[Chunk]:
+        """Yields what `save` wrote, bit for bit. Damaged or foreign files are logged and set aside, not yielded."""
+        taken: set[int] = set()
+        with self._explained():
+            for path in self._files(CHUNK):
+                try:
+                    chunk = self._decode(path)
+                    if path.name != _file_name(chunk.runs) or taken & {*chunk.runs.tolist()}:
+                        raise ValueError("it is a copy of another file, or has runs of another file")
+                except ValueError as error:
+                    self._set_aside(path, error)
+                    continue
+                taken |= {*chunk.runs.tolist()}
+                yield chunk
 
     def save(self, chunk: Chunk) -> None:
-        """Writes a launch, and before the first one the manifest."""
+        """Writes the runs of a launch, and before the first one the manifest."""
         self.check_writable()
-        self._own_from_now()
-        self._write(_name(chunk.runs), chunks.encode(self.sweep, chunk))
+        with self._explained():
+            if not self.owned:
+                self._write_manifest()
+            self._write(_file_name(chunk.runs), chunks.encode(self.sweep, chunk))
 
     def check_writable(self) -> None:
-        """Raises the OSError of a folder that can only be read."""
+        """Raises an OSError if the folder can only be read."""
         if self.read_only:
-            raise self.read_only
+            with self._explained():
+                raise self.read_only
 
     def _decode(self, path: pathlib.Path) -> Chunk:
-        with self._clear():
-            return chunks.decode(self.sweep, path.read_bytes(), list(self.manifest["metrics"]))
+        return chunks.decode(self.sweep, path.read_bytes(), list(self.manifest["metrics"]))
 
     def _set_aside(self, path: pathlib.Path, why: ValueError) -> None:
-        """Renames a bad file; in a folder that can only be read it stays."""
+        """Renames a bad file, unless the folder can only be read."""
         aside = path
         if not self.read_only:
             names = (path.with_name(f"{path.name}.bad{i or ''}") for i in itertools.count())
             aside = next(name for name in names if not name.exists())
-            with self._clear():
-                path.rename(aside)
+            path.rename(aside)
         logging.warning("sweep: %s: %s; its runs are trained again, and it is kept as %s", path, why, aside.name)
 
     def _files(self, pattern: re.Pattern[str]) -> list[pathlib.Path]:
-        """Files with a name of one's own; others in the folder are somebody else's."""
-        with self._clear():
-            return sorted(path for path in self.path.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+        """Files with a name that this class writes; all others in the folder are left alone."""
+        return sorted(path for path in self.path.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+
+    def _write_manifest(self) -> None:
+        self._write(MANIFEST, _as_bytes(self.manifest))
+        self.owned = True
 
     def _write(self, name: str, content: bytes) -> None:
-        """All or nothing, and for good: the file and then its name are on the disk before this returns."""
+        """Writes a file atomically and durably: the content and then the name are synced before this returns."""
         part = self.path / f"{name}.part"
-        with self._clear():
-            try:
-                with part.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                part.replace(self.path / name)
-                _sync(self.path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    part.unlink()
-                raise
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path / name)
+            _sync(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()
+            raise
 
     @contextlib.contextmanager
-    def _clear(self) -> Iterator[None]:
-        """Says which folder, and what of it is safe."""
+    def _explained(self) -> Iterator[None]:
+        """Raises OSErrors with the folder's name, what is safe, and what to do."""
         try:
             yield
         except OSError as error:
             what = f"{error.strerror}: directory={str(self.path)!r}; what was finished is kept"
-            fix = f"{FIXES.get(error.errno or 0, '')}pass another directory, and call again"
-            raise OSError(error.errno, f"{what}: {fix}") from error
+            advice = f"{ADVICE.get(error.errno or 0, '')}pass another directory, and call again"
+            raise OSError(error.errno, f"{what}: {advice}") from error
 
 
-def _name(runs: np.ndarray) -> str:
+def _file_name(runs: np.ndarray) -> str:
     return f"runs-{runs[0]:08d}.nc"
 
 
-def _as_bytes(manifest: Any) -> bytes:
-    """The manifest's file, of which every byte counts."""
+def _as_bytes(manifest: dict[str, Any]) -> bytes:
+    """The content of the manifest's file. It is compared byte by byte."""
     content = {"format": FORMAT, "sweep": identity.digest(manifest), "identity": manifest}
     return json.dumps(content, indent=1).encode()
 
 
 def _sync(folder: pathlib.Path) -> None:
-    """Puts the names in a folder on the disk, where its file system can."""
+    """Syncs the names in a folder to disk, if its file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,116 +1,114 @@
-"""The user's function, traced once for each static value: its jaxpr, its metrics, its fingerprint."""
+"""One run of the user's function, traced once per static group: its jaxpr, metrics and fingerprint."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from wd_optax.choosing.sweeping import fingerprint, grid
+from wd_optax.choosing.sweeping.fingerprint import fingerprint, host_calls
+from wd_optax.choosing.sweeping.grid import RESERVED, StaticGroup
+
+if TYPE_CHECKING:  # importing it loads Pallas
+    from jax.extend.core import Jaxpr
+
+
+class TrainFunction(Protocol):
+    """A training run as a pure function."""
+
+    def __call__(self, hparams: dict[str, Any], key: jax.Array, /) -> Mapping[str, jax.typing.ArrayLike]:
+        """Returns {metric: number or array} for hyperparameters and a random key."""
 
 
 class TracedRun(NamedTuple):
-    """One run as a jaxpr, from the traced hyperparameters (sorted by name) and a key."""
+    """One run as a jaxpr, a function of the traced hyperparameters (sorted by name) and a key."""
 
-    jaxpr: Any
+    jaxpr: "Jaxpr"
     consts: list[Any]  # arrays that `train` closes over
     metrics: dict[str, jax.ShapeDtypeStruct]  # sorted by name
     fingerprint: str
-    host_calls: list[str]  # what the fingerprint doesn't cover
+    host_calls: list[str]  # not covered by the fingerprint
 
     def call(self, consts: list[Any], hparams: dict[str, jax.Array], seed: jax.Array) -> dict[str, jax.Array]:
-        """One run."""
-        from jax.extend import core  # it loads Pallas
+        """Evaluates the run."""
+        from jax.extend import core
 
         leaves = jax.tree.leaves((hparams, key_of(seed)))
         out = core.jaxpr_as_fun(core.ClosedJaxpr(self.jaxpr, consts))(*leaves)
         return dict(zip(self.metrics, out, strict=True))
 
 
-def trace(train: Callable[..., Any], program: grid.Program) -> TracedRun:
-    """Traces `train` with the program's static values.
+def trace_run(train: TrainFunction, group: StaticGroup) -> TracedRun:
+    """Traces `train` with the static values of the group.
 
     Raises:
-      TypeError: for what isn't a dict of real arrays, or a hyperparameter that doesn't trace, by name.
-      ValueError: for a metric's name that an axis or the dataset has already.
-
-    Example:
-      >>> from wd_optax.choosing.sweeping import grid, trace
-      >>> (program,) = grid.make({"x": [1.0, 2.0]}, seeds=1).programs()
-      >>> traced.trace(lambda hparams, key: {"y": hparams["x"] ** 2}, program).metrics
-      {'y': ShapeDtypeStruct(shape=(), dtype=float32)}
+      TypeError: if it doesn't return a dict of real arrays, or needs a traced hyperparameter to be static, by name.
+      ValueError: for a metric with the name of an axis or of another variable of the dataset.
 
     """
 
     def run(hparams: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
-        return _metrics(train({**program.static, **hparams}, key), {*program.static, *program.traced})
+        return _check_metrics(train({**group.static, **hparams}, key), {*group.static, *group.traced})
 
-    numbers = {name: jax.ShapeDtypeStruct((), values.dtype) for name, values in program.traced.items()}
+    hparams = {name: values[0] for name, values in group.traced.items()}
     key = jax.eval_shape(key_of, 0)
     try:
-        closed, metrics = jax.make_jaxpr(run, return_shape=True)(numbers, key)
+        closed, metrics = jax.make_jaxpr(run, return_shape=True)(hparams, key)
     except TypeError as error:
-        culprits = _culprits(run, program, key)
+        culprits = _must_be_static(run, hparams, key)
         if not culprits:
             raise
-        values = dict.fromkeys(program.traced[culprits[0]].tolist())
+        values = dict.fromkeys(group.traced[culprits[0]].tolist())
         raise TypeError(
             f"train uses {' and '.join(map(repr, culprits))} where JAX needs a fixed value ({type(error).__name__}); "
             f"name its values, one compilation each: axes[{culprits[0]!r}]={ {f'{v:g}': v for v in values} }"
         ) from error
-    return TracedRun(
-        closed.jaxpr,
-        closed.consts,
-        metrics,
-        fingerprint.fingerprint(closed, metrics),
-        fingerprint.host_calls(closed.jaxpr),
-    )
+    return TracedRun(closed.jaxpr, closed.consts, metrics, fingerprint(closed, metrics), host_calls(closed.jaxpr))
 
 
-def _metrics(out: Any, taken: set[str]) -> dict[str, jax.Array]:
-    """What train returned, checked."""
+def _check_metrics(out: Any, taken: set[str]) -> dict[str, jax.Array]:
+    """Converts the result of `train` to arrays."""
     if not isinstance(out, dict) or not out or not all(isinstance(name, str) for name in out):
         raise TypeError(f"train must return a dict of metrics such as {{'loss': loss}}, got {out!r}")
-    arrays = {}
-    for name, value in out.items():
-        try:
-            arrays[name] = jnp.asarray(value)
-        except (TypeError, ValueError):
-            raise TypeError(f"train returned {name!r}: {value!r}, which isn't an array") from None
-        if not arrays[name].size:
-            raise TypeError(f"train returned {name!r} of shape {arrays[name].shape}, without a number: leave it out")
-        dtype = arrays[name].dtype
-        if not (jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, bool)) or jnp.issubdtype(
-            dtype, jnp.complexfloating
-        ):
-            raise TypeError(f"train returned {name!r} of type {dtype}: return real numbers")
-    dims = {dim for name, array in arrays.items() for dim in dims_of(name, array)}
+    arrays = {name: _metric_array(name, value) for name, value in out.items()}
+    dims = {dim for name, array in arrays.items() for dim in curve_dims(name, array.shape)}
     for name in {*arrays, *dims}:
-        if name in taken or name in grid.RESERVED or (name in arrays and name in dims):
+        if name in taken or name in RESERVED or (name in arrays and name in dims):
             raise ValueError(f"train returned {name!r}, a name that the dataset has already: give it another")
     return arrays
 
 
-def dims_of(name: str, array: Any) -> list[str]:
-    """The dimensions of a curve: loss_0, loss_1, and so on."""
-    return [f"{name}_{i}" for i in range(len(array.shape))]
+def _metric_array(name: str, value: Any) -> jax.Array:
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"train returned {name!r}: {value!r}, which isn't an array") from None
+    if not array.size:
+        raise TypeError(f"train returned {name!r} of shape {array.shape}, without a number: leave it out")
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, bool)):
+        raise TypeError(f"train returned {name!r} of type {array.dtype}: return real numbers")
+    return array
 
 
-def _culprits(run: Callable[..., Any], program: grid.Program, key: Any) -> list[str]:
-    """Hyperparameters that must be static: tracing fails unless they are fixed. Empty if it fails anyhow."""
-    first = {name: values[0] for name, values in program.traced.items()}
+def curve_dims(name: str, shape: tuple[int, ...]) -> list[str]:
+    """The names of a curve's own dimensions: loss_0, loss_1, and so on."""
+    return [f"{name}_{i}" for i in range(len(shape))]
+
+
+def _must_be_static(run: Callable[..., Any], hparams: dict[str, Any], key: Any) -> list[str]:
+    """Hyperparameters that must be static: tracing fails unless they are fixed. Empty if it fails anyway."""
 
     def works(*free: str) -> bool:
-        fixed = {name: value for name, value in first.items() if name not in free}
+        traced = {name: hparams[name] for name in free}
         try:
-            jax.eval_shape(lambda hparams, key: run(fixed | hparams, key), {n: first[n] for n in free}, key)
+            jax.eval_shape(lambda traced, key: run(hparams | traced, key), traced, key)
         except Exception:
             return False
         return True
 
-    return [name for name in first if not works(name)] if works() else []
+    return [name for name in hparams if not works(name)] if works() else []
 
 
 def key_of(seed: Any) -> jax.Array:
-    """A seed's key, of the kind that is the same alone and under `vmap`, whatever JAX's default is."""
+    """The random key of a seed; threefry because its numbers are the same with and without `vmap`."""
     return jax.random.key(seed, impl="threefry2x32")

@@ -1,8 +1,10 @@
-"""Trains what isn't finished of one program, a launch at a time, in as much parallel as memory allows."""
+"""Trains the unfinished runs of one static group, a launch at a time, at the largest width that memory allows."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 from absl import logging
 
 from wd_optax.choosing.sweeping import batching, memory, multihost
@@ -12,99 +14,89 @@ from wd_optax.choosing.sweeping.metrics import MetricTable
 from wd_optax.choosing.sweeping.store import Store
 
 
+@dataclass(frozen=True)
 class Progress:
-    """What is done, in memory and on disk, how wide each program was, and the bar that shows it."""
+    """Finished runs, in memory and on disk, and how they were trained."""
 
-    def __init__(self, found: MetricTable, store: Store | None, bar: Any, widths: dict[str, list[int]], wanted: int):
-        self.found, self.store, self.bar, self.widths, self.wanted = found, store, bar, widths, wanted
+    found: MetricTable
+    store: Store | None
+    bar: Any  # a `tqdm.tqdm`
+    widths: dict[str, list[int]]  # of the finished runs of each static group
+    requested: int  # the width that `chunk=` asked for when they were trained; 0 without it
 
-    def keep(self, chunk: Chunk) -> None:
-        """Adds finished runs; if they can't be saved, every process stops, with what was saved before."""
-        self.found.add(chunk.runs, chunk.diverged, chunk.metrics)
-        note(self.widths, chunk)
-        multihost.together(functools.partial(self.store.save, chunk) if self.store else lambda: None)
+    def add(self, chunk: Chunk) -> None:
+        """Adds finished runs. If they can't be saved, every process stops, and what was saved before is kept."""
+        self.found.add(chunk)
+        self.widths.setdefault(chunk.group, []).append(chunk.width)
+        multihost.run_on_all(functools.partial(self.store.save, chunk) if self.store else lambda: None)
         self.bar.set_description("sweep")
         self.bar.update(len(chunk.runs))
         self.bar.set_postfix(diverged=int(self.found.diverged.sum()))
 
 
-def note(widths: dict[str, list[int]], chunk: Chunk) -> None:
-    """Adds a chunk's width to those of its program."""
-    seen = widths.setdefault(chunk.program, [])
-    if chunk.width not in seen:
-        seen.append(chunk.width)
-
-
-def resume(store: Store, found: MetricTable, asked: int) -> tuple[dict[str, list[int]], int]:
-    """Reads finished runs into `found`; returns the widths of each program's, and that which `chunk=` stood for.
+def resume(store: Store, found: MetricTable, requested: int) -> tuple[dict[str, list[int]], int]:
+    """Reads finished runs into `found`; returns `Progress.widths` and `Progress.requested`.
 
     Raises:
-      ValueError: for another chunk than they were trained with.
-      OSError: where some runs aren't finished and the folder can't be written.
+      ValueError: if they were trained with another `chunk=`.
+      OSError: if some runs aren't finished and the folder can't be written.
 
     """
     widths: dict[str, list[int]] = {}
-    there, wanted = set[int](), 0
+    there, before = set[int](), 0
     for chunk in store.load():
-        found.add(chunk.runs, chunk.diverged, chunk.metrics)
-        note(widths, chunk)
-        there.add(chunk.asked or chunk.width)
-        wanted = chunk.asked or wanted
-    if asked and there - {asked}:
-        what = f"chunk: {min(there)} runs side by side on each device there, {asked} here"
+        found.add(chunk)
+        widths.setdefault(chunk.group, []).append(chunk.width)
+        there.add(chunk.requested or chunk.width)
+        before = chunk.requested or before
+    if requested and there - {requested}:
+        what = f"chunk: {min(there)} at a time on each device there, {requested} here"
         raise ValueError(
             f"directory={str(store.path)!r} was made by another sweep:\n  {what}; chunk=None takes what is there\n"
             "make the same call to resume it, or pass another directory"
         )
     if not found.done.all():
         store.check_writable()
-    return widths, wanted
+    return widths, before
 
 
-def first_width(executor: Executor, asked: int, wanted: int, kept: list[int]) -> int:
-    """Runs in parallel on each device: what was asked for, but no more than finished runs had; else what fits.
-
-    Args:
-      executor: of the program.
-      asked: the width that `chunk=` stands for; 0 without it.
-      wanted: what it stood for when finished runs were trained; it is checked again, for memory may be short now.
-      kept: widths of finished runs of this program.
-
-    """
-    if asked:
-        return min([asked, *kept])
-    pinned = min(kept, default=wanted) or None
-    choose = lambda: batching.choose(executor.at, len(executor.program.runs), executor.devices, pinned)
-    return multihost.least(multihost.together(choose))
-
-
-def train(executor: Executor, asked: int, progress: Progress) -> None:
-    """Trains the blocks that have an unfinished run; where memory runs out, at half the width from there on.
+def train(executor: Executor, requested: int, progress: Progress) -> None:
+    """Trains the batches that have an unfinished run. Whenever memory runs out, the width is halved.
 
     Raises:
-      MemoryError: where one run at a time doesn't fit.
+      MemoryError: if one run at a time doesn't fit.
 
     """
-    width = first_width(executor, asked, progress.wanted, progress.widths.get(str(executor.program), []))
-    runs, devices, done = executor.program.runs, len(executor.devices), progress.found.done
-    logging.info("sweep: %s: %d runs, %d in parallel on each of %d", executor.program, len(runs), width, devices)
+    group, runs, devices, done = str(executor.group), executor.group.runs, len(executor.devices), progress.found.done
+    width = _first_width(executor, requested, progress)
+    logging.info("sweep: %s: %d runs, %d in parallel on each of %d", group, len(runs), width, devices)
     while not done[runs].all():
-        blocks = [i for i in range(-(-len(runs) // width)) if not done[runs[i * width : (i + 1) * width]].all()]
-        out = multihost.together(functools.partial(_attempt, executor, blocks[:devices], width))
-        if full := next(filter(None, multihost.texts(out if isinstance(out, str) else "")), None):
-            del out
-            width = batching.halved(width, full)
+        unfinished = [i for i in range(-(-len(runs) // width)) if not done[runs[i * width : (i + 1) * width]].all()]
+        batches = unfinished[:devices]
+        out = multihost.run_on_all(functools.partial(_launch, executor, batches, width))
+        if reason := next(filter(None, multihost.gather_texts(out if isinstance(out, str) else "")), None):
+            del out  # frees the memory of a launch that succeeded here and failed on another process
+            width = batching.halved_width(width, reason)
             continue
-        where, metrics = executor.collect(out, blocks[:devices], width, done)
-        progress.keep(
-            Chunk(str(executor.program), width, asked or progress.wanted, where, *progress.found.clean(metrics))
-        )
+        assert not isinstance(out, str)
+        trained, metrics = executor.collect(out, batches, width, done)
+        progress.add(Chunk(group, width, requested or progress.requested, trained, *progress.found.clean(metrics)))
 
 
-def _attempt(executor: Executor, blocks: list[int], width: int) -> Any:
-    """A launch, or the error's text where memory ran out."""
+def _first_width(executor: Executor, requested: int, progress: Progress) -> int:
+    """The requested width, but at most that of finished runs; without a request, the largest suitable one that fits."""
+    finished = progress.widths.get(str(executor.group), [])
+    if requested:
+        return min([requested, *finished])
+    given = min(finished, default=progress.requested) or None  # checked again, because less memory may be free now
+    choose = lambda: batching.choose_width(executor.compiled_at, len(executor.group.runs), executor.devices, given)
+    return multihost.minimum(multihost.run_on_all(choose))
+
+
+def _launch(executor: Executor, batches: list[int], width: int) -> dict[str, jax.Array] | str:
+    """A launch's metrics, or the text of the error if memory ran out."""
     try:
-        return executor.launch(blocks, width)
+        return executor.launch(batches, width)
     except Exception as error:
         if not memory.exhausted(error):
             raise

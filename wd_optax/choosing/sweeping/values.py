@@ -1,4 +1,4 @@
-"""What a list of hyperparameters may hold: Python's numbers, and the scalars of NumPy, JAX, PyTorch, xarray, pandas."""
+"""Values of an axis: Python's numbers, and the scalars of NumPy, JAX, PyTorch, xarray and pandas."""
 
 import collections
 import decimal
@@ -10,38 +10,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wd_optax.dtypes import is_random_key
 
-def plain(value: Any) -> Any:
-    """A scalar of an array library as Python's number, bool or text; anything else as it is.
+
+def to_python(value: Any) -> Any:
+    """Converts a scalar of an array library to Python's number or bool; returns anything else unchanged.
 
     Example:
       >>> import jax.numpy as jnp, numpy as np
       >>> from wd_optax.choosing.sweeping import values
-      >>> values.plain(np.bool_(True)), values.plain(jnp.float32(2)), values.plain("adam")
+      >>> values.to_python(np.bool_(True)), values.to_python(jnp.float32(2)), values.to_python("adam")
       (True, 2.0, 'adam')
 
     """
-    if not _is_array(value) or rank(value) != 0:
+    if not _is_array(value) or ndim(value) != 0:
         return value
     array = np.asarray(value)
     if jnp.issubdtype(array.dtype, jnp.floating):
-        return float(array)  # bfloat16 too, whose item() is its own
+        return float(array)  # bfloat16's item() isn't a Python float
     return array.item() if array.dtype.kind in "biuU" else value
 
 
-def rank(value: Any) -> int | None:
-    """Dimensions of an array of any library; None for what isn't one."""
+def ndim(value: Any) -> int | None:
+    """The number of dimensions of an array of any library; None for anything else."""
     return len(value.shape) if _is_array(value) and isinstance(getattr(value, "shape", None), tuple) else None
 
 
 def _is_array(value: Any) -> bool:
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if isinstance(value, jax.Array) and is_random_key(value):
         return False
     return hasattr(value, "__array__") and not isinstance(value, type)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it can be traced.
+    """Whether the value is a real number, which can be traced.
 
     Example:
       >>> from fractions import Fraction
@@ -53,6 +55,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (numbers.Real, decimal.Decimal)) and not isinstance(value, bool)
 
 
-def twice(found: Iterable[Any]) -> list[Any]:
-    """Those that are there more than once."""
+def is_whole(value: Any) -> bool:
+    """Whether the value is an integer of Python or NumPy, and not a bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def duplicates(found: Iterable[Any]) -> list[Any]:
+    """The values that occur more than once."""
     return [value for value, count in collections.Counter(found).items() if count > 1]
