@@ -103,8 +103,7 @@ def loss_fn(model: Any, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 def judge(model: Any, params: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     """Computes in float32, per seed, the loss over all training data and ‖w‖ of the weights that decay."""
     params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-    norm = lambda p: jnp.sqrt(wd.l2_penalty(p, 1.0, "weights", half=False))
-    return jax.vmap(lambda p: {"loss": loss_fn(model, p, x, y), "norm": norm(p)})(params)
+    return jax.vmap(lambda p: {"loss": loss_fn(model, p, x, y), "norm": wd.weight_norm(p)})(params)
 
 
 def optimizer(way: str, learning_rate: Any, weight_decay: float, key: Any) -> optax.GradientTransformation:

@@ -78,11 +78,6 @@ def initial_params(seed: Any) -> Any:
     return MLP().init(jax.random.key(seed), jnp.zeros((1, 64)))["params"]
 
 
-def weight_norm(params: Any) -> jax.Array:
-    """‖w‖ over the weights that decay."""
-    return jnp.sqrt(wd.l2_penalty(params, 1.0, "weights", half=False))
-
-
 def few_noisy_digits(seed: int, images: int, label_noise: float) -> data.Split:
     """Like `data.digits`, with few training images, some with random labels; half of all images are test images."""
     x, x_test, y, y_test = data.digits(seed, test_size=0.5)
@@ -118,7 +113,7 @@ def train(
             carry, losses = jax.lax.scan(step, carry, batches)
             logits: Any = MLP().apply({"params": carry[0]}, x_test)
             accuracy = 100 * (jnp.argmax(logits, axis=-1) == y_test).mean(dtype=jnp.float32)
-            return carry, {"loss": losses.mean(), "‖w‖": weight_norm(carry[0]), "accuracy": accuracy}
+            return carry, {"loss": losses.mean(), "‖w‖": wd.weight_norm(carry[0]), "accuracy": accuracy}
 
         params = initial_params(seed)
         (params, _), curves = jax.lax.scan(point, (params, tx.init(params)), batches)
@@ -154,10 +149,10 @@ def run(
             logging.info("%s: %d epochs, %d seeds in %.1f s", name, epochs, seeds, time.perf_counter() - began)
             runs[name] = {"η": learning_rate, "λ": decay, **jax.tree.map(np.asarray, curves)}
         _, l2, decoupled, *_ = ends.values()
-        norms = jax.vmap(weight_norm)
+        norms = jax.vmap(wd.weight_norm)
         apart[family] = np.asarray(norms(optax.tree.sub(l2, decoupled)) / norms(decoupled))
     steps = batches.shape[2] * np.arange(1, points + 1)
-    start = np.asarray(jax.vmap(lambda seed: weight_norm(initial_params(seed)))(jnp.arange(seeds)))
+    start = np.asarray(jax.vmap(lambda seed: wd.weight_norm(initial_params(seed)))(jnp.arange(seeds)))
     return {"runs": runs, "apart": apart, "steps": steps, "start": start, "tested": sets[1].shape[1]}
 
 

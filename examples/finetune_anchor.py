@@ -84,7 +84,7 @@ def pretrain(seed: Any, η: Any, x: jax.Array, y: jax.Array, batches: jax.Array)
 def finetune(params: Any, anchor: Any, η: Any, few: Any, turned: Any, upright: Any, *, steps: int) -> jax.Array:
     """`MEASURES` per λ (3, k) after steps on all of the few; each set is (x, y)."""
     x, y = few
-    tx = wd.adamw(η, weight_decay=0.0, anchor=anchor)  # "init" is short for the parameters at the start
+    tx = wd.adamw(η, weight_decay=0.0, rule=wd.rules.toward(anchor))  # "init" is short for the parameters at the start
 
     def one(weight_decay: jax.Array) -> jax.Array:
         opt_state = optax.tree.set(tx.init(params), weight_decay=weight_decay)  # λ is a leaf: one program for all
@@ -155,7 +155,7 @@ def main(argv: list[str]) -> None:
     console.plain()
     params = MLP().init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
     η = _LEARNING_RATE.value
-    print(wd.audit(wd.adamw(η, weight_decay=1.0, anchor="init"), params), end="\n\n", flush=True)
+    print(wd.audit(wd.adamw(η, weight_decay=1.0, rule=wd.rules.toward("init")), params), end="\n\n", flush=True)
     results = run(steps=_STEPS.value, epochs=_EPOCHS.value, learning_rate=η, seeds=_SEEDS.value)
     path = plot(results, _OUT.value)
     print(report(results))

@@ -103,7 +103,7 @@ def train(
 
         start = (g, g_tx.init(g), d, d_tx.init(d))
         (g, _, d, _), curves = jax.lax.scan(measure, start, jax.random.split(keys[2], (MEASURED, steps // MEASURED)))
-        norm = jnp.sqrt(wd.l2_penalty(d, 1.0, "weights", half=False))
+        norm = wd.weight_norm(d)
         return curves | {"‖w‖": norm, "samples": generate(g, jax.random.normal(keys[3], (SHOWN, NOISE)))}
 
     found = jax.jit(jax.vmap(jax.vmap(one, (0, None)), (None, 0)))(jnp.arange(seeds), weight_decays)

@@ -83,7 +83,7 @@ def run(*, epochs: int, muon_learning_rate: float, adam_learning_rate: float, we
         tx = optimizer(muon_learning_rate, adam_learning_rate, decay)
         (end, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, batches))((start, tx.init(start)))
         logits: Any = MLP().apply({"params": end}, x_test)
-        norm = jnp.sqrt(wd.l2_penalty(end, 1.0, [("Dense", "weights")], half=False))
+        norm = wd.weight_norm(end, [("Dense", "weights")])
         ends[decay] = {"accuracy": float((logits.argmax(-1) == y_test).mean()), "‖w‖": float(norm)}
     rates = removed(optimizer(muon_learning_rate, adam_learning_rate, weight_decay), start)
     return {"removed": rates, "ends": ends}

@@ -113,7 +113,7 @@ def run(
         params, opt_state, found = learn(learning_rate, weight_decay, params, opt_state, *played)
         curves.append(found)
     envs.close()
-    norm = jax.vmap(lambda p: jnp.sqrt(wd.l2_penalty(p, 1.0, "weights", half=False)))(params)
+    norm = jax.vmap(wd.weight_norm)(params)
     arrays = {key: np.stack([c[key] for c in curves], axis=1) for key in curves[0]} | {"‖w‖": np.asarray(norm)}
     split = {key: np.split(a, len(weight_decays)) for key, a in arrays.items()}
     return {

@@ -90,7 +90,7 @@ def train(text: data.Split, batches: jax.Array, rates: tuple[float, float], widt
 
         (end, _), losses = jax.lax.scan(epoch, (start, tx.init(start)), batches)
         unseen = lambda params: jnp.linalg.norm(params["embed"]["embedding"][absent])
-        norm = jnp.sqrt(wd.l2_penalty(end, 1.0, rules(0.0), half=False))
+        norm = wd.weight_norm(end, rules(0.0))
         return losses | {"‖w‖": norm, "unseen": unseen(end) / unseen(start)}
 
     every_kind = jax.vmap(jax.vmap(one, (0, 0, None)), (None, None, 0))

@@ -108,7 +108,7 @@ def train(text: data.Split, batches: jax.Array, learning_rate: float, weight_dec
             return carry, {"training": losses.mean(), "validation": validation.mean(), "test": test.mean()}
 
         (params, _), losses = jax.lax.scan(epoch, (params, tx.init(params)), batches)
-        return losses | {"‖w‖": jnp.sqrt(wd.l2_penalty(params, 1.0, "weights", half=False))}
+        return losses | {"‖w‖": wd.weight_norm(params)}
 
     every_rate = jax.vmap(jax.vmap(one, (0, 0, None)), (None, None, 0))
     return jax.tree.map(np.asarray, jax.jit(every_rate)(jnp.arange(len(batches)), batches, weight_decays))

@@ -3,7 +3,7 @@
 import inspect
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,3 +112,62 @@ def run(tx: optax.GradientTransformation, p: Any, gradients: Any, steps: int, mo
     for _ in range(steps):
         carry = one(carry)
     return carry
+
+
+class Average(NamedTuple):
+    """The state of `toward_average`."""
+
+    average: Any  # like the parameters
+
+
+def toward_average(beta: float) -> optax.GradientTransformation:
+    """A rule with memory: r = p − a, a ← β·a + (1 − β)·p."""
+
+    def update(p: Any, state: Average, params: Any = None) -> tuple[Any, Average]:
+        del params
+        average = jax.tree.map(lambda a, p: beta * a.astype(p.dtype) + (1 - beta) * p, state.average, p)
+        return jax.tree.map(jnp.subtract, p, average), Average(average)
+
+    return optax.GradientTransformation(lambda p: Average(jax.tree.map(jnp.copy, p)), update)
+
+
+def where_gradient_is_positive() -> optax.GradientTransformationExtraArgs:
+    """A rule that reads the raw gradients."""
+
+    def update(p: Any, state: Any, params: Any = None, *, step: wd.rules.Step) -> tuple[Any, Any]:
+        del params
+        return wd.rules.tree_map(lambda p, g: jnp.where(g > 0, p, jnp.zeros_like(p)), p, step.gradients), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def by_inner_state() -> optax.GradientTransformationExtraArgs:
+    """A rule that reads the inner optimizer's state: r = p/(1 + Σs²) over all of its floats."""
+
+    def update(p: Any, state: Any, params: Any = None, *, step: wd.rules.Step) -> tuple[Any, Any]:
+        del params
+        floats = [x for x in jax.tree.leaves(step.inner_state) if jnp.issubdtype(x.dtype, jnp.floating)]
+        total = sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in floats), jnp.float32(1))
+        return jax.tree.map(lambda p: p / total.astype(p.dtype), p), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def half(tree: Any) -> Any:
+    """The anchor of the rule "tree"."""
+    return jax.tree.map(lambda x: 0.5 * x, tree)
+
+
+# name -> the parameters at init -> a rule; what each must do is in tests/test_rules.py, ORACLES
+RULES: dict[str, Callable[[Any], optax.GradientTransformation | None]] = {
+    "none": lambda p: None,
+    "identity": lambda p: optax.identity(),
+    "init": lambda p: wd.rules.toward("init"),
+    "tree": lambda p: wd.rules.toward(half(p)),
+    "cautious": lambda p: wd.rules.cautious(),
+    "init, cautious": lambda p: optax.chain(wd.rules.toward("init"), wd.rules.cautious()),
+    "clip": lambda p: optax.clip(0.5),
+    "average": lambda p: toward_average(0.5),
+    "gradient": lambda p: where_gradient_is_positive(),
+    "inner state": lambda p: by_inner_state(),
+}

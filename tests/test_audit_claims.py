@@ -61,7 +61,7 @@ CASES = {
         optax.chain(L2, optax.ema(0.9, debias=True), optax.scale(-LR)), None, ("in momentum",) * 2, LR * WD,
     ),
     "anchor over a horizon": (
-        wd.adamw(LR, weight_decay=WD, anchor="init"), 1000, ("spared", "decays"), LR * WD,
+        wd.adamw(LR, weight_decay=WD, rule=wd.rules.toward("init")), 1000, ("spared", "decays"), LR * WD,
     ),
     "sam": (
         optax.contrib.sam(optax.adamw(LR, weight_decay=WD), optax.sgd(0.05)), None, ("decays", "decays"), LR * WD,
@@ -185,7 +185,8 @@ def test_a_trust_ratio_decays_in_proportion_under_a_gradient(weight_decay):
 
 
 def test_the_anchor_is_in_the_row():
-    anchored = lambda anchor: audit(wd.adamw(LR, weight_decay=WD, anchor=anchor), params()).rows
+    rule = lambda anchor: None if anchor is None else wd.rules.toward(anchor)
+    anchored = lambda anchor: audit(wd.adamw(LR, weight_decay=WD, rule=rule(anchor)), params()).rows
     twice = jax.tree.map(lambda x: 2 * x, params())
     assert [anchored(a)[1].anchor for a in (None, "init", twice)] == ["zero", "init", "tree"]
     assert anchored("init")[0].anchor == ""

@@ -59,10 +59,11 @@ def traffic(tx, dtype=jnp.float32, sharding=None):
 # Every axis that may cost something, as options; a name is tried with those that it takes.
 AXES = {
     "plain": {},
-    "rule": {"mask": [("kernel", 0.5)]},
+    "mask": {"mask": [("kernel", 0.5)]},
     "schedule": {"coupling": "schedule"},
-    "cautious": {"cautious": True},
-    "anchor": {"anchor": "init"},
+    "cautious": {"rule": wd.rules.cautious()},
+    "clip": {"rule": optax.clip(0.5)},
+    "anchor": {"rule": wd.rules.toward("init")},
     "momentum": {"momentum": 0.9},
 }
 CASES = [(name, axis) for name in NAMES for axis, options in AXES.items() if all(takes(name, o) for o in options)]
@@ -73,11 +74,11 @@ OFF = {"kernel": 0.0}  # multipliers: nothing decays, and the program knows it
 
 def allowed(name, axis, tx):
     """Bytes per parameter beyond the step without decay."""
-    extra = 4 * (axis == "anchor")  # a decay toward a tree reads the tree
-    if name.endswith("_l2"):  # g + λp feeds each moment, and a CPU's loop writes one array: each reads p again
-        state = jax.eval_shape(tx.init, {"kernel": jnp.ones((ROWS, COLUMNS))})
-        extra += 4 * sum(x.shape == (ROWS, COLUMNS) for x in jax.tree.leaves(state))
-    return extra
+    reads = 4 * (axis == "anchor")  # a decay toward a tree reads the tree
+    state = jax.eval_shape(tx.init, {"kernel": jnp.ones((ROWS, COLUMNS))})
+    moments = sum(x.shape == (ROWS, COLUMNS) for x in jax.tree.leaves(state.inner)) if name.endswith("_l2") else 0
+    # g + λ·r(p) feeds each moment, and a CPU's loop writes one array: each reads p again, and the tree
+    return (4 + reads) * moments if moments else reads
 
 
 @pytest.mark.parametrize(("name", "axis"), CASES)

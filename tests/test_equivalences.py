@@ -385,7 +385,7 @@ def test_lion_keeps_weights_below_one_over_lambda():
     assert np.abs(free[-1]).max() > 5
 
 
-# --- Cautious decay and anchors ----------------------------------------------------------------------------------
+# --- Rules: cautious decay and anchors ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["add_decayed_weights", "with_decay", "adamw"])
@@ -395,14 +395,14 @@ def test_cautious_decay_acts_only_where_it_agrees_with_the_update(place):
     agrees = jnp.array([[True, False, False, True, True]])  # u·p ≥ 0
     tx, base = {
         "add_decayed_weights": (
-            optax.chain(wd.add_decayed_weights(WD, cautious=True), optax.scale_by_learning_rate(LR)),
+            optax.chain(wd.add_decayed_weights(WD, rule=wd.rules.cautious()), optax.scale_by_learning_rate(LR)),
             optax.sgd(LR),
         ),
         "with_decay": (
-            wd.with_decay(optax.sgd(LR), learning_rate=LR, weight_decay=WD, cautious=True),
+            wd.with_decay(optax.sgd(LR), learning_rate=LR, weight_decay=WD, rule=wd.rules.cautious()),
             optax.sgd(LR),
         ),
-        "adamw": (wd.adamw(LR, weight_decay=WD, cautious=True), optax.adam(LR)),
+        "adamw": (wd.adamw(LR, weight_decay=WD, rule=wd.rules.cautious()), optax.adam(LR)),
     }[place]
     got, bare = (t.update(g, t.init(p), p)[0]["kernel"] for t in (tx, base))
     chex.assert_trees_all_close(got, bare - jnp.where(agrees, LR * WD * p["kernel"], 0.0), **SAME)
@@ -422,7 +422,7 @@ def test_cautious_decay_gates_on_the_direction_where_the_step_is_zero(place, lr,
     p = {"kernel": jnp.array([[2.0, 2.0, -2.0, -2.0, 2.0]], dtype)}
     g = {"kernel": jnp.array([[1e-3, -1e-3, 1e-3, -1e-3, 0.0]], dtype)}
     options = {"weight_decay": 0.25, "coupling": "constant", "mask": None}
-    tx = CAUTIOUS[place](lr, cautious=True, **options)
+    tx = CAUTIOUS[place](lr, rule=wd.rules.cautious(), **options)
     updates, _ = tx.update(g, tx.init(p), p)
     agrees = [[True, False, False, True, True]]
     np.testing.assert_array_equal(np.asarray(updates["kernel"], float), np.where(agrees, -0.25 * p["kernel"], 0))
@@ -432,7 +432,7 @@ def test_cautious_decay_of_a_finished_optimizer_waits_for_the_first_step():
     """Its direction can't be seen in a step of 0: where η is 0, nothing decays."""
     p, g = {"kernel": jnp.array([[2.0, 2.0]])}, {"kernel": jnp.array([[1.0, -1.0]])}
     warm_up = lambda t: 0.1 * t
-    options = {"weight_decay": 0.25, "coupling": "constant", "cautious": True}
+    options = {"weight_decay": 0.25, "coupling": "constant", "rule": wd.rules.cautious()}
     tx = wd.with_decay(optax.sgd(warm_up), learning_rate=warm_up, **options)
     first, state = tx.update(g, tx.init(p), p)
     second, _ = tx.update(g, state, p)
@@ -445,15 +445,15 @@ def test_decay_goes_toward_the_anchor(anchor):
     params = {"kernel": jnp.array([[2.0, -1.0]])}
     target = params if anchor == "init" else {"kernel": jnp.array([[5.0, 5.0]])}
     outward = lambda p: -jnp.sum(p["kernel"])  # gradient −1 everywhere
-    given = "init" if anchor == "init" else target
+    rule = wd.rules.toward("init" if anchor == "init" else target)
     for tx in (
-        wd.sgdw(LR, weight_decay=WD, anchor=given),
-        optax.chain(wd.add_decayed_weights(WD, anchor=given), optax.scale_by_learning_rate(LR)),
-        optax.chain(optax.sgd(LR), wd.shrink(LR * WD, anchor=given)),
+        wd.sgdw(LR, weight_decay=WD, rule=rule),
+        optax.chain(wd.add_decayed_weights(WD, rule=rule), optax.scale_by_learning_rate(LR)),
+        optax.chain(optax.sgd(LR), wd.shrink(LR * WD, rule=rule)),
     ):
         end = train(tx, params, outward, 6000)["kernel"][-1]
         chex.assert_trees_all_close(end, target["kernel"] + 1 / WD, rtol=1e-9)  # where λ·(p − a) balances the gradient
-    prox = optax.chain(optax.sgd(LR), wd.proximal(LR * WD, anchor=given))
+    prox = optax.chain(optax.sgd(LR), wd.proximal(LR * WD, rule=rule))
     end = train(prox, params, outward, 6000)["kernel"][-1]
     chex.assert_trees_all_close(end, target["kernel"] + 1 / WD, rtol=1e-9)
 

@@ -397,7 +397,7 @@ VARIANTS = {
     "rules": adamw(mask=[("kernel", 0.5), (".*", 0)]),
     "tree": adamw(mask=KERNEL_ONLY),
     "function": adamw(mask=by_rank),
-    "cautious": adamw(cautious=True),
+    "cautious": adamw(rule=wd.rules.cautious()),
     "constant coupling": adamw(coupling="constant"),
     "adam_l2": wd.adam_l2(0.1, weight_decay=0.1),
 }

@@ -266,7 +266,8 @@ every_framework = pytest.mark.parametrize("framework", FRAMEWORKS)
 every_optimizer = pytest.mark.parametrize(
     "optimizer", ["sgdw", pytest.param("adamw", marks=pytest.mark.optax_promotes)]
 )
-every_case = pytest.mark.parametrize(("mask", "anchor"), [("weights", None), ("rules", "init")])
+RULES_OF = {None: None, "init": wd.rules.toward("init")}
+every_case = pytest.mark.parametrize(("mask", "rule"), [("weights", None), ("rules", "init")])
 
 
 def build(framework: str, optimizer: str, **options: Any) -> Loop:
@@ -286,8 +287,8 @@ class Trained(NamedTuple):
 
 
 @functools.cache
-def trained(framework: str, optimizer: str, mask: str, anchor: str | None) -> Trained:
-    loop = build(framework, optimizer, mask=MASKS[mask], anchor=anchor)
+def trained(framework: str, optimizer: str, mask: str, rule: str | None) -> Trained:
+    loop = build(framework, optimizer, mask=MASKS[mask], rule=RULES_OF[rule])
     before = layout(loop)
     losses = [loop.step() for _ in range(STEPS)]
     return Trained((before, layout(loop)), int(jnp.asarray(loop.opt_state.step)), losses, loop.weights)
@@ -296,8 +297,8 @@ def trained(framework: str, optimizer: str, mask: str, anchor: str | None) -> Tr
 @every_framework
 @every_optimizer
 @every_case
-def test_trains(framework: str, optimizer: str, mask: str, anchor: str | None) -> None:
-    run = trained(framework, optimizer, mask, anchor)
+def test_trains(framework: str, optimizer: str, mask: str, rule: str | None) -> None:
+    run = trained(framework, optimizer, mask, rule)
     assert run.losses[-1] < 0.2 * run.losses[0]
     assert run.layouts[0] == run.layouts[1]
     assert run.count == STEPS
@@ -306,8 +307,8 @@ def test_trains(framework: str, optimizer: str, mask: str, anchor: str | None) -
 @pytest.mark.parametrize("framework", [name for name in FRAMEWORKS if name != "plain"])
 @every_optimizer
 @every_case
-def test_same_numbers_as_the_plain_loop(framework: str, optimizer: str, mask: str, anchor: str | None) -> None:
-    run, plain = (trained(name, optimizer, mask, anchor) for name in (framework, "plain"))
+def test_same_numbers_as_the_plain_loop(framework: str, optimizer: str, mask: str, rule: str | None) -> None:
+    run, plain = (trained(name, optimizer, mask, rule) for name in (framework, "plain"))
     # Four programs in float32, each rounding its own way, 30 steps: measured 1e-6, and Adam may amplify more elsewhere.
     np.testing.assert_allclose(run.losses, plain.losses, rtol=1e-5)
     for path, weight in plain.weights.items():
@@ -318,16 +319,16 @@ def test_same_numbers_as_the_plain_loop(framework: str, optimizer: str, mask: st
 @every_optimizer
 @every_case
 def test_zero_gradient_shrinks_kernels_by_the_rate_and_nothing_else(
-    framework: str, optimizer: str, mask: str, anchor: str | None
+    framework: str, optimizer: str, mask: str, rule: str | None
 ) -> None:
-    loop = build(framework, optimizer, mask=MASKS[mask], anchor=anchor)
+    loop = build(framework, optimizer, mask=MASKS[mask], rule=RULES_OF[rule])
     loop.weights = moved = {path: 3 * leaf for path, leaf in START.items()}  # an anchor stays where init was
     for _ in range(5):
         assert loop.step(scale=0.0) == 0.0
     for path, leaf in loop.weights.items():
         if path in MULTIPLIERS[mask]:
             kept = (1 - RATE[optimizer] * MULTIPLIERS[mask][path]) ** 5
-            expected = (3 * kept if anchor is None else 1 + 2 * kept) * START[path].astype(np.float64)
+            expected = (3 * kept if rule is None else 1 + 2 * kept) * START[path].astype(np.float64)
             np.testing.assert_allclose(leaf, expected, rtol=1e-6, err_msg=path)  # 5 steps, a few roundings of 6e-8 each
         else:
             np.testing.assert_array_equal(leaf, moved[path], err_msg=path)
@@ -352,11 +353,11 @@ def test_weight_decay_is_live(framework: str, optimizer: str) -> None:
 @every_framework
 @every_optimizer
 def test_saved_and_restored_it_goes_on_as_if_uninterrupted(framework: str, optimizer: str) -> None:
-    loop = build(framework, optimizer, mask=RULES, anchor="init")
+    loop = build(framework, optimizer, mask=RULES, rule=RULES_OF["init"])
     loop.step()
     saved = loop.save()
     expected = [loop.step() for _ in range(3)]
-    again = build(framework, optimizer, mask=RULES, anchor="init")
+    again = build(framework, optimizer, mask=RULES, rule=RULES_OF["init"])
     again.weights = {path: 0 * leaf for path, leaf in START.items()}
     again.restore(saved)
     assert [again.step() for _ in range(3)] == expected

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 # Each module imports only from those before it.
 FLOORS = [
     {"dtypes", "hyperparams", "masking.paths", "masking.words", "optional", "tables", "version"},
-    {"couplings", "masking.roles", "precision.casts", "precision.random_bits"},
-    {"choosing.schedules", "masking.errors", "partition", "precision.rounding", "state_fields"},
-    {"masking.forms", "step_sums"},
+    {"couplings", "masking.roles", "precision.casts", "precision.random_bits", "precision.upcasting"},
+    {"choosing.schedules", "masking.errors", "partition", "precision.exact_steps", "state_fields"},
+    {"masking.forms", "precision.rounding", "step_sums"},
     {"masking.masks", "precision.master_weights", "precision.state", "rules.step"},
     {"penalties", "precision.__init__", "rules.apply", "rules.cautious", "rules.toward"},
     {"core", "rules.__init__"},

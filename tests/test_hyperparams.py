@@ -1,4 +1,4 @@
-"""Hyperparameters: what is refused, where they are found in the state, and who owns them."""
+"""Hyperparameters: what is refused, where they are found in the state, and which leaf is whose."""
 
 import inspect
 

@@ -17,6 +17,7 @@ from catalogue import (
     RATE,
     REMOVES,
     REQUIRED,
+    RULES,
     WEIGHT_DECAY,
     build,
     grads,
@@ -26,6 +27,7 @@ from catalogue import (
     run,
     step,
     takes,
+    toward_average,
     without_decay,
 )
 from hypothesis import given, settings
@@ -195,7 +197,7 @@ def test_none_leaves_pass(name):
     if name.startswith("adam"):  # Optax's Adam takes None only where the parameter is None, too
         p["norms"]["scale"] = None
     g["norms"]["scale"] = None
-    tx = optimizer(name, mask="weights", anchor="init")
+    tx = optimizer(name, mask="weights", rule=wd.rules.toward("init"))
     updates, _ = tx.update(g, tx.init(p), p)
     assert updates["frozen"] is None
     assert updates["norms"]["scale"] is None
@@ -299,23 +301,22 @@ def test_f28_apply_if_finite_skips_the_decay_too(name):
     chex.assert_trees_all_close(after, run(optimizer(name, mask="weights"), p, grads(p), 1)[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("anchor", [None, "init", "tree"])
+@pytest.mark.parametrize("rule", ["none", "init", "tree", "init, cautious", "average"])
 @all_names
-def test_tree_map_params_finds_every_parameter_like_leaf(name, anchor):
-    if anchor is not None and not takes(name, "anchor"):
-        anchor = None
+def test_tree_map_params_finds_every_parameter_like_leaf(name, rule):
     p = params()
-    tx = build(name, mask="weights", anchor=optax.tree.ones_like(p) if anchor == "tree" else anchor)
+    tx = build(name, mask="weights", rule=RULES[rule](p))
     state = tx.init(p)
     marked = optax.tree.map_params(tx, lambda x: "params", state, transform_non_params=lambda x: "other")
     assert marked.step == "other"
     assert set(marked.hyperparams.values()) == {"other"}
-    assert set(jax.tree.leaves(marked.anchor)) == ({"params"} if anchor else set())
+    assert set(jax.tree.leaves(marked.rule)) == (set() if rule == "none" else {"params"})
 
 
+@pytest.mark.parametrize("rule", ["none", "init", "average", "inner state"])
 @all_names
-def test_init_runs_under_eval_shape_and_state_is_the_same(name):
-    tx = build(name, mask="weights", anchor="init")
+def test_init_runs_under_eval_shape_and_state_is_the_same(name, rule):
+    tx = build(name, mask="weights", rule=RULES[rule](params()))
     shapes = jax.eval_shape(tx.init, params())
     chex.assert_trees_all_equal_shapes_and_dtypes(shapes, tx.init(params()))
 
@@ -323,7 +324,8 @@ def test_init_runs_under_eval_shape_and_state_is_the_same(name):
 @all_names
 def test_parameters_and_state_can_be_donated(name):
     rate = jnp.asarray(0.1, jnp.float32)  # the caller's array must survive the donated state
-    tx = optimizer(name, mask="weights", anchor="init", weight_decay=rate, rate=rate, learning_rate=rate)
+    rule = optax.chain(wd.rules.toward("init"), toward_average(0.5))
+    tx = optimizer(name, mask="weights", rule=rule, weight_decay=rate, rate=rate, learning_rate=rate)
     p = params()
     state = tx.init(p)
     buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves((p, state))]
@@ -341,7 +343,7 @@ def test_sharded_over_eight_devices(name):
     rows = NamedSharding(mesh, PartitionSpec("data"))
     p = {"dense": {"kernel": jnp.arange(64, dtype=jnp.float32).reshape(16, 4), "bias": jnp.ones(8)}}
     g = jax.tree.map(jnp.cos, p)
-    tx = optimizer(name, mask="weights", anchor="init")
+    tx = optimizer(name, mask="weights", rule=optax.chain(wd.rules.toward("init"), wd.rules.cautious()))
     alone, _ = run(tx, p, g, STEPS)
     sharded, g_sharded = jax.device_put((p, g), rows)
     state = jax.jit(tx.init)(sharded)

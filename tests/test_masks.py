@@ -268,7 +268,7 @@ STACKED_NORM = {"weight": jnp.ones((3, 4)), "bias": jnp.ones((3, 4))}
 
 
 def test_12_19_a_hidden_bias_is_in_view():
-    """Only its shape tells a stacked norm from a matrix, so nobody guesses; what the error says works."""
+    """Only its shape distinguishes a stacked norm from a matrix, so it is an error; the fix it names works."""
     only_weight = {"weight": True, "bias": False}
     with pytest.raises(ValueError, match=r"'weight' is a matrix or a stacked norm's scale.*hidden by optax.masked"):
         optax.masked(wd.sgdw(0.1, weight_decay=0.1), only_weight).init(STACKED_NORM)

@@ -1,5 +1,7 @@
 """`migrate_state` between wrappers, roundings and chains, and what it refuses; Optax's checkpoints are footgun F24."""
 
+from typing import NamedTuple
+
 import chex
 import flax.serialization
 import jax
@@ -87,17 +89,92 @@ def test_a_checkpoint_of_version_0_1_0():
     """Its counter was called `count`, and SGD had none of its own."""
     for new, inner in (
         (ADAMW(), lambda s: {"count": 3, "mu": s.mu, "nu": s.nu}),
-        (wd.sgdw(0.1, weight_decay=0.1, momentum=0.9, anchor="init"), lambda s: {"trace": s.trace}),
+        (wd.sgdw(0.1, weight_decay=0.1, momentum=0.9, rule=wd.rules.toward("init")), lambda s: {"trace": s.trace}),
     ):
         state = run(new, new.init(PARAMS), range(3))[1]
         old = {
             "count": state.step,
             "hyperparams": {"learning_rate": jnp.float32(7), "weight_decay": jnp.float32(8)},
-            "anchor": state.anchor,
+            "anchor": PARAMS if state.rule else (),
             "inner": jax.tree.map(jnp.asarray, inner(state.inner)),
         }
         migrated = wd.migrate_state(old, new, optax.tree.zeros_like(PARAMS))
         chex.assert_trees_all_equal(migrated, state)  # the anchor, too; η and λ are the optimizer's
+
+
+class AverageState(NamedTuple):
+    mu: optax.Params  # called as Adam's
+    count: jax.Array
+
+
+def average():
+    """Toward a moving average of the parameters."""
+
+    def init(params):
+        return AverageState(jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        mu = optax.tree.add_scale(optax.tree.scale(0.5, state.mu), 0.5, params)
+        return optax.tree.sub(updates, mu), AverageState(mu, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+RULES = {
+    "toward": wd.rules.toward("init"),
+    "average": average(),
+    "chain": optax.chain(wd.rules.toward("init"), wd.rules.cautious(), average()),
+}
+FINETUNED = lambda rule: wd.adamw(0.1, weight_decay=0.1, rule=rule)
+
+
+@pytest.mark.parametrize("read", [lambda state: state, raw], ids=["as made", "raw"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_keeps_its_state(rule, read):
+    """Leaves that don't decay, such as biases here, are `optax.MaskedNode` in it."""
+    wrappers = {
+        "rounded": wd.adamw(0.1, weight_decay=0.1, rule=RULES[rule], rounding="compensated_all"),
+        "partition": wd.partition(
+            {"a": FINETUNED(RULES[rule]), "b": ADAMW()}, lambda p: "b" if "mu" in p.path else "a"
+        ),
+        "chain": optax.chain(optax.clip(10.0), FINETUNED(RULES[rule])),
+    }
+    params, state = run(FINETUNED(RULES[rule]), FINETUNED(RULES[rule]).init(PARAMS), range(3))
+    assert len(jax.tree.leaves(state.rule)) > 0
+    assert int(state.step) == 3
+    for tx in (FINETUNED(RULES[rule]), *wrappers.values()):
+        migrated = wd.migrate_state(read(state), tx, params)
+        chex.assert_trees_all_equal_shapes_and_dtypes(migrated, tx.init(params))
+    for tx in (FINETUNED(RULES[rule]), wrappers["chain"]):
+        migrated = wd.migrate_state(read(state), tx, params)
+        found = migrated[1] if tx is wrappers["chain"] else migrated
+        chex.assert_trees_all_equal(found, state)
+        ends = (run(tx, migrated, range(3, 5), params)[0], run(FINETUNED(RULES[rule]), state, range(3, 5), params)[0])
+        chex.assert_trees_all_equal(*ends)
+
+
+@pytest.mark.parametrize("read", [lambda state: state, raw], ids=["as made", "raw"])
+def test_empty_layers(read):
+    """An empty dict of the parameters, and what a checkpoint has for `optax.MaskedNode`, look alike."""
+    params = PARAMS | {"activation": {}}
+    for old in (OPTAX, FINETUNED(RULES["toward"])):
+        _, state = run(old, old.init(params), range(2), params)
+        migrated = wd.migrate_state(read(state), FINETUNED(RULES["toward"]), params)
+        assert int(migrated.step) == 2
+        chex.assert_trees_all_equal(migrated.inner.mu, (state[0] if old is OPTAX else state.inner).mu)
+
+
+def test_a_rule_that_one_of_both_lacks():
+    """A new rule starts at these parameters, with a count of its own; an old one is dropped, as an old anchor is."""
+    params, state = run(OPTAX, OPTAX.init(PARAMS), range(3))
+    migrated = wd.migrate_state(state, FINETUNED(RULES["chain"]), params)
+    chex.assert_trees_all_equal(migrated.rule, FINETUNED(RULES["chain"]).init(params).rule)
+    assert int(migrated.step) == 3
+    assert int(migrated.rule[2].count) == 0
+    back = wd.migrate_state(migrated, FINETUNED(None), params)
+    chex.assert_trees_all_equal(back.inner, migrated.inner)
+    with pytest.raises(ValueError, match=r"no 'anchor' for parameter 'dense/bias'"):  # decays now, and had no anchor
+        wd.migrate_state(migrated, ADAMW(rule=RULES["toward"]), params)
 
 
 def test_pending_gradients_of_multi_steps():

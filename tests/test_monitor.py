@@ -117,7 +117,7 @@ def test_proximal_l2_and_cautious_decay_are_seen_exactly():
     share = read_decay(tx.update(g, tx.init(p), p)[1])["weight"].decay_share
     d, s = 5.0 * 0.25 / 1.25, np.sqrt(0.02) / 1.25
     assert float(share) == pytest.approx(d / (d + s), rel=1e-6)
-    tx = monitor_decay(wd.sgdw(0.1, weight_decay=0.5, cautious=True))  # only the first entry agrees
+    tx = monitor_decay(wd.sgdw(0.1, weight_decay=0.5, rule=wd.rules.cautious()))  # only the first entry agrees
     share = read_decay(tx.update(g, tx.init(p), p)[1])["weight"].decay_share
     d, s = 3.0 * 0.05, np.sqrt(0.02)
     assert float(share) == pytest.approx(d / (d + s), rel=1e-6)
@@ -429,9 +429,11 @@ def test_where_the_step_is_no_decay_the_share_is_nan(name):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
-    "options", [{}, {"cautious": True}, {"mask": [("a", 1.0), ("b", 0.1)]}, {"rounding": "stochastic"}], ids=str
+    "options",
+    [{}, {"rule": wd.rules.cautious()}, {"mask": [("a", 1.0), ("b", 0.1)]}, {"rounding": "stochastic"}],
+    ids=["plain", "cautious", "mask", "stochastic"],
 )
-def test_a_decay_beside_a_clip_is_a_number(options, dtype):
+def test_a_decay_next_to_a_clip_is_a_number(options, dtype):
     """Clipping the global norm, multipliers per leaf, caution and roundings don't make a decay less of one."""
     keys = jax.random.split(jax.random.key(0), 3)
     p = {"a": {"kernel": jax.random.normal(keys[0], (64, 32), dtype)}, "b": {"kernel": jnp.ones((3, 3), dtype)}}
@@ -613,7 +615,7 @@ def test_arrays_of_learning_rates():
         ({"coupling": "linear"}, ValueError, "coupling='linear' is not a coupling"),
     ],
 )
-def test_bad_input_is_refused_with_its_mend(bad, error, says):
+def test_bad_input_is_refused_with_its_fix(bad, error, says):
     arguments = {"learning_rate": 0.01, "weight_decay": 0.1} | bad
     with pytest.raises(error, match=says):
         equilibrium(arguments.pop("learning_rate"), **arguments)

@@ -1,7 +1,7 @@
 """Rounding inside everything that Optax, JAX, Flax and Orbax put around an optimizer."""
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import chex
 import flax.serialization
@@ -19,6 +19,7 @@ from wd_optax.precision import rounding
 pytestmark = pytest.mark.optax_promotes
 
 ROUNDINGS = rounding.ROUNDINGS
+assert tuple(ROUNDINGS) == get_args(rounding.Rounding)
 each_rounding = pytest.mark.parametrize("rounding", ROUNDINGS)
 
 
@@ -31,13 +32,13 @@ def mixed():
     return {
         "kernel": normal(0, (8, 16)),
         "half": {"kernel": normal(1, (4, 6), jnp.float16)},
-        "wide": {"kernel": normal(2, (4, 2), jnp.float32)},
+        "single": {"kernel": normal(2, (4, 2), jnp.float32)},
         "steps": jnp.arange(3, dtype=jnp.int32),
         "frozen": None,
     }
 
 
-def narrow():
+def low_precision():
     return {"a": {"kernel": normal(0, (8, 16))}, "b": {"kernel": normal(1, (16, 8))}, "scale": normal(2, (16,))}
 
 
@@ -82,7 +83,7 @@ def test_the_argument_is_the_chain(name, weight_decay, rounding):
     options |= {"momentum": 0.9} if name == "sgdw" else {}
     make = lambda **more: getattr(wd, name)(learning_rate=1e-2, **options, **more)
     long = optax.chain(wd.precision.in_float32(make()), wd.precision.round_updates(rounding, key=5))
-    p, g = narrow(), like(narrow())
+    p, g = low_precision(), like(low_precision())
     same_bits(trained(make(rounding=rounding, key=5), p, g)[0], trained(long, p, g)[0])
 
 
@@ -91,7 +92,7 @@ def test_the_argument_is_the_chain(name, weight_decay, rounding):
 def test_moments_have_the_type_that_was_asked_for(b, rounding):
     both = {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
     tx = adamw(rounding, **{b: jnp.bfloat16})
-    state = trained(tx, narrow(), like(narrow()))[1]
+    state = trained(tx, low_precision(), like(low_precision()))[1]
     for field in ("mu", "nu"):
         dtypes = {x.dtype for x in jax.tree.leaves(optax.tree.get(state, field))}
         assert dtypes == {jnp.dtype(both[f"{field}_dtype"] if b.startswith(field) else jnp.float32)}
@@ -100,10 +101,10 @@ def test_moments_have_the_type_that_was_asked_for(b, rounding):
 def test_stochastic_moments_are_right_in_the_mean():
     """Two roundings of 2⁻⁹ relative deviation at most in 3 steps; 4096 entries, 6σ: false alarm 2·10⁻⁹ each."""
     p, g = {"kernel": jnp.ones((64, 64), jnp.bfloat16)}, {"kernel": jnp.full((64, 64), 0.7, jnp.bfloat16)}
-    wide = trained(adamw(None), optax.tree.cast(p, jnp.float32), optax.tree.cast(g, jnp.float32))[1]
+    in_float32 = trained(adamw(None), optax.tree.cast(p, jnp.float32), optax.tree.cast(g, jnp.float32))[1]
     low = trained(adamw("stochastic", mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16), p, g)[1]
     for field in ("mu", "nu"):
-        exact = float(optax.tree.get(wide, field)["kernel"][0, 0])
+        exact = float(optax.tree.get(in_float32, field)["kernel"][0, 0])
         found = np.float64(optax.tree.get(low, field)["kernel"])
         assert abs(found.mean() / exact - 1) < 6 * np.sqrt(3) * 2.0**-8 / 64
         assert len(np.unique(found)) > 1
@@ -122,14 +123,14 @@ def test_mixed_trees(rounding):
     assert updates["steps"] is u["steps"]
     assert updates["kernel"].dtype == updates["half"]["kernel"].dtype == jnp.float32
     if rounding == "compensated_all":
-        same_bits(updates["wide"], u["wide"])  # the first residual is zero
+        same_bits(updates["single"], u["single"])  # the first residual is zero
     else:
-        assert updates["wide"]["kernel"] is u["wide"]["kernel"]
+        assert updates["single"]["kernel"] is u["single"]["kernel"]
     chex.assert_trees_all_equal_shapes_and_dtypes(optax.apply_updates(p, updates), p)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, jax.eval_shape(tx.init, p))
-    if rounding.startswith("compensated"):
-        kept = {"kernel": p["kernel"], "half": p["half"], "wide": {"kernel": jnp.zeros(())}, "steps": jnp.int32(0)}
-        kept = kept | ({"wide": p["wide"]} if rounding == "compensated_all" else {}) | {"frozen": None}
+    if ROUNDINGS[rounding].compensates:
+        kept = {"kernel": p["kernel"], "half": p["half"], "single": {"kernel": jnp.zeros(())}, "steps": jnp.int32(0)}
+        kept = kept | ({"single": p["single"]} if rounding == "compensated_all" else {}) | {"frozen": None}
         chex.assert_trees_all_equal_shapes_and_dtypes(state.residual, kept)
     else:
         assert state.residual == ()
@@ -177,16 +178,16 @@ def test_errors():
         wd.precision.low_precision_state(optax.adam(1e-3), rounding="compensated")
     for tx in (wd.precision.round_updates("nearest"), wd.precision.with_master_weights(optax.sgd(1e-3))):
         with pytest.raises(ValueError, match="parameters"):
-            tx.update(narrow(), tx.init(narrow()))
+            tx.update(low_precision(), tx.init(low_precision()))
     with pytest.raises(ValueError, match=r"second_moment=.*no such field"):
-        wd.precision.low_precision_state(optax.adam(1e-3), second_moment=jnp.bfloat16).init(narrow())
+        wd.precision.low_precision_state(optax.adam(1e-3), second_moment=jnp.bfloat16).init(low_precision())
 
 
 # --- the same bits, wherever and however it runs
 
 
 def test_bits_come_from_the_key_alone():
-    p, g = narrow(), like(narrow())
+    p, g = low_precision(), like(low_precision())
     ends = [trained(adamw(key=key), p, g)[0] for key in (3, 3, 4, jax.random.key(3), jax.random.key(3))]
     same_bits(ends[0], ends[1])
     same_bits(ends[3], ends[4])
@@ -195,8 +196,8 @@ def test_bits_come_from_the_key_alone():
     same_bits(trained(adamw(), p, g, jit=False)[0], trained(adamw(), p, g, jit=False)[0])
 
 
-def test_a_leaf_has_its_bits_whatever_stands_beside_it():
-    p, g = narrow(), like(narrow())
+def test_a_leaf_has_its_bits_whatever_else_the_tree_has():
+    p, g = low_precision(), like(low_precision())
     whole, _ = trained(adamw(mask=None), p, g)
     for part in ("a", "b"):
         same_bits(trained(adamw(mask=None), {part: p[part]}, {part: g[part]})[0], {part: whole[part]})
@@ -229,7 +230,7 @@ def test_leaves_steps_and_keys_are_independent():
 
 @each_rounding
 def test_jit_scan_and_donation(rounding):
-    p, g, tx = narrow(), like(narrow()), adamw(rounding)
+    p, g, tx = low_precision(), like(low_precision()), adamw(rounding)
     chex.clear_trace_counter()
     one = jax.jit(chex.assert_max_traces(lambda g, s, p: step(tx, g, s, p), n=1), donate_argnums=(1, 2))
     end, state = jax.tree.map(jnp.copy, p), tx.init(p)
@@ -242,7 +243,7 @@ def test_jit_scan_and_donation(rounding):
 
 @each_rounding
 def test_vmap_over_keys_and_rates_equals_a_loop(rounding):
-    p, g = narrow(), like(narrow())
+    p, g = low_precision(), like(low_precision())
 
     def train(key, weight_decay):
         tx = wd.sgdw(2.0**-7, weight_decay=weight_decay, mask=None, rounding=rounding, key=key)
@@ -259,16 +260,16 @@ def test_vmap_over_keys_and_rates_equals_a_loop(rounding):
 
 
 def test_wrappers():
-    p, g, tx = narrow(), like(narrow()), adamw("stochastic", mask=None)
+    p, g, tx = low_precision(), like(low_precision()), adamw("stochastic", mask=None)
     plain, _ = trained(tx, p, g, 2)
     # the mean of four equal gradients is that gradient, exactly
     many = optax.MultiSteps(tx, every_k_schedule=4).gradient_transformation()
     same_bits(trained(many, p, g, 8)[0], plain)
     # apply_if_finite wants updates of the gradients' type, so these must be float32
-    finite, wide = optax.apply_if_finite(tx, max_consecutive_errors=3), optax.tree.cast(g, jnp.float32)
-    start, state = trained(finite, p, optax.tree.full_like(wide, jnp.nan), 1)
+    finite, g32 = optax.apply_if_finite(tx, max_consecutive_errors=3), optax.tree.cast(g, jnp.float32)
+    start, state = trained(finite, p, optax.tree.full_like(g32, jnp.nan), 1)
     same_bits(start, p)
-    same_bits(trained(finite, p, wide, 2, state=state)[0], plain)
+    same_bits(trained(finite, p, g32, 2, state=state)[0], plain)
     inside = {"a": True, "b": False, "scale": False}
     masked, _ = trained(optax.masked(tx, inside), p, optax.tree.zeros_like(p), 2)
     same_bits({k: masked[k] for k in ("b", "scale")}, {k: p[k] for k in ("b", "scale")})
@@ -278,11 +279,11 @@ def test_wrappers():
 
 @each_rounding
 def test_tree_map_params_and_eval_shape(rounding):
-    p = narrow()
+    p = low_precision()
     tx = adamw(rounding, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)
     marked = optax.tree.map_params(tx, lambda x: "p", tx.init(p), transform_non_params=lambda x: "other")
     found = jax.tree.leaves(marked)
-    assert found.count("p") == 3 * (3 if rounding.startswith("compensated") else 2)
+    assert found.count("p") == 3 * (3 if ROUNDINGS[rounding].compensates else 2)
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, p), tx.init(p))
 
 
@@ -300,7 +301,7 @@ def test_nnx_optimizer():
 @pytest.mark.parametrize("through", ["flax", "orbax"])
 @each_rounding
 def test_resume_is_bit_exact(rounding, through, tmp_path):
-    p, g, tx = narrow(), like(narrow()), adamw(rounding, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)
+    p, g, tx = low_precision(), like(low_precision()), adamw(rounding, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)
     half = trained(tx, p, g, 3)
     template = jax.tree.map(jnp.zeros_like, (p, tx.init(p)))
     if through == "flax":
@@ -327,7 +328,7 @@ def test_resume_is_bit_exact(rounding, through, tmp_path):
     ],
 )
 def test_bytes_per_parameter(rounding, moments, per_parameter):
-    """bf16 p, g, m, v with stochastic rounding: 2 + 2 + 2 + 2; and no array of random bits beside them."""
+    """bf16 p, g, m, v with stochastic rounding: 2 + 2 + 2 + 2; and no array of random bits."""
     n = 2**16
     p = {"kernel": jnp.ones((256, 256), jnp.bfloat16)}
     tx = adamw(rounding, mu_dtype=moments, nu_dtype=moments)
@@ -358,7 +359,7 @@ KEYS = {
 
 @pytest.mark.parametrize("key", KEYS)
 def test_updates_have_the_parameters_shapes_for_every_kind_of_key(key):
-    p = narrow() | {"scalar": jnp.bfloat16(1), "two": normal(3, (2,)), "empty": normal(4, (0, 3)), "number": 1.0}
+    p = low_precision() | {"scalar": jnp.bfloat16(1), "two": normal(3, (2,)), "empty": normal(4, (0, 3)), "number": 1.0}
     g = jax.tree.map(lambda x: jnp.ones_like(x, jnp.bfloat16), p)
     for tx in (adamw(key=KEYS[key], nu_dtype=jnp.bfloat16), wd.precision.round_updates("stochastic", key=KEYS[key])):
         state = jax.eval_shape(tx.init, p)
@@ -371,14 +372,14 @@ def test_updates_have_the_parameters_shapes_for_every_kind_of_key(key):
 def test_a_key_that_is_none():
     for bad in (jax.random.split(jax.random.key(0), 2), 0.5, -1):
         with pytest.raises(ValueError, match=r"key is .*: pass an int in"):
-            adamw(key=bad).init(narrow())
+            adamw(key=bad).init(low_precision())
 
 
 @pytest.mark.parametrize(("rounding", "dtype"), [("stochastic", jnp.bfloat16), ("compensated", jnp.float16)])
 def test_apply_if_finite_goes_inside_or_gets_float32_gradients(rounding, dtype):
     """The two orders of the docstring: a skipped step leaves every bit of parameters and moments as it was."""
-    p = optax.tree.cast(narrow(), dtype)
-    g, bad = optax.tree.cast(like(narrow()), dtype), jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), p)
+    p = optax.tree.cast(low_precision(), dtype)
+    g, bad = optax.tree.cast(like(low_precision()), dtype), jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), p)
     inside = optax.chain(
         wd.precision.in_float32(optax.apply_if_finite(adamw(None), 5)), wd.precision.round_updates(rounding)
     )

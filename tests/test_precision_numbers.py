@@ -69,9 +69,9 @@ def test_f07_float32_loses_the_decay_at_small_rates(setting, found):
     p = {"kernel": jnp.ones((1, 1), jnp.float32)}
     for tx in (optax.adamw(lr, weight_decay=weight_decay), wd.adamw(lr, weight_decay=weight_decay)):
         assert float(decayed(tx, p, steps)["kernel"][0, 0]) == pytest.approx(found[1], abs=1e-6)
-    mended = wd.adamw(lr, weight_decay=weight_decay, rounding="compensated_all")
+    compensated = wd.adamw(lr, weight_decay=weight_decay, rounding="compensated_all")
     # c itself is a float32, 2⁻²⁴ of what is removed; the result has units of 2⁻²⁴
-    assert float(decayed(mended, p, steps)["kernel"][0, 0]) == pytest.approx(exact, abs=2.0**-23)
+    assert float(decayed(compensated, p, steps)["kernel"][0, 0]) == pytest.approx(exact, abs=2.0**-23)
 
 
 @pytest.mark.optax_promotes

@@ -110,7 +110,7 @@ def test_bits_are_equidistributed():
     """χ² over every byte and over 2¹⁰ buckets of the upper 16 bits; 5 × 40 tests at 10⁻⁷: false alarm 2·10⁻⁵."""
     p_values = []
     for i in range(40):
-        bits = leaf(seed=i % 4, step=i // 4, stream=random_bits.name_of(f"layers/{i}/kernel"))
+        bits = leaf(seed=i % 4, step=i // 4, stream=random_bits.stream_of(f"layers/{i}/kernel"))
         for shift, buckets in [(0, 256), (8, 256), (16, 256), (24, 256), (22, 1024)]:
             counts = np.bincount((bits >> np.uint32(shift)) % np.uint32(buckets), minlength=buckets)
             p_values.append(stats.chisquare(counts).pvalue)
@@ -227,7 +227,7 @@ def test_what_is_no_key(key, says):
 
 def test_words_that_crc_32_takes_for_one_another():
     assert zlib.crc32(b"plumless") == zlib.crc32(b"buckeroo")
-    one, other = (random_bits.name_of(name) for name in ("plumless", "buckeroo"))
+    one, other = (random_bits.stream_of(name) for name in ("plumless", "buckeroo"))
     assert one[0] != other[0]
     assert one[1] != other[1]
     assert abs(score(leaf(stream=one), leaf(stream=other))) < 6
@@ -235,4 +235,4 @@ def test_words_that_crc_32_takes_for_one_another():
 
 def test_names_of_many_leaves_are_distinct():
     names = [f"layers/{i}/{block}/{leaf}" for i in range(200) for block in "abcde" for leaf in ("kernel", "bias", "0")]
-    assert len({random_bits.name_of(name) for name in names}) == len(names)
+    assert len({random_bits.stream_of(name) for name in names}) == len(names)

@@ -15,7 +15,7 @@ from wd_optax.migrate import migrate_state
 from wd_optax.monitor import monitor_decay, read_decay
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
 from wd_optax.partition import partition
-from wd_optax.penalties import l1_penalty, l2_penalty
+from wd_optax.penalties import l1_penalty, l2_penalty, weight_norm
 from wd_optax.transforms import add_decayed_weights, add_l2_to_loss, proximal, shrink
 from wd_optax.version import __version__
 from wd_optax.wrappers import coupled, decoupled, with_decay
@@ -53,5 +53,6 @@ __all__ = [
     "sweep",
     "timescale",
     "weight_decay_for",
+    "weight_norm",
     "with_decay",
 ]

@@ -50,6 +50,7 @@ def decayed(
     mask: masks.Mask,
     rate: Rate,
     place: Literal["before", "after"],
+    given: Literal["gradients", "direction", "step"] = "gradients",
     descends: bool = False,
     rule: Rule | None = None,
     formula: Formula | None = None,
@@ -64,6 +65,7 @@ def decayed(
       mask: see `wd_optax.masking`.
       rate: what r(p) is multiplied by, from this step's hyperparameters.
       place: "before": u + rate·m·r(p) goes into `inner`; "after": step − rate·m·r(p) is what comes out.
+      given: what `update` is called with; a rule sees gradients where it is these.
       descends: whether `inner` returns a direction u, so that the step is −η·u; else it returns the step.
       rule: see `wd_optax.rules`; None is r(p) = p.
       formula: (step, r(p), rate·m) -> step, in place of the sum or difference.
@@ -80,33 +82,35 @@ def decayed(
         if largest is not None:
             _check_multipliers(mask, params, largest)
         count = jnp.zeros((), jnp.int32)
-        values, inner_state = injected.start(hyperparams, count), inner.init(params)
-        now = injected.now(hyperparams, count, values)
+        values, inner_state = injected.init_leaves(hyperparams, count), inner.init(params)
+        now = injected.evaluate(hyperparams, count, values)
         descent = params if place == "before" or descends else None
-        step = Step(count, now, rate(now), params, inner_state, descent, params if place == "after" else None)
+        gradients, finished = params if given == "gradients" else None, params if place == "after" else None
+        step = Step(count, now, rate(now), inner_state, gradients, descent, finished)
         return DecayState(count, values, apply.start(rule, params, masks.multipliers(mask, params), step), inner_state)
 
     def update(updates: Any, state: DecayState, params: Any = None, **extra: Any) -> tuple[Any, DecayState]:
         if params is None:
             raise ValueError(f"{name} decays the parameters, so update needs them: tx.update(grads, state, params)")
         check_state(name, state)
-        gradients, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
-        values = injected.now(hyperparams, state.step, state.hyperparams)
+        updates, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
+        gradients = updates if given == "gradients" else None
+        values = injected.evaluate(hyperparams, state.step, state.hyperparams)
         multipliers = masks.multipliers(mask, params)
 
         def decay(updates: Any, inner_state: Any, descent: Any, finished: Any) -> tuple[Any, Any]:
-            step = Step(state.step, values, rate(values), gradients, inner_state, descent, finished)
+            step = Step(state.step, values, rate(values), inner_state, gradients, descent, finished)
             r, rule_state = apply.direction(rule, params, multipliers, state.rule, step)
             k = step.rate if grows else -step.rate
             return _along(updates, params, multipliers, r, k, combine, gated=is_gated(state.rule)), rule_state
 
         if place == "before":
-            descent = None if rule is None else jax.tree.map(jnp.negative, gradients)
-            updates, rule_state = decay(gradients, state.inner, descent, None)
+            descent = None if rule is None else jax.tree.map(jnp.negative, updates)
+            updates, rule_state = decay(updates, state.inner, descent, None)
             updates, inner_state = inner.update(updates, state.inner, params, **extra)
             updates = _descend(updates, values)[1] if descends else updates
         else:
-            updates, inner_state = inner.update(gradients, state.inner, params, **extra)
+            updates, inner_state = inner.update(updates, state.inner, params, **extra)
             descent, updates = _descend(updates, values) if descends else (None, updates)
             updates, rule_state = decay(updates, inner_state, descent, updates)
         step = optax.safe_increment(state.step)

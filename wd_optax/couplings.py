@@ -1,9 +1,9 @@
 """How fast weights decay: the coupling between the learning rate η and the weight decay λ.
 
-"Is λ multiplied by the learning rate?" has several answers in the wild; here each has a name.
+Libraries and papers differ on whether λ is multiplied by the learning rate; here each answer has a name.
 c_t is the fraction of a weight removed in step t:
 
-    coupling      c_t                 who does it
+    coupling      c_t                 used by
     "lr"          η_t·λ               PyTorch, Optax, Keras, timm
     "schedule"    (η_t/η_max)·λ       the AdamW paper, AXLearn, optimī decouple_lr, Composer, big_vision
     "corrected"   (η_t²/η_max)·λ      AdamC (for normalised layers)
@@ -13,30 +13,44 @@ References: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2 ("schedule")
 Defazio 2025, arXiv 2506.02285 ("corrected"); Hanson & Pratt 1988 ("constant").
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule, Schedule, check_number, is_concrete, is_static
 
-# c_t = λ · (η_t/η_max)^ratio · η_t^power
-COUPLINGS = {"lr": (0, 1), "schedule": (1, 0), "corrected": (1, 1), "constant": (0, 0)}
+Coupling = Literal["lr", "schedule", "corrected", "constant"]
 
 
-def parse_coupling(name: str, coupling: Any) -> tuple[int, int]:
-    """The (ratio, power) of a coupling, or a ValueError that lists the couplings."""
-    if coupling not in COUPLINGS:
+class Exponents(NamedTuple):
+    """c_t = λ·(η_t/η_max)^ratio·η_t^power."""
+
+    ratio: int
+    power: int
+
+
+COUPLINGS: dict[str, Exponents] = {
+    "lr": Exponents(0, 1),
+    "schedule": Exponents(1, 0),
+    "corrected": Exponents(1, 1),
+    "constant": Exponents(0, 0),
+}
+
+
+def parse_coupling(name: str, coupling: str) -> Exponents:
+    """The exponents of a coupling, or a ValueError that lists the couplings."""
+    if coupling not in tuple(COUPLINGS):
         raise ValueError(f"{name}={coupling!r} is not a coupling: use one of {', '.join(map(repr, COUPLINGS))}")
     return COUPLINGS[coupling]
 
 
 def removed(coupling: str, *, learning_rate: Any, weight_decay: Any, peak_learning_rate: Any = None) -> Any:
-    """c_t for values (not schedules) of η_t, λ and η_max."""
+    """c_t for values (not schedules) of η_t, λ and η_max: numbers, or arrays of any kind."""
     ratio, power = COUPLINGS[coupling]
     if ratio:
         weight_decay = weight_decay * (learning_rate / peak_learning_rate)
     return weight_decay * learning_rate if power else weight_decay
 
 
-def resolve_peak(coupling: str, learning_rate: ScalarOrSchedule, peak_learning_rate: Scalar) -> Scalar:
+def resolve_peak(coupling: str, learning_rate: ScalarOrSchedule, peak_learning_rate: Scalar | None) -> Scalar | None:
     """η_max where the coupling needs it, else None.
 
     A constant learning rate is its own peak. The peak of a schedule, or of an array whose value
@@ -45,14 +59,17 @@ def resolve_peak(coupling: str, learning_rate: ScalarOrSchedule, peak_learning_r
     ratio, _ = parse_coupling("coupling", coupling)
     if not ratio:
         return None
-    if peak_learning_rate is None and not is_static(learning_rate):
+    if peak_learning_rate is not None:
+        peak = peak_learning_rate
+    elif is_static(learning_rate):
+        peak = learning_rate
+    else:
         kind = "a schedule" if callable(learning_rate) else "an array"
         raise ValueError(
             f"coupling={coupling!r} divides by the peak learning rate, and learning_rate is {kind}, "
             "whose peak can't be known here: pass peak_learning_rate, the largest value that "
             "learning_rate takes in the run (for an array that stays constant: the array itself)"
         )
-    peak = learning_rate if peak_learning_rate is None else peak_learning_rate
     check_number("peak_learning_rate", peak)
     if is_concrete(peak) and float(peak) == 0:
         raise ValueError(
@@ -65,7 +82,7 @@ def resolve_peak(coupling: str, learning_rate: ScalarOrSchedule, peak_learning_r
 class Rates(NamedTuple):
     """What is known of c_t before the first step."""
 
-    peak: Scalar  # η_max where the coupling needs it, else None
+    peak: Scalar | None  # η_max where the coupling needs it
     largest: float | None  # the largest c_t, where it is known now
 
 
@@ -74,19 +91,20 @@ def resolve_rates(
     *,
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule,
-    peak_learning_rate: Scalar = None,
+    peak_learning_rate: Scalar | None = None,
 ) -> Rates:
-    """Checks every number and array that is known now, and c_t < 1."""
+    """The peak and the largest c_t, after checks of every number and array that is known now, and of c_t < 1."""
     check_number("learning_rate", learning_rate)
     check_number("weight_decay", weight_decay)
     peak = resolve_peak(coupling, learning_rate, peak_learning_rate)
     eta = peak if callable(learning_rate) else learning_rate
-    needed = {"weight_decay": weight_decay}
+    needed: dict[str, ScalarOrSchedule | None] = {"weight_decay": weight_decay}
     if any(COUPLINGS[coupling]):
         needed |= {"learning_rate": eta} | ({} if peak is None else {"peak_learning_rate": peak})
-    if any(value is None or not is_concrete(value) for value in needed.values()):
+    known = {name: float(x) for name, x in needed.items() if x is not None and not callable(x) and is_concrete(x)}
+    if len(known) < len(needed):
         return Rates(peak, None)
-    c = removed(coupling, **{"learning_rate": None} | {name: float(value) for name, value in needed.items()})
+    c: float = removed(coupling, **{"learning_rate": None} | known)
     if c >= 1:
         given = "" if eta is None else f"learning_rate={eta!r} and "
         raise ValueError(
@@ -100,7 +118,7 @@ def decay_rate(
     weight_decay: ScalarOrSchedule,
     *,
     learning_rate: ScalarOrSchedule,
-    coupling: str = "lr",
+    coupling: Coupling = "lr",
     peak_learning_rate: Scalar | None = None,
 ) -> Schedule:
     """The fraction of a weight removed at each step, c_t = λ·(η_t/η_max)^r·η_t^k.
@@ -146,14 +164,14 @@ def convert_weight_decay(
     weight_decay: Scalar,
     *,
     learning_rate: ScalarOrSchedule,
-    from_coupling: str,
-    to_coupling: str,
+    from_coupling: Coupling,
+    to_coupling: Coupling,
     peak_learning_rate: Scalar | None = None,
 ) -> Scalar:
     """The λ' that removes what λ removes under another coupling: λ' = λ·η^(r+k−r'−k')·η_max^(r'−r).
 
-    A `Coupling` is c_t = λ·(η_t/η_max)^r·η_t^k, see `decay_rate`. For a schedule the result is exact at every step if
-    r + k = r' + k', as from "lr" to "schedule"; otherwise no constant λ' exists, and this refuses. For a number it is
+    A coupling is c_t = λ·(η_t/η_max)^r·η_t^k, see `decay_rate`. For a schedule the result is exact at every step if
+    r + k = r' + k', as from "lr" to "schedule"; otherwise no constant λ' exists, and this raises. For a number it is
     exact at that η; where the run's η is another one in between, convert to a coupling with the same r + k.
 
     Args:
@@ -181,11 +199,10 @@ def convert_weight_decay(
     """
     check_number("learning_rate", learning_rate)
     check_number("weight_decay", weight_decay)
-    ratio_from, power_from = parse_coupling("from_coupling", from_coupling)
-    ratio_to, power_to = parse_coupling("to_coupling", to_coupling)
+    old, new = parse_coupling("from_coupling", from_coupling), parse_coupling("to_coupling", to_coupling)
     if from_coupling == to_coupling:
         return weight_decay
-    power = ratio_from + power_from - ratio_to - power_to  # of η
+    power = sum(old) - sum(new)  # of η
     if callable(learning_rate) and power:
         raise ValueError(
             f"no weight_decay under to_coupling={to_coupling!r} equals {weight_decay!r} under "
@@ -193,9 +210,10 @@ def convert_weight_decay(
             "or pass the schedule decay_rate(...) to wd_optax.shrink"
         )
     given = learning_rate if peak_learning_rate is None and not callable(learning_rate) else peak_learning_rate
-    peak = resolve_peak("schedule", learning_rate, given)
-    if not power:
-        return weight_decay * peak ** (ratio_to - ratio_from)
-    if is_concrete(learning_rate) and float(learning_rate) == 0:
-        raise ValueError(f"learning_rate={learning_rate!r}: pass the learning rate at which both remove the same")
-    return weight_decay * learning_rate**power * peak ** (ratio_to - ratio_from)
+    peak: Any = resolve_peak("schedule", learning_rate, given)
+    if power and not callable(learning_rate):
+        if is_concrete(learning_rate) and float(learning_rate) == 0:
+            raise ValueError(f"learning_rate={learning_rate!r}: pass the learning rate at which both remove the same")
+        weight_decay = weight_decay * learning_rate**power
+    converted: Scalar = weight_decay * peak ** (new.ratio - old.ratio)
+    return converted

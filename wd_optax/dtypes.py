@@ -1,4 +1,4 @@
-"""In which types decay computes, whatever the parameters are stored in."""
+"""The dtypes that decay computes in, whatever the parameters are stored in."""
 
 import functools
 from typing import Any
@@ -6,16 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 
-def arithmetic(*dtypes: Any) -> np.dtype:
-    """The widest of float32 and the given types, the 8- and 16-bit floats counting as float32."""
-    wide = (np.dtype(d) for d in dtypes if np.dtype(d).itemsize >= 4)
-    return functools.reduce(np.promote_types, wide, np.dtype(np.float32))
+def arithmetic(*dtypes: DTypeLike) -> np.dtype[Any]:
+    """Promotes float32 and the given types, where 8- and 16-bit floats count as float32."""
+    large = (jnp.dtype(d) for d in dtypes if jnp.dtype(d).itemsize >= 4)
+    return functools.reduce(np.promote_types, large, np.dtype(np.float32))
 
 
 def as_arrays(tree: Any) -> Any:
-    """The tree with Python numbers as JAX arrays, which have a type and a shape: Optax takes both as parameters."""
+    """The tree with Python numbers, which Optax takes as parameters too, as JAX arrays."""
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, bool | int | float | complex) else x, tree)
 
 

@@ -1,4 +1,4 @@
-"""Resume a checkpoint of an Optax optimizer under one of ours, moments and counts kept."""
+"""Resume a checkpoint of an Optax optimizer under one of ours, with its moments and counts."""
 
 import collections
 import itertools
@@ -16,19 +16,24 @@ from wd_optax.hyperparams import check_transformation
 from wd_optax.masking import roles
 from wd_optax.state_fields import Field
 
-COUNTS = ("count", "step", "gradient_step")  # of the optimizer, of ours, of MultiSteps
-CARRIED = ("anchor", "residual", "master", "mini_step", "acc_grads")  # of wrappers: taken over where both have them
-# What wrappers keep beside the state that they wrap, new from `optimizer` unless it is carried.
+COUNT_FIELDS = ("count", "step", "gradient_step")  # of the optimizer, of ours, of MultiSteps
+# Fields of wrappers that are carried over where both states have them; `anchor` was a field of DecayState in 0.1.0.
+CARRIED = ("anchor", "residual", "master", "mini_step", "acc_grads")
+# The other fields of wrappers are `optimizer`'s own.
 WRAPPERS = (
     "DecayState", "RoundState", "MasterState", "MultiStepsState", "ApplyIfFiniteState",
     "InjectStatefulHyperparamsState", "InjectHyperparamsState", "WrappedScheduleState",
 )  # fmt: skip
-SAME = {"MomentumState": "TraceState"}  # the same moment by another name
+SAME_MOMENT = {"MomentumState": "TraceState"}  # two types that hold the same moment
 
 
 def migrate_state(
-    opt_state: Any, optimizer: optax.GradientTransformation, params: Any, *, check_moments: bool = True
-) -> Any:
+    opt_state: optax.OptState,
+    optimizer: optax.GradientTransformation,
+    params: optax.Params,
+    *,
+    check_moments: bool = True,
+) -> optax.OptState:
     """The state of `optimizer` with the moments and the step count of another optimizer's state.
 
     Args:
@@ -42,8 +47,8 @@ def migrate_state(
 
     Returns:
       `optimizer.init(params)` with every moment and count found in `opt_state`, in `optimizer`'s types; learning
-      rate and weight decay are `optimizer`'s own. Anchors, rounding residuals, float32 copies and the pending
-      gradients of `MultiSteps` are taken over where both states have them.
+      rate and weight decay are `optimizer`'s own. The rule's state (such as an anchor), rounding residuals, float32
+      copies and the pending gradients of `MultiSteps` are carried over where both states have them.
 
     Raises:
       ValueError: where a moment is missing, found twice, of another shape or would be dropped, as amsgrad's `nu_max`;
@@ -64,63 +69,89 @@ def migrate_state(
     """
     check_transformation("optimizer", optimizer)
     fresh = optimizer.init(params)
-    is_ours = lambda node: isinstance(node, DecayState)
-    ours = list(filter(is_ours, jax.tree.leaves(fresh, is_leaf=is_ours)))
+    nodes = jax.tree.leaves(fresh, is_leaf=lambda node: isinstance(node, DecayState))
+    ours = [node for node in nodes if isinstance(node, DecayState)]
     if not ours:
         raise ValueError(f"optimizer makes a {type(fresh).__name__}: pass an optimizer of wd_optax, or with_decay(...)")
-    found = list(state_fields.find(opt_state, params))
-    taken = _Taken(found, fresh, params)
-    count = _count(found)
+    # A checkpoint that is read without types has {} for `optax.MaskedNode`.
+    unmasked = lambda x: optax.MaskedNode() if isinstance(x, dict) else x
+    opt_state = jax.tree.map(unmasked, opt_state, is_leaf=lambda x: isinstance(x, dict) and not x)
+    old = _OldState(list(state_fields.fields(opt_state, params)), fresh, params)
+    count = old.count()
 
     def change(new: Field) -> Any:
-        if new.name in COUNTS and _is_count(new.value):
+        if new.name in COUNT_FIELDS and _is_count(new.value) and not _in_rule(new):
             return count
-        if not jax.tree.leaves(new.value) or not taken.wants(new):
+        if not jax.tree.leaves(new.value) or not old.provides(new):
             return new.value
-        return taken.by(new)
+        return old.take(new)
 
-    state = state_fields.transform(change, fresh, params)
-    taken.refuse_lost()
+    state = state_fields.map_fields(change, fresh, params)
+    old.refuse_lost()
     if check_moments and any(map(state_fields.is_namedtuple, (node.inner for node in ours))):
-        _refuse_largest(taken)
+        _refuse_largest(old)
     return state
 
 
-class _Taken:
-    """What was found in the old state, and what of it was taken over."""
+def _in_rule(field: Field) -> bool:
+    """Whether it is the rule's state: a rule may have a `count` or `mu` of its own, which isn't the optimizer's."""
+    return "rule" in (*field.outer, field.name)
 
-    def __init__(self, found: list[Field], fresh: Any, params: Any):
+
+class _OldState:
+    """The fields of the old state, and which of them were taken over."""
+
+    def __init__(self, found: list[Field], fresh: optax.OptState, params: optax.Params):
         wanted: list[Field] = []
-        state_fields.transform(lambda field: wanted.append(field), fresh, params)
-        self.numbers = collections.Counter(field.name for field in wanted)
-        self.next = {name: itertools.count() for name in self.numbers}
-        self.found, self.whole = found, state_fields.like_params(params)
+        state_fields.map_fields(wanted.append, fresh, params)
+        self.numbers = collections.Counter((_in_rule(field), field.name) for field in wanted)
+        self.next = {key: itertools.count() for key in self.numbers}
+        self.found, self.like_params = found, state_fields.is_like(params)
         self.shapes = [jnp.shape(p) for p in jax.tree.leaves(params)]
         self.used: set[int] = set()
 
-    def named(self, name: str) -> list[Field]:
+    def named(self, name: str, in_rule: bool = False) -> list[Field]:
         """Those that have an entry per parameter, or, if there is none, all of that name."""
-        same = [field for field in self.found if field.name == name]
-        return [field for field in same if self.whole(field.value)] or same
+        same = [field for field in self.found if (_in_rule(field), field.name) == (in_rule, name)]
+        if in_rule and name == "anchor" and not same:
+            return self.named(name)  # of 0.1.0
+        return [field for field in same if self.like_params(field.value)] or same
 
-    def wants(self, new: Field) -> bool:
-        """Whether a field comes from the old state; of wrappers, and scalars, it may be new."""
-        there = self.named(new.name)
+    def count(self) -> jax.Array:
+        """The one step count; 0 where the state keeps none, as SGD at a constant rate."""
+        found = [field for field in self.found if not _in_rule(field)]
+        counts = {int(field.value) for field in found if field.name in COUNT_FIELDS[:2] and _is_count(field.value)}
+        counts = counts or {int(field.value) for field in found if field.name == "gradient_step"}
+        if len(counts) > 1:
+            raise ValueError(
+                f"opt_state has different step counts {sorted(counts)}: migrate the state of the inner optimizer, "
+                "without the wrapper that keeps a count of its own"
+            )
+        if not counts:
+            logging.warning("migrate_state: opt_state keeps no step count; schedules start again at step 0")
+        return jnp.asarray(counts.pop() if counts else 0, jnp.int32)
+
+    def provides(self, new: Field) -> bool:
+        """Whether a field comes from the old state. Fields of rules and wrappers, and scalars, may be new."""
+        there, number = self.named(new.name, _in_rule(new)), self.numbers[_in_rule(new), new.name]
+        if _in_rule(new):
+            return len(there) in (1, number)
         if new.holder in WRAPPERS:
-            return new.name in CARRIED and len(there) in (1, self.numbers[new.name])
-        return bool(there) or self.whole(new.value)
+            return new.name in CARRIED and len(there) in (1, number)
+        return bool(there) or self.like_params(new.value)
 
-    def by(self, new: Field) -> Any:
+    def take(self, new: Field) -> Any:
         """The old value of a field, in the new one's structure and types."""
-        found, place = self.named(new.name), next(self.next[new.name])
-        if len(found) not in (1, self.numbers[new.name]):
+        key = (_in_rule(new), new.name)
+        found, place = self.named(new.name, _in_rule(new)), next(self.next[key])
+        if len(found) not in (1, self.numbers[key]):
             raise ValueError(
                 f"opt_state has {len(found)} trees named {new.name!r}, and the optimizer needs one; migrate from the "
                 "state of an Optax optimizer of the same kind: adam to adamw or adam_l2, sgd with momentum to sgdw or "
                 "sgd_l2"
             )
         old = found[place if len(found) > 1 else 0]
-        if old.holder not in ("dict", new.holder, SAME.get(new.holder)) and old.holder not in SAME:
+        if old.holder not in ("dict", new.holder, SAME_MOMENT.get(new.holder)) and old.holder not in SAME_MOMENT:
             raise ValueError(
                 f"opt_state has {new.name!r} in a {old.holder}, where it means something else than in the optimizer's "
                 f"{new.holder}: keep that optimizer, as wd.with_decay(optimizer, ...) or wd.decoupled(direction, ...)"
@@ -133,7 +164,7 @@ class _Taken:
         steps = [field.value for field in self.found if field.name == "mini_step"]
         pending = any(int(step) for step in steps)
         for field in self.found:
-            if id(field.value) in self.used or not self._is_moment(field.value):
+            if id(field.value) in self.used or _in_rule(field) or not self._is_moment(field.value):
                 continue
             if field.name == "acc_grads" and pending:
                 raise ValueError(
@@ -149,26 +180,13 @@ class _Taken:
 
     def _is_moment(self, tree: Any) -> bool:
         leaves = jax.tree.leaves(tree)
-        is_float = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-        return self.whole(tree) and [jnp.shape(x) for x in leaves] == self.shapes and all(map(is_float, leaves))
+        if not self.like_params(tree) or [jnp.shape(x) for x in leaves] != self.shapes:
+            return False
+        return all(jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in leaves)
 
 
 def _is_count(x: Any) -> bool:
     return getattr(x, "shape", None) == () and bool(jnp.issubdtype(x.dtype, jnp.integer))
-
-
-def _count(found: list[Field]) -> jax.Array:
-    """The one step count of a state; 0 where it keeps none, as SGD at a constant rate."""
-    counts = {int(field.value) for field in found if field.name in COUNTS[:2] and _is_count(field.value)}
-    counts = counts or {int(field.value) for field in found if field.name == "gradient_step"}
-    if len(counts) > 1:
-        raise ValueError(
-            f"opt_state has different step counts {sorted(counts)}: migrate the state of the inner optimizer, "
-            "without the wrapper that counts apart"
-        )
-    if not counts:
-        logging.warning("migrate_state: opt_state keeps no step count; schedules start again at step 0")
-    return jnp.asarray(counts.pop() if counts else 0, jnp.int32)
 
 
 def _refill(new: Field, old: Field) -> Any:
@@ -185,11 +203,10 @@ def _refill(new: Field, old: Field) -> Any:
     return jax.tree.unflatten(jax.tree.structure(new.value), leaves)
 
 
-def _refuse_largest(taken: _Taken) -> None:
-    """Raises for the moments of adamax: its nu bounds |mu|, a mean of squares doesn't."""
-    mus, nus = (taken.named(name) for name in ("mu", "nu"))
-    used = lambda fields: len(fields) == 1 and id(fields[0].value) in taken.used
-    if not (used(mus) and used(nus)):
+def _refuse_largest(old: _OldState) -> None:
+    """Raises for the moments of adamax: its nu bounds |mu|, which a mean of squares doesn't."""
+    mus, nus = (old.named(name) for name in ("mu", "nu"))
+    if not all(len(fields) == 1 and id(fields[0].value) in old.used for fields in (mus, nus)):
         return
     pairs = zip(*(map(np.asarray, jax.tree.leaves(fields[0].value)) for fields in (mus, nus)), strict=True)
     moved = [(abs(mu[mu != 0]), nu[mu != 0]) for mu, nu in pairs if mu.shape == nu.shape]

@@ -24,6 +24,7 @@ import optax
 from wd_optax import hyperparams as live
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
 from wd_optax.masking.masks import Mask
+from wd_optax.precision.rounding import for_state
 from wd_optax.precision.state import low_precision_state
 from wd_optax.rules.apply import Rule
 from wd_optax.wrappers import build_coupled, build_decoupled
@@ -153,10 +154,10 @@ def adamw(
 
     Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2.
     """
-    live.check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
-    if rounding not in (None, "nearest") or nu_dtype is not None:
+    live.check_precision(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    how = for_state(rounding)
+    if how == "stochastic" or nu_dtype is not None:
         direction = optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov)
-        how = "nearest" if rounding in (None, "nearest") else "stochastic"
         direction = low_precision_state(direction, rounding=how, key=key, mu=mu_dtype, nu=nu_dtype)
     else:
         direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
@@ -200,7 +201,7 @@ def adam_l2(
       -0.0100
       -0.0100
     """
-    live.check_wide(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    live.check_precision(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     return build_coupled("adam_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule)
 

@@ -15,10 +15,10 @@ Label = Callable[[roles.Parameter], str]
 def partition(
     optimizers: Mapping[str, optax.GradientTransformation], label: Label
 ) -> optax.GradientTransformationExtraArgs:
-    """Each parameter by the optimizer that `label` names for it; each decays at its own η·λ.
+    """Updates each parameter with the optimizer that `label` names for it; each decays at its own η·λ.
 
-    `optax.partition` with labels from what a parameter is: its path, shape and role, always read from the parameters.
-    Masks stay the optimizers' own: biases and norm scales don't decay in any of them by default.
+    This is `optax.partition` with labels computed from a parameter's path, shape and role. Each optimizer keeps its own
+    mask: biases and norm scales don't decay in any of them by default.
 
     Args:
       optimizers: name -> optimizer, such as `wd_optax.decoupled(...)` or `wd_optax.adamw(...)`.
@@ -33,7 +33,7 @@ def partition(
         `update` without parameters.
 
     Example: Muon on matrices, AdamW on the rest. Muon's decay is 2e-2·0.1 per step, AdamW's 3e-4·0.1. An optimizer at
-    learning rate 1, turned around, is a direction.
+    learning rate 1, with the sign flipped, is a direction.
       >>> import jax.numpy as jnp, optax, optax.contrib, wd_optax as wd
       >>> muon = optax.chain(optax.contrib.muon(1.0), optax.scale(-1.0))
       >>> tx = wd.partition(
@@ -52,7 +52,7 @@ def partition(
       >>> bool((updates["mlp"]["bias"] == 0).all())
       True
 
-    Reference: Jordan et al. 2024, "Muon", github.com/KellerJordan/Muon, for which parameters are whose.
+    Reference: Jordan et al. 2024, "Muon", github.com/KellerJordan/Muon, for the choice of parameters.
     """
     if not isinstance(optimizers, Mapping) or not callable(label):
         raise TypeError(
@@ -63,7 +63,7 @@ def partition(
     for name, optimizer in optimizers.items():
         check_transformation(f"optimizers[{name!r}]", optimizer)
 
-    def labels(params: Any) -> Any:
+    def labels(params: optax.Params) -> Any:
         found = roles.parameters(params)
         names = [label(p) for p in found]
         for p, name in zip(found, names, strict=True):
@@ -80,12 +80,15 @@ def partition(
             )
         return jax.tree.unflatten(jax.tree.structure(params), names)
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         return optax.partition(optimizers, labels(params)).init(params)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("partition labels the parameters, so update needs them: tx.update(grads, state, params)")
-        return optax.partition(optimizers, labels(params)).update(updates, state, params, **extra)
+        updates, state = optax.partition(optimizers, labels(params)).update(updates, state, params, **extra)
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)

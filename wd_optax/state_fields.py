@@ -1,6 +1,6 @@
-"""The fields of an optimizer's state by name, as `mu` and `nu` of Adam, at any depth of wrappers and chains.
+"""The fields of an optimizer's state by name, such as Adam's `mu` and `nu`, at any depth of wrappers and chains.
 
-A parameter may have a field's name: a tree with the parameters' paths is one value, and is never looked into.
+A parameter may be called `mu`, too: a tree with the parameters' paths is one value, and is never searched.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ class Field(NamedTuple):
     name: str
     value: Any
     holder: str  # the type of the NamedTuple that has it, or "dict" for a checkpoint read without types
+    outer: tuple[str, ...] = ()  # the names of the fields that it is inside of, outermost first
 
 
 def is_namedtuple(node: Any) -> bool:
@@ -25,16 +26,25 @@ def is_namedtuple(node: Any) -> bool:
     return isinstance(node, tuple) and hasattr(node, "_fields")
 
 
-def like_params(params: Any) -> Callable[[Any], bool]:
+def is_like(params: optax.Params) -> Callable[[Any], bool]:
     """The test for a tree with one entry per parameter; what `optax.masked` hides counts as an entry."""
-    every = lambda tree: {*(path for path, _ in roles.flatten(tree)[0]), *roles.flatten(tree)[1]}
-    paths, structure = every(params), jax.tree.structure(params)
-    count = lambda tree: len(jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode)))  # fast
-    alike = lambda tree: count(tree) == len(paths) and every(tree) == paths
-    return lambda tree: jax.tree.structure(tree) == structure or alike(tree)  # type: ignore[operator]
+    leaves, hidden = roles.flatten(params)
+    paths = {*(path for path, _ in leaves), *hidden}
+    structure: Any = jax.tree.structure(params)
+
+    def like_params(tree: Any) -> bool:
+        if jax.tree.structure(tree) == structure:
+            return True
+        entries = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+        if not len(jax.tree.leaves(tree)) <= len(paths) <= len(entries):  # first, because it is fast
+            return False
+        leaves, hidden = roles.flatten(tree)
+        return {*(path for path, _ in leaves), *paths.intersection(hidden)} == paths
+
+    return like_params
 
 
-def transform(change: Callable[[Field], Any], state: Any, params: Any) -> Any:
+def map_fields(change: Callable[[Field], Any], state: optax.OptState, params: optax.Params) -> optax.OptState:
     """`state` with `change(field)` in place of every field's value.
 
     Args:
@@ -45,16 +55,17 @@ def transform(change: Callable[[Field], Any], state: Any, params: Any) -> Any:
     Returns:
       A state of the same types.
     """
-    whole = like_params(params)
-    is_state = lambda node: is_namedtuple(node) and not whole(node)
-    holds_states = lambda node: any(map(is_state, jax.tree.leaves(node, is_leaf=is_state)))
+    like_params = is_like(params)
+
+    def is_state(node: Any) -> bool:
+        return is_namedtuple(node) and not like_params(node)
 
     def walk(field: Field) -> Any:
         node = field.value
-        if whole(node) or not (is_state(node) or holds_states(node)):
+        if like_params(node) or not any(map(is_state, jax.tree.leaves(node, is_leaf=is_state))):
             return change(field)
         if is_state(node):
-            return type(node)(*(walk(Field(name, x, type(node).__name__)) for name, x in node._asdict().items()))
+            return type(node)(*map(walk, _subfields(field)))
         if isinstance(node, tuple | list):
             return type(node)(walk(field._replace(value=x)) for x in node)
         if isinstance(node, dict):
@@ -64,30 +75,40 @@ def transform(change: Callable[[Field], Any], state: Any, params: Any) -> Any:
     return walk(Field("", state, ""))
 
 
-def find(state: Any, params: Any) -> Iterator[Field]:
+def fields(state: optax.OptState, params: optax.Params) -> Iterator[Field]:
     """Every field of a state, outermost first, also where a checkpoint was read as nested dicts and lists.
 
     Hyperparameters are one field.
     """
-    whole = like_params(params)
+    like_params = is_like(params)
 
     def walk(field: Field) -> Iterator[Field]:
         node = field.value
         if field.name:
             yield field
-        if whole(node) or field.name in ("hyperparams", "hyperparams_states"):
+        if like_params(node) or field.name in ("hyperparams", "hyperparams_states"):
             return
         if is_namedtuple(node) or isinstance(node, dict):
-            holder, entries = type(node).__name__, node._asdict() if is_namedtuple(node) else {}
-            if isinstance(node, dict):
-                holder, entries = "dict", {key: node[key] for key in _sorted(node)}
-            for name, value in entries.items():
-                yield from walk(Field(str(name), value, holder))
+            for child in _subfields(field):
+                yield from walk(child)
         elif isinstance(node, tuple | list):
             for value in node:
-                yield from walk(Field("", value, field.holder))
+                yield from walk(Field("", value, field.holder, _outer_of_children(field)))
 
     return walk(Field("", state, ""))
+
+
+def _subfields(field: Field) -> Iterator[Field]:
+    """The fields of a NamedTuple, or the entries of a dict."""
+    node, outer = field.value, _outer_of_children(field)
+    holder = "dict" if isinstance(node, dict) else type(node).__name__
+    entries = {key: node[key] for key in _sorted(node)} if isinstance(node, dict) else node._asdict()
+    for name, value in entries.items():
+        yield Field(str(name), value, holder, outer)
+
+
+def _outer_of_children(field: Field) -> tuple[str, ...]:
+    return (*field.outer, field.name) if field.name else field.outer
 
 
 def _sorted(node: dict[Any, Any]) -> list[Any]:

@@ -100,6 +100,7 @@ def add_decayed_weights(
         mask=mask,
         rate=operator.itemgetter("weight_decay"),
         place="before",
+        given="direction",
         rule=rule,
     )
 
@@ -137,8 +138,9 @@ def shrink(
         mask=mask,
         rate=operator.itemgetter("rate"),
         place="after",
+        given="step",
         rule=rule,
-        largest=float(rate) if is_concrete(rate) else None,
+        largest=float(rate) if not callable(rate) and is_concrete(rate) else None,
     )
 
 
@@ -204,6 +206,7 @@ def proximal(
         mask=mask,
         rate=operator.itemgetter("rate"),
         place="after",
+        given="step",
         rule=rule,
         formula=PROXIMAL[penalty],
     )

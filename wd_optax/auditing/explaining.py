@@ -46,7 +46,7 @@ def explain(mask: Mask | optax.GradientTransformation, params: Any = _MISSING, *
     params = _arrays(params)
     if _is_optimizer(params):
         raise TypeError("the optimizer comes first and the parameters second: wd.explain(optimizer, params)")
-    explanation = _measured(mask, params) if _is_optimizer(mask) else masks.explain(mask, params)
+    explanation = _measured(mask, params) if _is_optimizer(mask) else masks.tabulate(mask, params)
     return MaskTable(tuple(row for row in explanation.rows if row.unsure)) if unsure else explanation
 
 

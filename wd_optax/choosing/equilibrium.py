@@ -134,6 +134,6 @@ def _resolve_momentum(optimizer: str, **given: Scalar | None) -> Scalar:
     for other, value in given.items():
         if other != name and value is not None:
             raise ValueError(f"{other}={value!r}: {optimizer}'s momentum is called {name}")
-    value = DEFAULTS[name] if given[name] is None else given[name]
+    value = DEFAULTS[name] if (found := given[name]) is None else found
     check_number(name, value, below=1.0)
     return value

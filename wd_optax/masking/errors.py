@@ -1,4 +1,4 @@
-"""What a mask that can't be right says: the argument, the leaves it is about, and the line that fixes it."""
+"""Errors about masks: they name the argument, the leaves and the line that fixes it."""
 
 import difflib
 import re
@@ -10,20 +10,20 @@ from wd_optax.masking import roles
 
 
 def refuse(message: str, about: list[roles.Parameter], error: type[Exception] = ValueError, most: int = 5) -> NoReturn:
-    """Raises with the lines of `explain` that the message is about."""
+    """Raises with the rows of `explain` that the message is about."""
     lines = [("path", "shape", "role"), *((p.path, tables.show_shape(p.shape), p.role) for p in about[:most])]
     rest = f"\n... and {len(about) - most} more" if len(about) > most else ""
     raise error(message + ("\n" + tables.align(lines) + rest if about else ""))
 
 
-def nearest(text: str, found: list[roles.Parameter]) -> list[roles.Parameter]:
-    """The three parameters whose paths are most like `text`."""
+def most_similar(text: str, found: list[roles.Parameter]) -> list[roles.Parameter]:
+    """The three parameters whose paths are most similar to `text`."""
     words = re.sub(r"[^\w/]+", " ", text).strip()
     return sorted(found, key=lambda p: -difflib.SequenceMatcher(None, words, p.path).ratio())[:3]
 
 
 def refuse_to_guess(found: list[roles.Parameter]) -> None:
-    """Raises where a class or `optax.masked` hides what a matrix is, and warns where plain lists do."""
+    """Raises where a class or `optax.masked` hides whether a leaf is a matrix, and warns where plain lists do."""
     by_doubt = {doubt: [p for p in found if p.doubt == doubt] for doubt in (roles.KEYLESS, roles.HIDDEN, roles.UNNAMED)}
     if about := by_doubt[roles.KEYLESS]:
         refuse(

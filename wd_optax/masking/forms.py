@@ -2,49 +2,64 @@
 
 import math
 import re
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Protocol, TypeGuard
 
 import jax
 import numpy as np
 
 from wd_optax.masking import paths, roles
-from wd_optax.masking.errors import nearest, refuse, refuse_to_guess
+from wd_optax.masking.errors import most_similar, refuse, refuse_to_guess
 
-Mask = Any  # None | "weights" | list[str | tuple[str, float | str]] | tree | Callable[[params], Mask]
+Multiplier = bool | float | np.number[Any] | np.ndarray[Any, Any] | jax.Array  # shape=()
+Regex = str | re.Pattern[str]
+MaskRules = list[Regex] | Sequence[tuple[Regex, Multiplier | Literal["weights"]]]  # str is a Sequence[str]
+
+
+class _Dataclass(Protocol):
+    """An Equinox module or another dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+# A tree of bools or numbers, in any container that JAX knows; its type can't be said more exactly.
+MaskTree = Mapping[Any, Any] | list[Any] | tuple[Any, ...] | _Dataclass
+MaskFunction = Callable[[Any], Any]  # params -> Mask
+Mask = None | Literal["weights"] | MaskRules | MaskTree | MaskFunction
 
 _FORMS = 'None, "weights", a list of (regex, multiplier), a tree of bool or float, or a function of the parameters'
 
 
 class Decision(NamedTuple):
-    """What a mask says of one leaf."""
+    """The mask's decision for one leaf."""
 
-    multiplier: Any  # float, or a traced scalar
+    multiplier: float | jax.Array  # an array where it is traced
     reason: str
     by_role: bool = False
 
 
-def is_zero(multiplier: Any) -> bool:
+def is_zero(multiplier: object) -> bool:
     """Whether a multiplier is known to be 0, so that its leaf is left alone."""
     return isinstance(multiplier, float) and multiplier == 0.0
 
 
 def decide(mask: Mask, params: Any) -> list[tuple[roles.Parameter, Decision]]:
     """Every parameter with the mask's decision, in JAX's order."""
-    found, hidden = roles.read(params)
+    found, hidden = roles.parameters_and_hidden(params)
     return list(zip(found, _decide(mask, params, found, hidden), strict=True))
 
 
 def _decide(mask: Mask, params: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
     # An Equinox module is callable and a tree, and is meant as a tree; a function is a leaf.
-    if not (callable(mask) and _is_leaf(mask)):
+    if not (callable(mask) and _is_one_leaf(mask)):
         return _by_data(mask, params, found, hidden)
     bare = paths.unwrap(params)
     decided = _by_data(mask(bare), bare, found, hidden)
-    _refuse_what_only_variables_get(mask, params, bare, found, decided)
+    _refuse_dependence_on_wrapping(mask, params, bare, found, decided)
     return [decision._replace(reason=f"mask function: {decision.reason}") for decision in decided]
 
 
-def _refuse_what_only_variables_get(
+def _refuse_dependence_on_wrapping(
     mask: Any, params: Any, bare: Any, found: list[roles.Parameter], decided: list[Decision]
 ) -> None:
     """NNX wraps arrays in variables at init and not at update: a function must not need the wrapping."""
@@ -74,7 +89,7 @@ def _by_data(mask: Mask, params: Any, found: list[roles.Parameter], hidden: list
         return [_by_role(p) for p in found]
     if rules := _as_rules(mask):
         return _by_rules(rules, found, hidden)
-    if _is_leaf(mask):
+    if _is_one_leaf(mask):
         refuse(
             f"mask={mask!r} is one value for the whole tree. If it came through optax.inject_hyperparams, that "
             'evaluated your mask function as a schedule: pass mask="weights" or rules, which are data, or '
@@ -91,16 +106,17 @@ def _by_role(p: roles.Parameter) -> Decision:
     return Decision(float(p.role in roles.DECAYING_ROLES), p.reason, True)
 
 
-def _by_leaf(value: Any, p: roles.Parameter) -> Decision:
+def _by_leaf(value: object, p: roles.Parameter) -> Decision:
     return Decision(_multiplier(value, f"mask leaf {p.path!r}", [p]), f"mask entry {p.path!r}")
 
 
-def _by_rules(rules: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
+def _by_rules(rules: list[tuple[Regex, object]], found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
     compiled = []
     for regex, value in rules:
         pattern = _compile(regex)
         matching = [p for p in found if pattern.search(p.path)]
-        compiled.append((pattern, _multiplier(value, f"rule {pattern.pattern!r}", matching, "weights")))
+        by_role = isinstance(value, str) and value == "weights"
+        compiled.append((pattern, None if by_role else _multiplier(value, f"rule {pattern.pattern!r}", matching)))
     used, decided = set(), []
     for p in found:
         i = next((i for i, (pattern, _) in enumerate(compiled) if pattern.search(p.path)), None)
@@ -109,7 +125,7 @@ def _by_rules(rules: Any, found: list[roles.Parameter], hidden: list[str]) -> li
             continue
         used.add(i)
         pattern, multiplier = compiled[i]
-        decision = _by_role(p) if isinstance(multiplier, str) else Decision(multiplier, "")
+        decision = _by_role(p) if multiplier is None else Decision(multiplier, "")
         because = decision.reason and f": {decision.reason}"
         decided.append(decision._replace(reason=f"rule {pattern.pattern!r}{because}"))
     refuse_to_guess([p for p, decision in zip(found, decided, strict=True) if decision.by_role])
@@ -130,7 +146,7 @@ def _refuse_unused(pattern: re.Pattern[str], found: list[roles.Parameter]) -> No
         )
     refuse(
         f"mask rule {pattern.pattern!r} matches no parameter: correct the regex or drop the rule; the nearest are",
-        nearest(pattern.pattern, found),
+        most_similar(pattern.pattern, found),
     )
 
 
@@ -150,7 +166,7 @@ def _by_tree(mask: Any, found: list[roles.Parameter], hidden: list[str]) -> list
         if found and not below[path] and not is_hidden:
             refuse(
                 f"mask entry {path!r} belongs to no parameter: drop it or correct its path; the nearest are",
-                nearest(path, found),
+                most_similar(path, found),
             )
         entries[path] = _multiplier(leaf, f"mask leaf {path!r}", below[path])
     decided = []
@@ -167,10 +183,8 @@ def _by_tree(mask: Any, found: list[roles.Parameter], hidden: list[str]) -> list
     return decided
 
 
-def _multiplier(value: Any, where: str, about: list[roles.Parameter], *words: str) -> Any:
-    """A bool or number ≥ 0 as a float; a traced scalar, and a string among `words`, as itself."""
-    if isinstance(value, str) and value in words:
-        return value
+def _multiplier(value: object, where: str, about: list[roles.Parameter]) -> float | jax.Array:
+    """A bool or number ≥ 0 as a float; a traced scalar as itself."""
     if not isinstance(value, bool | int | float | np.generic | np.ndarray | jax.Array):
         refuse(
             f"mask: {where} is {value!r}: a multiplier is a bool or a number ≥ 0, such as True or 0.1", about, TypeError
@@ -184,14 +198,14 @@ def _multiplier(value: Any, where: str, about: list[roles.Parameter], *words: st
     return float(value)
 
 
-def _compile(regex: Any) -> re.Pattern[str]:
+def _compile(regex: Regex) -> re.Pattern[str]:
     try:
         return re.compile(regex)
     except re.error as error:
         raise ValueError(f"mask rule {regex!r} is not a regular expression: {error}") from None
 
 
-def _as_rules(mask: Any) -> list[tuple[Any, Any]]:
+def _as_rules(mask: Mask) -> list[tuple[Regex, object]]:
     """A list of (regex, multiplier), where a plain regex decays; empty for what isn't one."""
     if not is_rules(mask):
         return []
@@ -206,18 +220,18 @@ def _as_rules(mask: Any) -> list[tuple[Any, Any]]:
     return [(rule[0], rule[1]) if isinstance(rule, list | tuple) else (rule, 1.0) for rule in mask]
 
 
-def is_rules(mask: Any) -> bool:
+def is_rules(mask: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
     """Whether a mask is a list with rules in it."""
-    return isinstance(mask, list | tuple) and any(isinstance(_regex(rule), str | re.Pattern) for rule in mask)
+    return isinstance(mask, list | tuple) and any(isinstance(_regex_of(rule), str | re.Pattern) for rule in mask)
 
 
-def _is_rule(rule: Any) -> bool:
-    return isinstance(_regex(rule), str | re.Pattern) and (not isinstance(rule, list | tuple) or len(rule) == 2)
+def _is_rule(rule: object) -> bool:
+    return isinstance(_regex_of(rule), str | re.Pattern) and (not isinstance(rule, list | tuple) or len(rule) == 2)
 
 
-def _regex(rule: Any) -> Any:
+def _regex_of(rule: object) -> object:
     return rule[0] if isinstance(rule, list | tuple) and rule else rule
 
 
-def _is_leaf(tree: Any) -> bool:
+def _is_one_leaf(tree: Any) -> bool:
     return jax.tree_util.treedef_is_leaf(jax.tree.structure(tree))

@@ -1,19 +1,4 @@
-"""Which parameters decay, and by how much of the rate: a mask is data, resolved from parameters.
-
-A mask gives every leaf a multiplier m: 0 never decays, 1 decays, 0.1 decays a tenth. It is one of
-
-    None                   every leaf: 1
-    "weights"              weights and embeddings: 1; biases, norms, scalars, tokens: 0 (by role, see `roles`)
-    [(regex, m), ...]      the first rule whose regex is found in the path decides (`re.search`), unmatched leaves: 0;
-                           m is a number or "weights", a regex alone is (regex, 1.0), and a rule that decides nothing is
-                           an error
-    tree                   bools or numbers, for the same paths or for their prefixes, in any container
-    callable               params -> one of the above (prefer rules: they can be printed and checked)
-
-Frameworks differ on position tables (`pos_embed`, `wpe`): nanoGPT decays them, timm and big_vision's default don't.
-"weights" decays them, as every table; [("pos_?emb|wpe", 0), (".*", "weights")] doesn't. Tables of relative position
-biases are biases. "weights" goes by names: where a class hides them it raises, where plain lists have none it warns.
-"""
+"""A mask applied to parameters: as a table, as a tree of multipliers, and as a mask of Optax's."""
 
 import collections
 import html
@@ -28,16 +13,17 @@ from absl import logging
 
 from wd_optax import tables
 from wd_optax.masking import forms, paths, roles
-from wd_optax.masking.forms import Mask, is_zero
+from wd_optax.masking.forms import Mask as Mask
+from wd_optax.masking.forms import is_zero
 
 
 class MaskRow(NamedTuple):
-    """What a mask says of one parameter."""
+    """The mask's decision for one parameter."""
 
     path: str
-    shape: tuple[int, ...]
+    shape: roles.Shape
     role: str
-    multiplier: Any  # float, or a scalar array where the mask holds one
+    multiplier: float | jax.Array  # a scalar array where the mask holds one
     reason: str
     unsure: bool = False  # the role decides here, and only the rank decided the role
 
@@ -47,18 +33,18 @@ _MOST = 10  # unsure lines below the table
 
 
 class MaskTable(NamedTuple):
-    """What a mask means for a tree of parameters; prints as a table, also in notebooks."""
+    """The mask's decision for every parameter of a tree; prints as a table, also in notebooks."""
 
     rows: tuple[MaskRow, ...]
 
     def __str__(self) -> str:
         """The table, how much of the model decays, and the leaves to look at: those whose rank alone decided."""
-        return "\n".join([tables.align([_HEADER, *map(_cells, self.rows)]), *self._notes()])
+        return "\n".join([tables.align([_HEADER, *map(_row_cells, self.rows)]), *self._notes()])
 
     def _repr_html_(self) -> str:
         """The same for a notebook."""
         below = html.escape("\n".join(self._notes()))
-        return f"{tables.to_html([_HEADER, *map(_cells, self.rows)])}<pre>{below}</pre>"
+        return f"{tables.to_html([_HEADER, *map(_row_cells, self.rows)])}<pre>{below}</pre>"
 
     def _notes(self) -> list[str]:
         decaying = [row for row in self.rows if not is_zero(row.multiplier)]
@@ -75,12 +61,12 @@ class MaskTable(NamedTuple):
         return [totals, "least sure of, by rank alone:", *tables.align(lines[:_MOST]).splitlines(), *more]
 
 
-def _cells(row: MaskRow) -> tuple[str, ...]:
+def _row_cells(row: MaskRow) -> tuple[str, ...]:
     multiplier = f"{row.multiplier:g}" if isinstance(row.multiplier, float) else "traced"
     return row.path, tables.show_shape(row.shape), row.role, multiplier, row.reason
 
 
-def explain(mask: Mask, params: Any, caller: str = "explain") -> MaskTable:
+def tabulate(mask: Mask, params: Any, caller: str = "explain") -> MaskTable:
     """`wd_optax.explain` of a mask and a tree of arrays."""
     _refuse_swapped(mask, params, caller)
     rows = []
@@ -92,8 +78,8 @@ def explain(mask: Mask, params: Any, caller: str = "explain") -> MaskTable:
     return MaskTable(tuple(rows))
 
 
-def _refuse_swapped(mask: Any, params: Any, caller: str) -> None:
-    """A mask where the parameters belong."""
+def _refuse_swapped(mask: Mask, params: Any, caller: str) -> None:
+    """Raises where the arguments are swapped."""
     leaves = jax.tree.leaves(params)
     is_mask = not leaves or callable(params) or all(isinstance(leaf, str | bool | tuple) for leaf in leaves)
     is_mask |= forms.is_rules(params)
@@ -102,10 +88,10 @@ def _refuse_swapped(mask: Any, params: Any, caller: str) -> None:
 
 
 def multipliers(mask: Mask, params: Any) -> Any:
-    """The tree of numbers that a mask means for these parameters: m of every leaf.
+    """The multipliers m that a mask gives these parameters, as a tree.
 
     Args:
-      mask: see the module's table.
+      mask: None, "weights", [(regex, m), ...], a tree, or a function of the parameters: see `wd_optax.masking`.
       params: a tree of arrays or of `jax.ShapeDtypeStruct`s.
 
     Returns:
@@ -121,21 +107,22 @@ def multipliers(mask: Mask, params: Any) -> Any:
       {'embed': {'embedding': 0.1}, 'out': {'bias': 0.0, 'kernel': 1.0}}
     """
     return jax.tree.unflatten(
-        jax.tree.structure(params), [row.multiplier for row in explain(mask, params, "multipliers").rows]
+        jax.tree.structure(params), [row.multiplier for row in tabulate(mask, params, "multipliers").rows]
     )
 
 
 def largest_multiplier(mask: Mask, params: Any) -> tuple[float, str]:
     """The largest multiplier m that the mask gives a leaf, and that leaf's path; (0.0, "") where none decays.
 
-    The step removes m·c of a weight, so an optimizer that knows c refuses m·c ≥ 1. TracedRun multipliers are not
-    known and not counted.
+    The step removes m·c of a weight, so an optimizer that knows c refuses m·c ≥ 1. Traced multipliers are not known
+    and not counted.
     """
+    # Fast path: one decaying leaf is enough. The whole table of 1000 leaves would cost 10 % of Optax's `init`.
     if mask is None or (isinstance(mask, str) and mask == "weights"):
         decaying = (p.path for p in roles.iterate(params) if mask is None or p.role in roles.DECAYING_ROLES)
         path = next(decaying, None)
         return (0.0, "") if path is None else (1.0, path)
-    known = [(row.multiplier, row.path) for row in explain(mask, params).rows if isinstance(row.multiplier, float)]
+    known = [(row.multiplier, row.path) for row in tabulate(mask, params).rows if isinstance(row.multiplier, float)]
     return max(known, default=(0.0, ""), key=lambda pair: pair[0])
 
 
@@ -147,7 +134,7 @@ def optax_mask(mask: Mask = "weights") -> Callable[[Any], Any]:
     `static_args`.
 
     Args:
-      mask: see the module's table; every multiplier must be 0 or 1.
+      mask: as in `wd_optax.multipliers`; every multiplier must be 0 or 1.
 
     Returns:
       params -> a tree with the structure of `params` and a bool per leaf.
@@ -164,7 +151,7 @@ def optax_mask(mask: Mask = "weights") -> Callable[[Any], Any]:
     """
 
     def decays(params: Any) -> Any:
-        table = explain(mask, params)
+        table = tabulate(mask, params)
         for row in table.rows:
             if not isinstance(row.multiplier, float) or row.multiplier not in (0.0, 1.0):
                 raise ValueError(
@@ -180,4 +167,4 @@ def warn_if_nothing_decays(mask: Mask, params: Any) -> None:
     """Logs a warning with the table where no leaf of a whole tree (not cut by `masked`) decays."""
     decided = forms.decide(mask, params)
     if decided and all(is_zero(decision.multiplier) for _, decision in decided) and not paths.leaves(params)[1]:
-        logging.warning("mask=%r: nothing decays.\n%s", mask, explain(mask, params))
+        logging.warning("mask=%r: nothing decays.\n%s", mask, tabulate(mask, params))

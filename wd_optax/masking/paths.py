@@ -1,4 +1,4 @@
-"""Where a leaf is: one path per leaf, written alike for every container.
+"""The path of a leaf, in one spelling for every container.
 
 A path is `attn/query/kernel`, whether the leaf is in a dict, a FrozenDict, an `nnx.State`, an Equinox module, a
 dataclass or a list. Dotted keys and tuple keys are split, and nodes that only wrap one array (NNX variables, Haliax and
@@ -20,15 +20,15 @@ _WRAPPERS = {"value", "array", "data_array"}  # of nnx.Variable, haliax.NamedArr
 _DOTTED = re.compile(r"[\w~-]+(?:\.[\w~-]+)+")
 
 
-class Leaf(NamedTuple):
+class NamedLeaf(NamedTuple):
     """One leaf of a tree."""
 
     path: str  # components joined by "/"
     value: Any
-    keyless: bool = False  # its own key is the number of a child whose name JAX isn't given
+    keyless: bool = False  # its last key is a child's number, because the class gives JAX no name
 
 
-def leaves(tree: Any) -> tuple[list[Leaf], list[str]]:
+def leaves(tree: Any) -> tuple[list[NamedLeaf], list[str]]:
     """The leaves of `tree` in JAX's order, and the paths that `optax.masked` or `optax.partition` hide.
 
     Raises:
@@ -42,14 +42,14 @@ def leaves(tree: Any) -> tuple[list[Leaf], list[str]]:
         if leaf is None:
             continue
         # JAX flattens depth first, so other children of a node come right before or after.
-        beside = [entries[j][0] for j in (i - 1, i + 1) if 0 <= j < len(entries)]
-        while len(path) > 1 and _wraps(path[-1]) and not any(other[: len(path) - 1] == path[:-1] for other in beside):
+        siblings = [entries[j][0] for j in (i - 1, i + 1) if 0 <= j < len(entries)]
+        while len(path) > 1 and _wraps(path[-1]) and not any(other[: len(path) - 1] == path[:-1] for other in siblings):
             path = path[:-1]
         name = "/".join(map(_text, path))
         if _is_masked(leaf):
             masked.append(name)
         else:
-            found.append(Leaf(name, leaf, bool(path) and isinstance(path[-1], FlattenedIndexKey)))
+            found.append(NamedLeaf(name, leaf, bool(path) and isinstance(path[-1], FlattenedIndexKey)))
     _refuse_doubles([leaf.path for leaf in found] + masked)
     return found, masked
 
@@ -98,7 +98,7 @@ def _wraps(entry: Any) -> bool:
 
 
 def _needs_names(path: tuple[Any, ...], leaf: Any) -> bool:
-    """Below a class without keys, or an array that may carry its own name where containers only count."""
+    """Whether it is below a class without keys, or has a name of its own that containers of mere indices don't show."""
     kinds = set(map(type, path))
     if FlattenedIndexKey in kinds or DictKey in kinds:
         return FlattenedIndexKey in kinds
@@ -107,7 +107,7 @@ def _needs_names(path: tuple[Any, ...], leaf: Any) -> bool:
 
 
 def _walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """`tree_flatten_with_path`, with the names that a class has although it is registered without them."""
+    """`tree_flatten_with_path`, with the attribute names of classes that are registered without keys."""
     named = any(not isinstance(entry, SequenceKey) for entry in path)
     if not named and (own := _own_name(node)):
         path = (*path, GetAttrKey(own))

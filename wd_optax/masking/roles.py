@@ -1,13 +1,13 @@
-"""What a parameter is, read off its path: weight, embedding, bias, norm or other.
+"""The role of a parameter, inferred from its path: weight, embedding, bias, norm or other.
 
-The name decides first and the rank second, because ranks lie: attention biases are `(heads, head_dim)`, and layers
+The name decides first and the rank second, because ranks mislead: attention biases are `(heads, head_dim)`, and layers
 stacked by `scan` or `vmap` have two-dimensional norm scales. Names are read word by word (`words`).
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 
@@ -15,14 +15,15 @@ from wd_optax.masking import paths, words
 from wd_optax.masking.paths import flatten as flatten
 from wd_optax.masking.paths import unwrap as unwrap
 
-Role = str  # "weight" | "embedding" | "bias" | "norm" | "other"
-DECAYING_ROLES = ("weight", "embedding")
+Role = Literal["weight", "embedding", "bias", "norm", "other"]
+ROLES: tuple[Role, ...] = get_args(Role)
+DECAYING_ROLES: tuple[Role, ...] = ("weight", "embedding")
 
 # Why a role may be wrong: `Parameter.doubt`.
-BY_RANK = "rank"  # no name says anything
+BY_RANK = "rank"  # the names say nothing
 UNNAMED = "unnamed"  # there is no name: lists and tuples only
 KEYLESS = "keyless"  # there is no name: a class registered without keys
-HIDDEN = "hidden"  # only the shape of the bias tells a stacked norm from a matrix, and the bias is masked out
+HIDDEN = "hidden"  # only the shape of the bias distinguishes a stacked norm from a matrix, and the bias is masked out
 
 Shape = tuple[int, ...]
 
@@ -35,14 +36,14 @@ class Parameter(NamedTuple):
     dtype: Any
     role: Role
     reason: str  # what decided the role
-    doubt: str = ""  # one of the four words above, or "" where a name decided
+    doubt: str = ""  # one of the four above, or "" where a name decided
 
 
 class _Leaf(NamedTuple):
     name: str  # as written; an element of a list has the list's name
     parent: str  # the nearest component above with a name
     shape: Shape
-    beside: dict[str, Shape | None]  # the leaves of the same layer; None for the shape of a hidden one
+    siblings: dict[str, Shape | None]  # the leaves of the same layer; None for the shape of a hidden one
     in_list: bool
     may_be_stacked: bool  # no list of layers above it, or matrices with its first axis in the tree
 
@@ -71,7 +72,7 @@ def parameters(params: Any) -> list[Parameter]:
     return list(iterate(params))
 
 
-def read(params: Any) -> tuple[list[Parameter], list[str]]:
+def parameters_and_hidden(params: Any) -> tuple[list[Parameter], list[str]]:
     """`parameters`, and the paths that `optax.masked` or `optax.partition` hide."""
     leaves, hidden = paths.leaves(params)
     return list(_read(leaves, hidden)), hidden
@@ -82,8 +83,8 @@ def iterate(params: Any) -> Iterator[Parameter]:
     return _read(*paths.leaves(params))
 
 
-def _read(leaves: list[paths.Leaf], hidden: list[str]) -> Iterator[Parameter]:
-    shapes = [_shape(leaf) for leaf in leaves]
+def _read(leaves: list[paths.NamedLeaf], hidden: list[str]) -> Iterator[Parameter]:
+    shapes = [_shape_of(leaf) for leaf in leaves]
     layers: dict[str, dict[str, Shape | None]] = defaultdict(dict)
     for path, shape in [*((h, None) for h in hidden), *((p.path, s) for p, s in zip(leaves, shapes, strict=True))]:
         layer, _, name = path.rpartition("/")
@@ -99,10 +100,13 @@ def _read(leaves: list[paths.Leaf], hidden: list[str]) -> Iterator[Parameter]:
         yield _parameter(leaf, about, after)
 
 
-def _parameter(leaf: paths.Leaf, about: _Leaf, after: Shape | None) -> Parameter:
+def _parameter(leaf: paths.NamedLeaf, about: _Leaf, after: Shape | None) -> Parameter:
     dtype = getattr(leaf.value, "dtype", None) or jnp.result_type(leaf.value)
     dtype = jnp.dtype(dtype) if isinstance(dtype, str) else dtype  # a Keras variable's
-    known = lambda role, reason, doubt="": Parameter(leaf.path, about.shape, dtype, role, reason, doubt)
+
+    def known(role: Role, reason: str, doubt: str = "") -> Parameter:
+        return Parameter(leaf.path, about.shape, dtype, role, reason, doubt)
+
     if not jnp.issubdtype(dtype, jnp.inexact):
         return known("other", f"{dtype} is not trained")
     if not leaf.path:
@@ -119,10 +123,10 @@ def _doubt(leaf: _Leaf, role: Role, keyless: bool) -> str:
     """Why a role that the rank decided may be wrong; one that doesn't decay is a harmless guess."""
     if role == "weight" and leaf.in_list:
         return KEYLESS if keyless else UNNAMED
-    if role == "weight" and None in [leaf.beside.get(b, ()) for b in words.biases_of(leaf.name)]:
+    if role == "weight" and None in [leaf.siblings.get(b, ()) for b in words.biases_of(leaf.name)]:
         sure = len(leaf.shape) != 2 or not leaf.may_be_stacked or words.is_matrix_layer(leaf.parent)
         return "" if sure else HIDDEN
-    return "" if words.says_weight(leaf.name) and (leaf.parent or "bias" in leaf.beside) else BY_RANK
+    return "" if words.contains_weight(leaf.name) and (leaf.parent or "bias" in leaf.siblings) else BY_RANK
 
 
 def _by_name(leaf: _Leaf) -> _Decision | None:
@@ -132,14 +136,14 @@ def _by_name(leaf: _Leaf) -> _Decision | None:
     layer = words.of_layer(leaf.parent)
     if rank >= 2 and words.is_lora(leaf.parent, leaf.name):
         return "weight", f"{reason}: LoRA"
-    if words.is_state_space(leaf.name, leaf.beside):
+    if words.is_state_space(leaf.name, leaf.siblings):
         return "other", f"{reason}: state space"
     if kind == "bias" or _is_bias(leaf):
         return "bias", reason
     if kind == "embedding" and layer == "bias":
         return "bias", f"{reason}, in {leaf.parent!r}"
     if kind == "embedding":
-        return _embedding(leaf, reason)
+        return _table_or_vector(leaf, reason)
     if kind == "token":
         return "other", reason
     if kind == "matrix" and leaf.parent == "scales" and not _is_matrix(leaf):
@@ -156,38 +160,38 @@ def _by_layer(leaf: _Leaf) -> _Decision | None:
     """By the layer that holds it."""
     reason, kind = f"in {leaf.parent!r}", words.of_layer(leaf.parent)
     if kind == "embedding" and len(leaf.shape) >= 2:
-        return _embedding(leaf, reason)
+        return _table_or_vector(leaf, reason)
     if _is_matrix(leaf):
         return None
     if kind == "norm":
         return "norm", reason
-    roles = {"bias": "bias", "scale": "norm", "token": "other"}
+    roles: dict[str, Role] = {"bias": "bias", "scale": "norm", "token": "other"}
     return (roles[kind], reason) if kind in roles and words.is_plain(leaf.name) else None
 
 
-def _embedding(leaf: _Leaf, reason: str) -> _Decision:
-    """A table of vectors; that of one thing is a vector, as a token is."""
+def _table_or_vector(leaf: _Leaf, reason: str) -> _Decision:
+    """A table of vectors decays; an embedding of one thing is a vector, as a token is."""
     one = words.is_one_vector(leaf.name) or math.prod(leaf.shape[:-1]) == 1
     return ("other", f"{reason}: one vector is no table") if one else ("embedding", reason)
 
 
 def _by_rank(leaf: _Leaf) -> _Decision:
-    if not words.says_weight(leaf.name):
+    if not words.contains_weight(leaf.name):
         return ("weight", f"rank {leaf.axes}") if leaf.axes >= 2 else ("other", f"rank {leaf.axes}, no telling name")
-    if leaf.shape and leaf.shape == leaf.beside.get("bias"):
+    if leaf.shape and leaf.shape == leaf.siblings.get("bias"):
         return "norm", "same shape as the bias beside it"
     rank = len(leaf.shape)
     return ("weight", f"named {leaf.name!r}") if rank >= 2 else ("norm", f"{leaf.name!r} of rank {rank}")
 
 
 def _is_matrix(leaf: _Leaf) -> bool:
-    """Whether the bias beside it has another shape: a norm's scale has that of its bias."""
-    return any(leaf.beside.get(bias) not in (None, leaf.shape) for bias in words.biases_of(leaf.name))
+    """Whether the layer's bias has another shape: a norm's scale has that of its bias."""
+    return any(leaf.siblings.get(bias) not in (None, leaf.shape) for bias in words.biases_of(leaf.name))
 
 
 def _is_bias(leaf: _Leaf) -> bool:
-    """Whether the weight beside it fits: `gating_b` is one beside `gating_w`; `q_b` without `q_w` is a matrix."""
-    partners = [leaf.beside[name] for name in words.weights_of(leaf.name) if name in leaf.beside]
+    """Whether the layer has a weight that fits: `gating_b` has `gating_w`; `q_b` without `q_w` is a matrix."""
+    partners = [leaf.siblings[name] for name in words.weights_of(leaf.name) if name in leaf.siblings]
     return any(shape is None or _fits(leaf.shape, shape) for shape in partners)
 
 
@@ -197,7 +201,7 @@ def _fits(bias: Shape, weight: Shape) -> bool:
     return cut > 0 and any(bias == weight[:n] + weight[n + cut :] for n in range(len(bias) + 1))
 
 
-def _shape(leaf: paths.Leaf) -> Shape:
+def _shape_of(leaf: paths.NamedLeaf) -> Shape:
     if not hasattr(leaf.value, "shape") and not isinstance(leaf.value, bool | int | float | complex):
         what = f"params: {leaf.path!r}" if leaf.path else "params"
         short = f" {leaf.value!r}" if len(repr(leaf.value)) < 40 else ""

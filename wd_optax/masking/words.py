@@ -1,6 +1,6 @@
-"""The vocabulary of parameter names: what `attention_norm`, `gating_b` or `wte` says, word by word.
+"""The vocabulary of parameter names: what `attention_norm`, `gating_b` or `wte` means, word by word.
 
-The last word that says something decides, as in English: a `norm_proj` is a projection, a `proj_norm` is a norm.
+The last known word decides, as in English: a `norm_proj` is a projection, a `proj_norm` is a norm.
 """
 
 import functools
@@ -31,7 +31,7 @@ _STATE = re.compile(
     r"a_log|log_a(_real)?|a_(re|im|real|imag|param)|dt_bias|(log|inv)_(step|dt|delta)|lambda_(re|im)"
     r"|(nu|theta|gamma)_log|time_(decay|first|mix\w*|maa\w*|faaaa)"
 )
-_OF_STATE_SPACES = {"b", "b_re", "b_im", "d", "p", "nu", "theta"}  # beside a leaf that only state spaces have
+_OF_STATE_SPACES = {"b", "b_re", "b_im", "d", "p", "nu", "theta"}  # with a sibling that only state spaces have
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def of_leaf(name: str) -> str:
 
 @functools.cache
 def of_layer(name: str) -> str:
-    """The kind of a layer by its name: "norm" or "embedding" wherever it says so, another kind by its last word."""
+    """The kind of a layer by its name: "norm" or "embedding" if any word says so, another kind by the last word."""
     words = [word for word in split(name) if word not in _NEUTRAL and not word.isdigit()]
     words = list(itertools.takewhile(lambda word: word != "with", words))  # attention_with_pair_bias is an attention
     kinds = [_kind(word) for word in words]
@@ -80,13 +80,13 @@ def of_layer(name: str) -> str:
 
 @functools.cache
 def is_plain(name: str) -> bool:
-    """Whether the name says nothing, and the layer's name must: `weight`, `weights_0`."""
+    """Whether the name says nothing, so that the layer's name decides: `weight`, `weights_0`."""
     return all(word in _NEUTRAL or word.isdigit() for word in split(name))
 
 
 @functools.cache
-def says_weight(name: str) -> bool:
-    """Whether it is called a weight, which may be a matrix or a norm's scale."""
+def contains_weight(name: str) -> bool:
+    """Whether the name has the word weight, which may be a matrix or a norm's scale."""
     return not {"weight", "weights"}.isdisjoint(split(name))
 
 
@@ -114,14 +114,14 @@ def is_lora(layer: str, name: str) -> bool:
     return "lora" in name.lower() or ("lora" in layer.lower() and name in ("a", "b"))
 
 
-def is_state_space(name: str, beside: Iterable[str] = ()) -> bool:
-    """Whether a leaf, with these beside it, is a state space's (S4, S5, LRU, Mamba, RWKV) and not a weight."""
-    return _tells_state_space(name) or (name.lower() in _OF_STATE_SPACES and any(map(_tells_state_space, beside)))
+def is_state_space(name: str, siblings: Iterable[str] = ()) -> bool:
+    """Whether a leaf with these siblings is a parameter of a state space (S4, S5, LRU, Mamba, RWKV), not a weight."""
+    return _names_state_space(name) or (name.lower() in _OF_STATE_SPACES and any(map(_names_state_space, siblings)))
 
 
 @functools.cache
 def weights_of(name: str) -> list[str]:
-    """How the weight beside it is called, if the name is that of a bias: gating_b → gating_w, bq → wq."""
+    """Possible names of its weight, if the name is that of a bias: gating_b → gating_w, bq → wq."""
     if match := re.fullmatch(r"(.+_)b", name):
         return [match[1] + w for w in ("w", "W", "weight", "weights", "kernel")]
     if match := re.fullmatch(r"b(_?[A-Za-z0-9]+)", name):
@@ -131,8 +131,8 @@ def weights_of(name: str) -> list[str]:
 
 @functools.cache
 def biases_of(name: str) -> list[str]:
-    """How a bias beside it would be called, if the name is that of a weight: kernel → bias, gating_w → gating_b."""
-    if says_weight(name) and of_leaf(name) != "scale":
+    """Possible names of its bias, if the name is that of a weight: kernel → bias, gating_w → gating_b."""
+    if contains_weight(name) and of_leaf(name) != "scale":
         return ["bias", name.replace("weights", "bias").replace("weight", "bias")]
     if match := re.fullmatch(r"(.+_)[wW]", name):
         return [match[1] + "b", match[1] + "bias"]
@@ -142,7 +142,7 @@ def biases_of(name: str) -> list[str]:
 
 
 @functools.cache
-def _tells_state_space(name: str) -> bool:
+def _names_state_space(name: str) -> bool:
     return _STATE.fullmatch(name.lower()) is not None
 
 

@@ -1,4 +1,4 @@
-"""The classic way to train in low precision: a float32 copy of the parameters in the optimizer's state."""
+"""The standard way to train in low precision: a float32 copy of the parameters in the optimizer's state."""
 
 from typing import Any, NamedTuple
 
@@ -8,26 +8,28 @@ import optax
 
 from wd_optax import dtypes
 from wd_optax.precision import casts
-from wd_optax.precision.rounding import difference, is_low_precision, upcast
+from wd_optax.precision.exact_steps import difference
+from wd_optax.precision.upcasting import is_low_precision, upcast
 
 
 class MasterState(NamedTuple):
     """The parameters in float32, and the wrapped optimizer's state."""
 
-    master: Any  # like the parameters: float32 where they are narrow, else a scalar that nobody reads
-    inner: Any
+    master: optax.Params  # like the parameters: float32 where they are low-precision, else an unused scalar placeholder
+    inner: optax.OptState
 
 
 def with_master_weights(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The classic: a float32 copy w of narrow parameters in the state; w ← w + u, p ← round(w).
+    """Keeps a float32 copy w of low-precision parameters in the state: w ← w + u, p ← round(w).
 
-    It moves the most bytes of all ways, and the copy rules: parameters that are changed elsewhere are set back.
+    It needs the most memory traffic. The float32 copy is the source of truth: outside edits of `params` are
+    overwritten.
 
     Args:
       inner: any Optax optimizer; it sees float32. Extra arguments of `update` reach it.
 
     Returns:
-      A transformation with a `MasterState`. Updates of narrow leaves become float32 and land on round(w).
+      A transformation with a `MasterState`. Updates of low-precision leaves are float32, and p + update is round(w).
 
     Example:
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -44,22 +46,22 @@ def with_master_weights(inner: optax.GradientTransformation) -> optax.GradientTr
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(params: Any) -> MasterState:
+    def init(params: optax.Params) -> MasterState:
         copy = lambda p: p.astype(jnp.float32) if is_low_precision(p) else jnp.zeros((), p.dtype)
         return MasterState(jax.tree.map(copy, dtypes.as_arrays(params)), inner.init(upcast(params)))
 
-    def update(updates: Any, state: MasterState, params: Any = None, **extra: Any) -> tuple[Any, MasterState]:
+    def update(
+        updates: optax.Updates, state: MasterState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, MasterState]:
         if params is None:
             raise ValueError("with_master_weights needs the parameters: tx.update(grads, state, params)")
         params = dtypes.as_arrays(params)
-        whole = jax.tree.map(lambda p, w: w if is_low_precision(p) else p, params, state.master)
-        updates, inner_state = inner.update(upcast(updates), state.inner, whole, **extra)
-        moves = lambda u, p: u is not None and is_low_precision(p)
-        master = jax.tree.map(
-            lambda u, p, w: w + u if moves(u, p) else w, updates, params, state.master, is_leaf=lambda x: x is None
-        )
-        land = lambda u, p, w: difference(casts.nearest(w, p.dtype), p) if moves(u, p) else u
-        updates = jax.tree.map(land, updates, params, master, is_leaf=lambda x: x is None)
+        in_float32 = jax.tree.map(lambda p, w: w if is_low_precision(p) else p, params, state.master)
+        updates, inner_state = inner.update(upcast(updates), state.inner, in_float32, **extra)
+        add = lambda u, p, w: w if u is None or not is_low_precision(p) else w + u
+        master = jax.tree.map(add, updates, params, state.master, is_leaf=lambda x: x is None)
+        move = lambda u, p, w: u if u is None or not is_low_precision(p) else difference(casts.nearest(w, p.dtype), p)
+        updates = jax.tree.map(move, updates, params, master, is_leaf=lambda x: x is None)
         return updates, MasterState(master, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)

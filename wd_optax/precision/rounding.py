@@ -1,9 +1,9 @@
-"""Decay that survives low precision: round the sum p + u well, and hand Optax an update that lands exactly on it.
+"""Decay that survives low precision: round the sum p + u well, and return the update that moves p exactly there.
 
 With bfloat16 parameters p + u rounds back to p whenever |u| is under half a unit in the last place, a relative step
 of 2⁻⁹ to 2⁻⁸: at every ordinary setting, decay is lost entirely. The transforms here return u' = round(p + u) − p in
-float32, so that an unchanged `optax.apply_updates` lands on the right bits: those of p + u, rounded to float32 and then
-to p's type. All of them, but for
+float32, so that an unchanged `optax.apply_updates` gives the right bits: those of p + u, rounded to float32 and then to
+p's type. The exceptions are
 
     - steps that make an entry more than 2¹⁶ times smaller (float16: 2¹³, float8_e5m2: 2²¹), off by up to 2⁻²⁴·|p| where
       u carries more bits than float32: under `jit`, where p + a·b may become one operation, and in master weights;
@@ -16,8 +16,8 @@ to p's type. All of them, but for
 as in `wd.adamw(..., rounding="stochastic")` in `apply_if_finite` with `optax.tree.cast(grads, jnp.float32)`.
 """
 
-import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,37 +25,59 @@ import optax
 
 from wd_optax import dtypes
 from wd_optax.masking import roles
-from wd_optax.precision import casts, random_bits
+from wd_optax.precision import exact_steps, random_bits
+from wd_optax.precision.upcasting import in_float32, is_float, is_low_precision
 
-ROUNDINGS = ("nearest", "stochastic", "compensated", "compensated_all")
+Rounding = Literal["nearest", "stochastic", "compensated", "compensated_all"]
+StateRounding = Literal["nearest", "stochastic"]  # a residual would need as many bits as `low_precision_state` saves
+
+
+class RoundingMode(NamedTuple):
+    """What a value of `rounding` means."""
+
+    rounds: Callable[[Any], bool]  # which leaves
+    compensates: bool = False  # adds what rounding left over to the next update
+    draws_bits: bool = False
+    state: StateRounding = "stochastic"  # how low-precision moments are rounded with it
+
+
+ROUNDINGS: dict[str, RoundingMode] = {
+    "nearest": RoundingMode(is_low_precision, state="nearest"),
+    "stochastic": RoundingMode(is_low_precision, draws_bits=True),
+    "compensated": RoundingMode(is_low_precision, compensates=True),
+    "compensated_all": RoundingMode(is_float, compensates=True),
+}
+
+
+def parse_rounding(rounding: str) -> RoundingMode:
+    """The mode of a rounding, or a ValueError that lists the roundings."""
+    if rounding not in tuple(ROUNDINGS):
+        raise ValueError(f"rounding={rounding!r}: use one of {', '.join(map(repr, ROUNDINGS))}")
+    return ROUNDINGS[rounding]
+
+
+def for_state(rounding: str | None) -> StateRounding:
+    """How an optimizer with this `rounding` rounds its moments, if they are low-precision."""
+    return "nearest" if rounding is None else parse_rounding(rounding).state
 
 
 class RoundState(NamedTuple):
-    """What rounding remembers: arrays only."""
+    """State of `round_updates` and `low_precision_state`: arrays only."""
 
     step: jax.Array  # shape=(), dtype=int32: steps taken; `count` is the wrapped optimizer's
     seed: jax.Array  # shape=(), dtype=uint32
-    residual: Any  # "compensated*": like the parameters that are rounded, what rounding left over; else ()
-    inner: Any = ()  # the wrapped optimizer's state
+    residual: optax.Params  # "compensated*": like the rounded parameters, what rounding left over; else ()
+    inner: optax.OptState = ()  # the wrapped optimizer's state
 
 
-def is_low_precision(x: Any) -> bool:
-    """Whether a leaf is a float of 8 or 16 bits."""
-    return x is not None and jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits in (8, 16)
-
-
-def check(rounding: Any) -> None:
-    """Raises for a string that names no rounding."""
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"rounding={rounding!r}: use one of {', '.join(map(repr, ROUNDINGS))}")
-
-
-def round_updates(rounding: str, *, key: Any = 0, partition: Any = None) -> optax.GradientTransformationExtraArgs:
-    """Rounds p + u well, as u' = round(p + u) − p in float32, for parameters of 8 or 16 bits: stands last.
+def round_updates(
+    rounding: Rounding, *, key: random_bits.Key = 0, partition: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces u by u' = round(p + u) − p in float32, for parameters of 8 or 16 bits; goes last in a chain.
 
     "nearest" rounds to the nearest value, "stochastic" to the value above or below with E[p + u'] = p + u,
     "compensated" to the nearest, adding what that left over to the next update (Kahan), in one more leaf of the
-    parameter's type. Wider parameters are left alone, but for "compensated_all", which compensates them too: float32
+    parameter's type. Parameters of 32 bits and more are left alone, except by "compensated_all": float32
     loses a decay under 3·10⁻⁸ per step altogether, and much of one under 10⁻⁶.
 
     What is too small for them is lost still: c < 2⁻²⁵ per step for "stochastic" (p + u is formed in float32), and
@@ -93,154 +115,88 @@ def round_updates(rounding: str, *, key: Any = 0, partition: Any = None) -> opta
     References:
       Zamirai et al. 2020, arXiv 2010.06192 (both, for training in bfloat16); Kahan 1965, doi 10.1145/363707.363723.
     """
-    check(rounding)
-    compensates = rounding.startswith("compensated")
-    rounds = _is_float if rounding == "compensated_all" else is_low_precision
+    mode = parse_rounding(rounding)
 
-    def init(params: Any) -> RoundState:
+    def init(params: optax.Params) -> RoundState:
         params = dtypes.as_arrays(params)
-        residual = jax.tree.map(lambda p: jnp.zeros_like(p) if rounds(p) else jnp.zeros((), p.dtype), params)
-        return RoundState(jnp.zeros((), jnp.int32), random_bits.seed(key), residual if compensates else ())
+        residual = jax.tree.map(lambda p: jnp.zeros_like(p) if mode.rounds(p) else jnp.zeros((), p.dtype), params)
+        return RoundState(jnp.zeros((), jnp.int32), random_bits.seed(key), residual if mode.compensates else ())
 
-    def update(updates: Any, state: RoundState, params: Any = None, **extra: Any) -> tuple[Any, RoundState]:
+    def update(
+        updates: optax.Updates, state: RoundState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, RoundState]:
         del extra
         if params is None:
             raise ValueError(
                 "round_updates rounds the parameters, so update needs them: tx.update(grads, state, params)"
             )
         updates, params, residual = dtypes.as_arrays(updates), dtypes.as_arrays(params), state.residual
-        if compensates:
-            add = lambda u, p, r: u if u is None or not rounds(p) else _add_residual(u, r)
-            updates = jax.tree.map(add, updates, params, residual, is_leaf=_is_none)
-            left = lambda u, p, r: r if u is None or not rounds(p) else _left_over(u, p)
-            residual = jax.tree.map(left, updates, params, residual, is_leaf=_is_none)
-            updates = jax.tree.map(_take_off, updates, params, residual, is_leaf=_is_none)
-        draw = functools.partial(random_bits.bits, seed=state.seed, step=state.step)
-        rounded = _round_to_params(updates, params, draw if rounding == "stochastic" else None, partition)
+        if mode.compensates:
+            updates, residual = _compensate(mode, updates, params, residual)
+        rounded = _round_to_params(updates, params, state if mode.draws_bits else None, partition)
         return rounded, state._replace(step=optax.safe_increment(state.step), residual=residual)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def rounded(
-    optimizer: optax.GradientTransformationExtraArgs, rounding: str | None, key: Any
+    optimizer: optax.GradientTransformationExtraArgs, rounding: str | None, key: random_bits.Key
 ) -> optax.GradientTransformationExtraArgs:
     """The `rounding` argument of every optimizer: None, or `optimizer` in float32 and then `round_updates`."""
     if rounding is None:
         return optimizer
-    tx = optax.chain(in_float32(optimizer), round_updates(rounding, key=key))
+    tx = optax.chain(in_float32(optimizer), round_updates(cast(Rounding, rounding), key=key))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        if isinstance(state, tuple) and len(state) == 2:
-            return tx.update(updates, state, params, **extra)
-        return optimizer.update(updates, state, params, **extra)  # another optimizer's state, which it refuses by name
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
+        is_chain = isinstance(state, tuple) and len(state) == 2
+        # The state of another optimizer goes to `optimizer`, whose error names both.
+        updates, state = (tx if is_chain else optimizer).update(updates, state, params, **extra)
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
-
-
-def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`inner`, which sees parameters and gradients of 8 and 16 bits as float32: its state and updates are float32.
-
-    Without it, an update is rounded to the gradient's type before anything can be done about it. Put `round_updates`
-    behind it: `optax.chain(wd.precision.in_float32(optax.adamw(...)), wd.precision.round_updates("stochastic"))`.
-
-    Args:
-      inner: any Optax optimizer; extra arguments of `update` reach it.
-
-    Returns:
-      A transformation with `inner`'s state, made of float32 parameters.
-
-    Example:
-      >>> import jax.numpy as jnp, optax, wd_optax as wd
-      >>> params = {"w": jnp.ones(2, jnp.bfloat16)}
-      >>> tx = wd.precision.in_float32(optax.adamw(1e-3))
-      >>> tx.update(params, tx.init(params), params)[0]["w"].dtype, tx.init(params)[0].mu["w"].dtype
-      (dtype('float32'), dtype('float32'))
-    """
-    inner = optax.with_extra_args_support(inner)
-
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        return inner.update(upcast(updates), state, upcast(params), **extra)
-
-    return optax.GradientTransformationExtraArgs(lambda params: inner.init(upcast(params)), update)
-
-
-def upcast(tree: Any) -> Any:
-    """The tree with its floats of 8 and 16 bits as float32."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32) if is_low_precision(x) else x, dtypes.as_arrays(tree))
 
 
 def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _round_to_param(u: Any, p: Any, stream: Any, draw: Any, offsets: Any) -> Any:
-    """round(p + u) − p, exact in float32, or the update as it is where p is wide."""
-    if u is None or not is_low_precision(p):
-        return u
-    wide = p.astype(jnp.float32)
-    total = wide + u.astype(jnp.float32)
-    if draw is None:
-        target = casts.nearest(total, p.dtype)
-    else:
-        target = casts.stochastic(total, p.dtype, draw(p.shape, stream=stream, offsets=offsets))
-    return _like(u.astype(jnp.float32), difference(target, p))
+def _compensate(
+    mode: RoundingMode, updates: optax.Updates, params: optax.Params, residual: optax.Params
+) -> tuple[optax.Updates, optax.Params]:
+    """Updates with the last step's residual added, and the residual that rounding them will leave."""
+    add = lambda u, p, r: u if u is None or not mode.rounds(p) else exact_steps.add_residual(u, r)
+    updates = jax.tree.map(add, updates, params, residual, is_leaf=_is_none)
+    left = lambda u, p, r: r if u is None or not mode.rounds(p) else exact_steps.left_over(u, p)
+    residual = jax.tree.map(left, updates, params, residual, is_leaf=_is_none)
+    return jax.tree.map(exact_steps.subtract_residual, updates, params, residual, is_leaf=_is_none), residual
 
 
-@jax.custom_jvp
-def _like(u: jax.Array, landed: jax.Array) -> jax.Array:
-    """`landed` with u's derivatives: those of a rounding would be 0, and of round(p + u) − p with it."""
-    del u
-    return landed
-
-
-_like.defjvps(lambda tangent, out, u, landed: tangent, None)
-
-
-def difference(target: jax.Array, p: jax.Array) -> jax.Array:
-    """The float32 u' with p + u' = target. −0.0 where nothing moves: p + (−0.0) is p to the bit, infinities too."""
-    return jnp.where(target == p, jnp.float32(-0.0), target.astype(jnp.float32) - p.astype(jnp.float32))
-
-
-def _is_float(x: Any) -> bool:
-    return is_low_precision(x) or (x is not None and jnp.issubdtype(x.dtype, jnp.inexact))
-
-
-def _add_residual(u: jax.Array, residual: jax.Array) -> jax.Array:
-    wide = dtypes.arithmetic(residual.dtype)
-    return u.astype(wide) + residual.astype(wide)
-
-
-def _left_over(u: jax.Array, p: jax.Array) -> jax.Array:
-    """What rounding p + u will leave over, in p's type; nothing where that is infinite, as p or the step are."""
-    if is_low_precision(p):
-        rest = u - _round_to_param(u, p, 0, None, None)
-    else:  # p + u is rounded by whoever adds it: Knuth's two-sum finds its error
-        total = p + u
-        added = total - p
-        rest = (p - (total - added)) + (u - added)
-    return jnp.where(jnp.abs(rest) <= float(jnp.finfo(p.dtype).max), rest, 0).astype(p.dtype)
-
-
-def _take_off(u: Any, p: Any, rest: Any) -> Any:
-    """u less its rest, which rounds to the same: a TPU makes one loop of p, rest and moments that form a chain."""
-    return u if u is None or not is_low_precision(p) else u - rest.astype(u.dtype)
-
-
-def _round_to_params(updates: Any, params: Any, draw: Any, partition: Any) -> Any:
-    """`_round_to_param` on every leaf; each has two words that name it by its path, and perhaps a `PartitionSpec`."""
-    names = [random_bits.name_of(path) for path, _ in roles.flatten(params)[0]]
+def _round_to_params(
+    updates: optax.Updates, params: optax.Params, random: RoundState | None, partition: Any
+) -> optax.Updates:
+    """Rounds every leaf; where `random` is given, with random bits that are named by the leaf's path."""
+    names = [random_bits.stream_of(path) for path, _ in roles.flatten(params)[0]]
     streams = jax.tree.unflatten(jax.tree.structure(params), names)
-    if partition is None:
-        return jax.tree.map(
-            lambda u, p, s: _round_to_param(u, p, s, draw, None), updates, params, streams, is_leaf=_is_none
-        )
-    specs = jax.tree.broadcast(partition, params, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
-    land = lambda u, p, s, spec: _round_to_param(u, p, s, draw, _offsets(p.shape, spec))
-    return jax.tree.map(land, updates, params, streams, specs, is_leaf=_is_none)
+    is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)
+    specs = () if partition is None else (jax.tree.broadcast(partition, params, is_leaf=is_spec),)
+
+    def leaf(
+        u: jax.Array | None, p: jax.Array, stream: random_bits.Stream, spec: jax.sharding.PartitionSpec | None = None
+    ) -> jax.Array | None:
+        if u is None or not is_low_precision(p):
+            return u
+        bits = None
+        if random is not None:
+            offsets = None if spec is None else _offsets(p.shape, spec)
+            bits = random_bits.bits(p.shape, seed=random.seed, stream=stream, step=random.step, offsets=offsets)
+        return exact_steps.round_to_param(u, p, bits)
+
+    return jax.tree.map(leaf, updates, params, streams, *specs, is_leaf=_is_none)
 
 
-def _offsets(shape: tuple[int, ...], spec: jax.sharding.PartitionSpec) -> Any:
+def _offsets(shape: tuple[int, ...], spec: jax.sharding.PartitionSpec) -> random_bits.Offsets:
     """Inside `shard_map`: the whole leaf's shape, and where this device's shard begins in it."""
     whole, starts = list(shape), [jnp.uint32(0)] * len(shape)
     for axis, names in enumerate(spec):

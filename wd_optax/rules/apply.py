@@ -35,7 +35,7 @@ def start(rule: Rule | None, params: optax.Params, multipliers: Any, step: Step)
     ones = jax.tree.map(jnp.ones_like, params)
     inner = jax.tree.map(lambda x: jnp.ones_like(x) if _is_float(x) else x, step.inner_state)
     step = step._replace(
-        gradients=ones,
+        gradients=None if step.gradients is None else ones,
         inner_state=inner,
         descent=None if step.descent is None else ones,
         updates=None if step.updates is None else ones,
@@ -48,9 +48,10 @@ def start(rule: Rule | None, params: optax.Params, multipliers: Any, step: Step)
 
     _, new = jax.eval_shape(attempt, params, state, step)
     state = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, new)
-    if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((params, state, step))):
+    is_traced = lambda tree: any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
+    if not is_traced((params, state, step)):
         for path, finite in roles.flatten(jax.jit(attempt)(params, state, step)[0])[0]:
-            if not finite:
+            if not is_traced(finite) and not finite:  # a rule may close over a tracer
                 raise ValueError(
                     f"rule: its direction of decay at {path!r} is infinite or NaN where the parameter is finite, as "
                     "after a division by a norm of 0: give the leaf another rule with optax.partition, or the "
@@ -76,7 +77,7 @@ def direction(
         return params, state
     fill = lambda tree: tree if tree is None else jax.tree.map(_or_zeros, params, tree)
     step = step._replace(gradients=fill(step.gradients), descent=fill(step.descent), updates=fill(step.updates))
-    like = step.gradients if step.updates is None else step.updates
+    like = next(tree for tree in (step.updates, step.descent, step.gradients) if tree is not None)
     decaying = _decaying(params, multipliers)
     decaying = tree_map(lambda p, u: p.astype(dtypes.arithmetic(p.dtype, u.dtype)), decaying, like)
     r, new = optax.with_extra_args_support(rule).update(decaying, state, decaying, step=step)
@@ -110,5 +111,5 @@ def _check_shapes(r: optax.Params, params: optax.Params) -> None:
     for (path, p), x in zip(roles.flatten(params)[0], jax.tree.leaves(r), strict=True):
         if jnp.shape(x) != jnp.shape(p):
             raise ValueError(
-                f"rule returned shape {jnp.shape(x)} for {path!r}, expected {jnp.shape(p)}, the parameter's"
+                f"rule returned shape {jnp.shape(x)} at {path!r}, expected {jnp.shape(p)}, the parameter's"
             )

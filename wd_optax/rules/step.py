@@ -12,13 +12,20 @@ class Step(NamedTuple):
 
     Trees are like the parameters, with zeros where the gradient is None. They hold every leaf, also those that don't
     decay, which are `optax.MaskedNode` in the rule's own `p`: map over both with `wd_optax.rules.tree_map`.
+
+        known to                                 gradients   descent   updates
+        decoupled, sgdw, adamw                   yes         yes       yes
+        with_decay                               yes         –         yes
+        coupled, sgd_l2, adam_l2, add_l2_to_loss yes         yes (−g)  –
+        add_decayed_weights                      –           yes       –
+        shrink, proximal                         –           –         yes
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32: steps taken before this one
     hyperparams: dict[str, jax.Array]  # this step's: learning_rate (η_t), weight_decay (λ) or rate, where there are any
     rate: jax.Array  # shape=(), what r(p) is multiplied by: c_t, or λ where the learning rate comes later
-    gradients: optax.Updates  # what `update` was given
     inner_state: optax.OptState  # the inner optimizer's: after this step, or before it where decay comes first
+    gradients: optax.Updates | None  # raw; None in transforms that come later in a chain
     descent: optax.Updates | None  # −u, the step before the learning rate; None where only the finished step is known
     updates: optax.Updates | None  # the finished step without decay; None where decay comes before it
 
@@ -34,10 +41,19 @@ def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     Returns:
       A tree like `tree`.
 
+    Raises:
+      ValueError: for a tree of `Step` that isn't known where the rule is used.
+
     Example:
       >>> import optax, wd_optax as wd
       >>> wd.rules.tree_map(lambda p, g: p * g, {"b": optax.MaskedNode(), "w": 2.0}, {"b": 5.0, "w": 3.0})
       {'b': MaskedNode(), 'w': 6.0}
     """
+    if any(x is None for x in rest):
+        raise ValueError(
+            "tree_map: a tree of the rule's Step is None, because this transformation doesn't know it: gradients are "
+            "known to optimizers and add_l2_to_loss, descent to all but with_decay, shrink and proximal, updates to "
+            "those and to decoupled, sgdw and adamw"
+        )
     is_masked = lambda x: isinstance(x, optax.MaskedNode)
     return jax.tree.map(lambda x, *xs: x if is_masked(x) else f(x, *xs), tree, *rest, is_leaf=is_masked)

@@ -1,5 +1,7 @@
 """How fast: the four couplings as schedules, conversions between them, and what is refused."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import wd_optax as wd
-from wd_optax.couplings import COUPLINGS
+from wd_optax.couplings import COUPLINGS, Coupling
 
 WARM_UP = lambda t: 1e-3 * jnp.minimum(t / 10, 1.0)
 
@@ -21,7 +23,7 @@ def test_c_t_halfway_through_the_warm_up(coupling, expected):
     rate = wd.decay_rate(0.1, learning_rate=WARM_UP, coupling=coupling, peak_learning_rate=1e-3)
     assert float(rate(jnp.float32(5))) == pytest.approx(expected, rel=1e-6)
     assert float(rate(jnp.float32(0))) == (pytest.approx(0.1) if coupling == "constant" else 0.0)
-    assert set(COUPLINGS) == {"lr", "schedule", "corrected", "constant"}
+    assert tuple(COUPLINGS) == get_args(Coupling)
 
 
 @pytest.mark.optax_promotes
