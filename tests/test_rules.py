@@ -325,6 +325,8 @@ def test_a_rule_s_own_hyperparameters_are_swept_with_vmap(mode):
 
 stateless = lambda f: optax.stateless(lambda p, _: jax.tree.map(f, p))
 BAD = {
+    "several": ((wd.rules.toward("init"), wd.rules.cautious()), TypeError, r"optax\.chain\(\*rules\)"),
+    "the gate first": (optax.chain(wd.rules.cautious(), wd.rules.toward("init")), ValueError, "the anchor goes first"),
     "a word": ("init", TypeError, r"rule='init': a rule is an Optax transformation, as wd\.rules\.toward\('init'\)"),
     "not called": (
         wd.rules.cautious,

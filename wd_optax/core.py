@@ -120,9 +120,9 @@ def decayed(
 
 
 def _along(
-    updates: Any, params: Any, multipliers: Any, r: Any, rate: jax.Array, formula: Formula, *, gated: bool
+    updates: Any, params: Any, multipliers: Any, r: Any, strength: jax.Array, formula: Formula, *, gated: bool
 ) -> Any:
-    """Maps `formula` over the leaves that decay, with k = rate·m.
+    """Maps `formula` over the leaves that decay, with k = strength·m.
 
     Computed in float32 or wider, returned in the update's type. Where k is 0, or a gate says 0, the update comes back
     bit for bit, also where p is infinite; None leaves and leaves whose multiplier is 0 are not touched at all.
@@ -133,7 +133,7 @@ def _along(
             return u
         dtype = dtypes.arithmetic(p.dtype, u.dtype)
         upcast = lambda x: jnp.asarray(x).astype(dtype)
-        k = upcast(rate * jnp.asarray(m, rate.dtype))
+        k = upcast(strength * jnp.asarray(m, strength.dtype))
         use = (k != 0) & (upcast(r) != 0) if gated else k != 0
         return jnp.where(use, formula(upcast(u), upcast(r), k).astype(u.dtype), u)
 

@@ -173,7 +173,8 @@ def proximal(
 
     Args:
       rate: c ≥ 0, for "l1" in units of the weight: a number, an array or a schedule; with
-        `wd_optax.decay_rate(λ, learning_rate=η)` the step minimises the loss plus λ·penalty.
+        `wd_optax.decay_rate(λ, learning_rate=η)`, after plain SGD, the steps minimise the loss plus λ·penalty. After
+        Adam and the like they don't: the threshold η·λ never wins against Adam's own step, about η in size.
       mask: which leaves, see `wd_optax.masking`; weights and embeddings by default, as the optimizers.
       penalty: "l2" or "l1".
       rule: r, see `wd_optax.rules`: it says toward what, a = p − r(p); None is a = 0.

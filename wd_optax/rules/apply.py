@@ -8,7 +8,9 @@ import optax
 
 from wd_optax import dtypes, hyperparams
 from wd_optax.masking import forms, roles
+from wd_optax.rules.cautious import GateState
 from wd_optax.rules.step import Step, tree_map
+from wd_optax.rules.toward import AnchorState
 
 Rule: TypeAlias = optax.GradientTransformation
 
@@ -17,6 +19,8 @@ def check(rule: Any) -> None:
     """Raises unless `rule` is None or an Optax transformation."""
     if isinstance(rule, str):
         raise TypeError(f"rule={rule!r}: a rule is an Optax transformation, as wd.rules.toward({rule!r})")
+    if isinstance(rule, tuple | list) and not hasattr(rule, "init"):
+        raise TypeError("rule: got a sequence, expected one rule: optax.chain(*rules) applies them one after another")
     if rule is not None:
         hyperparams.check_transformation("rule", rule)
 
@@ -32,25 +36,23 @@ def start(rule: Rule | None, params: optax.Params, multipliers: Any, step: Step)
         return ()
     decaying = _decaying(params, multipliers)
     state = rule.init(decaying)
-    ones = jax.tree.map(jnp.ones_like, params)
-    inner = jax.tree.map(lambda x: jnp.ones_like(x) if _is_float(x) else x, step.inner_state)
-    step = step._replace(
-        gradients=None if step.gradients is None else ones,
-        inner_state=inner,
-        descent=None if step.descent is None else ones,
-        updates=None if step.updates is None else ones,
-    )
+    _check_order(state)
 
-    def attempt(params: optax.Params, state: optax.OptState, step: Step) -> Any:
-        r, new = direction(rule, params, multipliers, state, step, stable=False)
+    def attempt(params: optax.Params, state: optax.OptState, inner: optax.OptState) -> Any:
+        ones = lambda tree: jax.tree.map(lambda x: jnp.ones_like(x) if _is_float(x) else x, tree)
+        trees = {name: ones(getattr(step, name)) for name in ("gradients", "descent", "updates")}
+        r, new = direction(
+            rule, params, multipliers, state, step._replace(inner_state=ones(inner), **trees), stable=False
+        )
         finite = tree_map(lambda r, p: jnp.all(jnp.isfinite(r) | ~jnp.isfinite(p)), r, params)
         return finite, new
 
-    _, new = jax.eval_shape(attempt, params, state, step)
+    given = (params, state, step.inner_state)
+    _, new = jax.eval_shape(attempt, *given)
     state = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, new)
     is_traced = lambda tree: any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-    if not is_traced((params, state, step)):
-        for path, finite in roles.flatten(jax.jit(attempt)(params, state, step)[0])[0]:
+    if not is_traced(given):
+        for path, finite in roles.flatten(jax.jit(attempt)(*given)[0])[0]:
             if not is_traced(finite) and not finite:  # a rule may close over a tracer
                 raise ValueError(
                     f"rule: its direction of decay at {path!r} is infinite or NaN where the parameter is finite, as "
@@ -90,6 +92,20 @@ def direction(
 def _decaying(params: optax.Params, multipliers: Any) -> optax.Params:
     """The parameters with `optax.MaskedNode` for leaves that are known not to decay, as `optax.masked` has it."""
     return jax.tree.map(lambda p, m: optax.MaskedNode() if forms.is_zero(m) else p, params, multipliers)
+
+
+def _check_order(state: optax.OptState) -> None:
+    """Raises for a gate before an anchor in a chain: what the gate sets to 0, the anchor would move to −a."""
+    has = lambda kind, tree: any(
+        isinstance(x, kind) for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
+    )
+    stages = state if type(state) is tuple else ()
+    for i, stage in enumerate(stages):
+        if has(GateState, stage) and has(AnchorState, stages[i + 1 :]):
+            raise ValueError(
+                "rule: cautious() comes before toward(...), and would gate decay to zero: the anchor goes first, as "
+                'optax.chain(wd.rules.toward("init"), wd.rules.cautious())'
+            )
 
 
 def _or_zeros(p: jax.Array, u: Any) -> jax.Array:
