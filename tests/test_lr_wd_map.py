@@ -173,7 +173,7 @@ def test_main_audits_first_and_draws_every_optimizer_last(
         module.main([])
     lines = capsys.readouterr().out.splitlines()
     assert asked == {"models": ["mlp"], "points": 3, "seeds": 5, "epochs": 100, "directory": None}
-    assert lines[0] == "mlp under AdamW, schedule, where both factors are 1:"
+    assert lines[0] == "mlp under AdamW, schedule, where both multiples are 1:"
     # λ = 0.005 times the mean of the cosine over the run, which is 1/2.
     (row,) = [line.split() for line in lines if line.startswith("Dense_0/kernel")]
     assert float(row[3]) == pytest.approx(0.0025, rel=0.02)

@@ -39,13 +39,13 @@ class DecayMonitorState(NamedTuple):
 def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Wraps `optimizer` and records, per role, ‖p‖, ‖u‖, the decay share and the angle between p and p + u.
 
-    Updates are the optimizer's own: bit for bit outside jit, and compiled up to how XLA contracts products and sums in
-    another program (an ulp). Each step is also measured: sums over the parameters, and the decay d, the part of the
-    step that is proportional to the weights: d = ∂u(s·p)/∂s at s = 1, with gradients and state fixed. It detects decay
-    wherever it is placed: in ours, in `optax.adamw`, in any chain. The sums read once more what the step reads, before
-    the step and without copies: 16 bytes per float32 parameter, where AdamW moves 28. On a CPU, which doesn't vectorise
-    sums, a monitored step takes 4 to 9 times a plain one (`benchmarks/step.py`); this is usually small next to the
-    backward pass. `state.inner` is the plain optimizer's state, to step without the monitor.
+    Updates are the optimizer's own: bit for bit outside jit, and to an ulp under jit, because XLA may contract products
+    and sums differently in another program. Each step is also measured: sums over the parameters, and the decay d, the
+    part of the step that is proportional to the weights: d = ∂u(s·p)/∂s at s = 1, with gradients and state fixed. It
+    detects decay wherever it is placed: in ours, in `optax.adamw`, in any chain. The sums read once more what the step
+    reads, before the step and without copies: 16 bytes per float32 parameter, where AdamW moves 28. On a CPU, which
+    doesn't vectorise sums, a monitored step takes 4 to 9 times a plain one (`benchmarks/step.py`); this is usually
+    small next to the backward pass. `state.inner` is the plain optimizer's state, to step without the monitor.
 
     d is exactly the decay −c·m·p for every decoupled decay to zero, cautious and proximal L2 included. The share of a
     role is NaN where d is not a decay: where more than 1 % of ‖d‖² is on entries that it grows, overwrites (c ≥ 1), or
@@ -90,7 +90,7 @@ def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTran
 
     def init(params: optax.Params) -> DecayMonitorState:
         state = inner.init(params)
-        _check_order(state)
+        _refuse_wrong_order(state)
         zeros = (jnp.zeros((len(ROLES),), jnp.float32) for _ in step_sums.StepSummary._fields)
         return DecayMonitorState(state, DecayInfo(_sizes(params), *zeros))
 
@@ -175,7 +175,7 @@ REBUILDS = {  # wrappers that compute the weights from others in their state: th
 }
 
 
-def _check_order(state: optax.OptState) -> None:
+def _refuse_wrong_order(state: optax.OptState) -> None:
     """Refuses, anywhere in the optimizer, wrappers whose steps don't show the decay."""
     rebuilds = lambda x: type(x) in REBUILDS
     for found in filter(rebuilds, jax.tree.leaves(state, is_leaf=rebuilds)):

@@ -90,7 +90,7 @@ def l1_penalty(params: optax.Params, weight_decay: Scalar, mask: Mask = "weights
       >>> float(wd.l1_penalty({"kernel": jnp.array([[3.0, -1.0]])}, 0.5))
       2.0
     """
-    return _penalty(params, weight_decay, mask, _absolute)
+    return _penalty(params, weight_decay, mask, _abs)
 
 
 Measure = Callable[[jax.Array], jax.Array]  # entry by entry
@@ -100,7 +100,7 @@ def _square(w: jax.Array) -> jax.Array:
     return jnp.real(w * jnp.conj(w))
 
 
-def _absolute(w: jax.Array) -> jax.Array:
+def _abs(w: jax.Array) -> jax.Array:
     """|w| as w·sign(w): the derivative of `jnp.abs` at 0 is 1, which would push zero weights away from zero."""
     return jnp.real(w * jnp.conj(jax.lax.stop_gradient(jnp.sign(w))))
 

@@ -30,7 +30,7 @@ def seed(key: Key) -> jax.Array:
     if isinstance(key, jax.Array | np.ndarray) and key.shape == () and jnp.issubdtype(key.dtype, jnp.integer):
         return jnp.array(key).astype(jnp.uint32)
     what = repr(key)
-    if isinstance(key, jax.Array | np.ndarray | np.generic):
+    if isinstance(key, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
         what = f"an array of type {key.dtype} and shape {key.shape}"
     raise ValueError(f"key is {what}: pass an int in [0, 2³²), or one key, as jax.random.key(0)")
 
