@@ -1,4 +1,4 @@
-"""What the audit says of optimizers that mislead a single step: buffers that fill, cycles, schedules, projections."""
+"""The audit of optimizers whose single step misleads: buffers that fill, cycles, schedules, projections."""
 
 import math
 
@@ -42,14 +42,14 @@ L2 = optax.add_decayed_weights(WD)
 CASES = {
     "clip and adam": (
         optax.chain(optax.add_decayed_weights(WD, matrices), optax.clip_by_global_norm(1.0), optax.adam(LR)),
-        None, ("spared", "coupled: λ cancels"), None,
+        None, ("no decay", "coupled: λ cancels"), None,
     ),
     "clip and momentum": (
         optax.chain(optax.add_decayed_weights(WD, matrices), optax.clip_by_global_norm(1.0), optax.sgd(LR, 0.9)),
-        None, ("spared", "unknown"), None,
+        None, ("no decay", "unknown"), None,
     ),
     "constant coupling in a warm-up from 0": (
-        wd.adamw(WARM_UP, weight_decay=1e-3, coupling="constant"), None, ("spared", "not scaled by lr"), 1e-3,
+        wd.adamw(WARM_UP, weight_decay=1e-3, coupling="constant"), None, ("no decay", "not scaled by lr"), 1e-3,
     ),
     "adafactor in a warm-up from 0": (
         optax.adafactor(WARM_UP, weight_decay_rate=1e-3), None, ("not scaled by lr", "not scaled by lr"), 1e-3,
@@ -61,14 +61,14 @@ CASES = {
         optax.chain(L2, optax.ema(0.9, debias=True), optax.scale(-LR)), None, ("in momentum",) * 2, LR * WD,
     ),
     "anchor over a horizon": (
-        wd.adamw(LR, weight_decay=WD, rule=wd.rules.toward("init")), 1000, ("spared", "decays"), LR * WD,
+        wd.adamw(LR, weight_decay=WD, rule=wd.rules.toward("init")), 1000, ("no decay", "decays"), LR * WD,
     ),
     "sam": (
         optax.contrib.sam(optax.adamw(LR, weight_decay=WD), optax.sgd(0.05)), None, ("decays", "decays"), LR * WD,
     ),
     "prodigy inside": (
         wd.with_decay(optax.contrib.prodigy(1.0), learning_rate=LR, weight_decay=WD),
-        None, ("spared", "decays"), LR * WD,
+        None, ("no decay", "decays"), LR * WD,
     ),
     "prodigy's first state": (optax.contrib.prodigy(1.0, weight_decay=WD), None, ("not yet", "not yet"), None),
     "mechanize's first state": (
@@ -78,11 +78,11 @@ CASES = {
         optax.chain(optax.adamw(LR, weight_decay=WD), optax.keep_params_nonnegative()), None, ("decays",) * 2, LR * WD,
     ),
     "yogi inside": (
-        wd.with_decay(optax.yogi(LR), learning_rate=LR, weight_decay=WD), None, ("spared", "decays"), LR * WD,
+        wd.with_decay(optax.yogi(LR), learning_rate=LR, weight_decay=WD), None, ("no decay", "decays"), LR * WD,
     ),
     "noise": (
         optax.chain(optax.add_noise(0.01, 0.5, key=3), optax.adamw(LR, weight_decay=WD, mask=matrices)),
-        None, ("spared", "decays"), LR * WD,
+        None, ("no decay", "decays"), LR * WD,
     ),
     "nan without a gradient": (optax.contrib.dadapt_adamw(1.0, weight_decay=WD), None, ("unknown", "unknown"), None),
     "function of no module": (
@@ -93,18 +93,18 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_verdict_is_what_the_measurement_carries(name):
-    optimizer, horizon, verdicts, removed = CASES[name]
+    optimizer, horizon, expected, removed = CASES[name]
     if name == "function of no module":
         optimizer.update.__module__ = None
     report = audit(optimizer, params(), horizon=horizon)
-    assert tuple(row.verdict for row in report.rows) == verdicts
+    assert tuple(row.verdict for row in report.rows) == expected
     if removed is not None:
         assert report.rows[1].removed_per_step == pytest.approx(removed, rel=1e-5)
     rules = {f.rule for f in report.findings if f.severity == "error"}
     assert rules == set(), report
     for finding in report.findings:
-        told = [row.verdict for row in report.rows if row.path in finding.paths]
-        assert "unknown" not in told or finding.severity == "information"
+        verdicts = [row.verdict for row in report.rows if row.path in finding.paths]
+        assert "unknown" not in verdicts or finding.severity == "information"
     assert "nothing decays" not in {f.rule for f in report.findings}
 
 
@@ -117,7 +117,7 @@ def test_coupled_decay_has_no_number():
 def test_check_fails_where_nothing_is_known():
     report = audit(optax.contrib.dadapt_adamw(1.0, weight_decay=WD), params())
     assert all(math.isnan(row.half_life) for row in report.rows)
-    with pytest.raises(AssertionError, match="should decay, and is unknown"):
+    with pytest.raises(AssertionError, match="should decay, but its verdict is 'unknown'"):
         report.check(decays=["kernel"])
 
 
@@ -208,9 +208,9 @@ def test_a_branch_without_a_mask_has_none_to_miss():
 
 def test_random_keys_and_eight_bits_pass():
     keyed = params() | {"key": jax.random.key(0)}
-    assert [row.verdict for row in audit(wd.adamw(LR, weight_decay=WD), keyed).rows] == ["spared", "decays"]
-    narrow = {"kernel": jnp.ones((8, 8), jnp.float8_e4m3fn)}
-    rows = audit(wd.adamw(LR, weight_decay=WD, rounding="stochastic"), narrow).rows
+    assert [row.verdict for row in audit(wd.adamw(LR, weight_decay=WD), keyed).rows] == ["no decay", "decays"]
+    eight_bits = {"kernel": jnp.ones((8, 8), jnp.float8_e4m3fn)}
+    rows = audit(wd.adamw(LR, weight_decay=WD, rounding="stochastic"), eight_bits).rows
     assert rows[0].verdict in ("decays", "unknown")
 
 
@@ -249,4 +249,4 @@ def test_an_optimizer_in_a_wrapper_in_a_chain_has_its_learning_rate(inner):
     report = audit(optax.chain(optax.clip_by_global_norm(1.0), inner()), four())
     assert {f.severity for f in report.findings} <= {"information"}
     report.check(decays=["kernel"], spares=["bias", "scale"])
-    assert {row.verdict for row in report.rows} == {"decays", "spared"}
+    assert {row.verdict for row in report.rows} == {"decays", "no decay"}

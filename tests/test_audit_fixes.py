@@ -1,4 +1,4 @@
-"""Every fix that the audit prints works: it removes the finding that it is printed for, and adds none."""
+"""Every fix that the audit prints works: it removes its finding and adds none."""
 
 import functools
 import re
@@ -13,7 +13,7 @@ import pytest
 
 import wd_optax as wd
 from wd_optax.auditing import findings
-from wd_optax.auditing.report import AuditReport
+from wd_optax.auditing.report import AuditFinding, AuditReport
 
 LR, WD = 0.01, 0.1
 L2 = optax.add_decayed_weights
@@ -27,7 +27,7 @@ by_rank = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
 
 
 def custom(scale=lambda g, p, count: -LR * g, weight_decay=0.0):
-    """A transformation of the caller's own, of which nothing can be read off."""
+    """A custom transformation, whose stages can't be read."""
     step = lambda g, p, count: (scale(g, p, count) - weight_decay * p).astype(p.dtype)
 
     def update(grads, count, params):
@@ -257,7 +257,7 @@ def test_every_rule_has_a_case_and_a_section_that_explains_it():
     sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.M | re.S))
     assert set(sections) == set(names)
     for rule in findings.RULES:
-        found = wd.AuditFinding(rule.severity, rule.name, (), "", "")
+        found = AuditFinding(rule.severity, rule.name, (), "", "")
         assert found.see == f"docs/what_goes_wrong.md#{rule.name.lower().replace(' ', '-')}"
         assert "```python" in sections[rule.name], rule.name
 

@@ -1,52 +1,59 @@
-"""Experiments on the state: another learning rate, no λ, other random keys, and what the decay does then.
+"""Changes one thing in the state (the learning rate, λ, random keys) and measures the decay again.
 
-Each answers per leaf, with None where it can't decide: an answer is measured or not given.
+Every function answers per leaf. Where it can't decide it says so (None or False); it never guesses.
 """
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from wd_optax.auditing import clock, probes, trajectory
+from wd_optax.auditing import clock, trajectory
 from wd_optax.auditing.harness import Harness
 from wd_optax.auditing.measurements import Measurements
+from wd_optax.auditing.probes import is_random_key
 from wd_optax.auditing.trajectory import Trajectory
+from wd_optax.auditing.vectors import norm
 from wd_optax.core import DecayState
 from wd_optax.masking import roles
 
 LAMBDAS = ("weight_decay", "weight_decay_rate", "rate")
 SAME = 1e-6  # relative
-FULL = 32  # steps after which buffers are
-RUN = 256  # steps after which a step size that the optimizer looks for has grown
+FULL = 32  # steps after which buffers are full
+SEARCH = 256  # steps in which an optimizer that searches for its step size has increased it
 
 
 def scaled_by_learning_rate(
-    bench: Harness, facts: list[Measurements], lambdas: list[list[float]], path: Trajectory, learning_rate: Any
+    harness: Harness,
+    measured: list[Measurements],
+    stage_rates: list[list[float]],
+    run: Trajectory,
+    learning_rate: float | optax.Schedule | None,
 ) -> list[Measurements]:
-    """Whether a smaller learning rate makes the decay smaller, and how: by the first experiment that decides."""
-    rates = [float(learning_rate(step)) for step in path.steps] if callable(learning_rate) else _recorded(bench, path)
-    powers = [_power(bench, path, i, rates) for i in range(len(facts))]
-    live, behind = (
-        _halve_the_live_leaf(bench, facts),
-        _look_behind_the_stage(bench, facts, lambdas, path, learning_rate),
-    )
-    peaks = _divided_by_peak(bench, facts)
+    """Whether and how the decay follows the learning rate, from the first ablation that decides."""
+    rates = [float(learning_rate(t)) for t in run.steps] if callable(learning_rate) else _recorded(harness, run)
+    halved = _with_half_the_learning_rate(harness, measured)
+    factors = _scaled_by_later_stages(measured, stage_rates, run, learning_rate)
+    peaks = _divided_by_peak(harness, measured)
     filled = []
-    for f, power, other, third, peak in zip(facts, powers, live, behind, peaks, strict=True):
-        scaled = bool(power) if power is not None else other if other is not None else third
+    for i, m in enumerate(measured):
+        power = _power(harness, run, i, rates)
+        scaled = bool(power) if power is not None else halved[i] if halved[i] is not None else factors[i]
         n = power if power is not None else -1 if scaled is None else int(scaled)
         word = {0: "constant", 1: "lr", 2: "lr²"}.get(n, "")
-        word += "/peak" if peak and word.startswith("lr") else ""
-        filled.append(f._replace(scaled=scaled, coupling=word) if f.decays and f.still and f.steady else f)
+        word += "/peak" if peaks[i] and word.startswith("lr") else ""
+        known = m.decays and m.without_gradient and m.steady
+        filled.append(m._replace(scaled=scaled, coupling=word) if known else m)
     return filled
 
 
-def _power(bench: Harness, path: Trajectory, leaf: int, rates: list[float]) -> int | None:
-    """The n of c ∝ ηⁿ along the run, from the size of the step or from the schedule that the caller gave."""
-    c, eta = np.abs(path.c[:, leaf]), path.e[:, leaf]
+def _power(harness: Harness, run: Trajectory, leaf: int, rates: list[float]) -> int | None:
+    """The n of c ∝ ηⁿ along the run; η is the caller's schedule, the state's record, or the size of the step."""
+    c, eta = np.abs(run.c[:, leaf]), run.moved[:, leaf]
     if rates:
         eta = np.array(rates)
     both = (c > 0) & (eta > 1e-3 * eta.max())
@@ -54,186 +61,179 @@ def _power(bench: Harness, path: Trajectory, leaf: int, rates: list[float]) -> i
         return None
     x, y = np.log(eta[both]), np.log(c[both])
     fits = [n for n in (0, 1, 2) if np.ptp(y - n * x) < 0.02 * max(1.0, np.ptp(x))]
-    if fits and (fits[0] or rates or _is_schedule(bench, path, leaf)):
+    if fits and (fits[0] or rates or _is_schedule(harness, run, leaf)):
         return fits[0]
     return None
 
 
-def _recorded(bench: Harness, path: Trajectory) -> list[float]:
-    """The learning rate at each step of the run as the state records it; none where it doesn't, or it is one number."""
-    if not any(map(_owns_rate, jax.tree.leaves(bench.state, is_leaf=_owns_rate))):
+def _recorded(harness: Harness, run: Trajectory) -> list[float]:
+    """The learning rate at each step of the run as the state records it; empty if it doesn't, or doesn't change."""
+    if not any(map(_records_learning_rate, jax.tree.leaves(harness.state, is_leaf=_records_learning_rate))):
         return []
-    rates = []
-    for step in path.steps:
-        with bench.trying(state=clock.set_counts(bench, bench.state, step)):
-            rates.append(asked(bench))
+    rates = [_decay_lr(clock.at_step(harness, step).step(1, 0).state) for step in run.steps]
     return rates if np.ptp(rates) > 0 else []
 
 
-def _is_schedule(bench: Harness, path: Trajectory, leaf: int) -> bool:
-    """Whether steps get smaller when all buffers are full, and keep their direction: then a schedule does it."""
-    late = np.array(path.steps) >= FULL
-    steps, sizes = np.array(path.steps)[late], path.e[late, leaf]
-    if not bench.geometric or not len(sizes) or not (sizes < 0.95 * np.maximum.accumulate(sizes)).any():
+def _is_schedule(harness: Harness, run: Trajectory, leaf: int) -> bool:
+    """Whether steps shrink without turning although all buffers are full: only a schedule does that."""
+    late = np.array(run.steps) >= FULL
+    steps, sizes = np.array(run.steps)[late], run.moved[late, leaf]
+    if not run.geometric or not len(sizes) or not (sizes < 0.95 * np.maximum.accumulate(sizes)).any():
         return False
     steps, sizes = (x[sizes > 1e-3 * sizes.max()] for x in (steps, sizes))
-    low, high = int(steps[np.argmin(sizes)]), int(steps[np.argmax(sizes)])
-    one, other = (a[leaf] + b[leaf] for a, b, _ in (trajectory.steps_of(bench, step) for step in (low, high)))
-    return bool(abs(np.vdot(one, other)) > (1 - 1e-3) * float(np.linalg.norm(one) * np.linalg.norm(other)))
+    pairs = [trajectory.step_pair(harness, int(steps[i])) for i in (np.argmin(sizes), np.argmax(sizes))]
+    one, other = (pair.plus[leaf] + pair.minus[leaf] for pair in pairs)
+    return bool(abs(np.vdot(one, other)) > (1 - 1e-3) * norm(one) * norm(other))
 
 
-def _divided_by_peak(bench: Harness, facts: list[Measurements]) -> list[bool]:
-    """Whether the state holds a peak learning rate on which the decay depends."""
-    edit = bench.with_leaf(("peak_learning_rate",), lambda x: x * 2)
+def _divided_by_peak(harness: Harness, measured: list[Measurements]) -> list[bool]:
+    """Whether the decay changes with a peak learning rate in the state."""
+    edit = harness.edit_scalars(("peak_learning_rate",), lambda x: x * 2)
     if edit is None:
-        return [False] * len(facts)
-    with bench.trying(edit=edit):
-        halved = bench.removed()
-    return [f.still and abs(c - f.first) > SAME * abs(f.first) for c, f in zip(halved, facts, strict=True)]
+        return [False] * len(measured)
+    changed = dataclasses.replace(harness, edit=edit).removed()
+    return [m.without_gradient and not _is_same(c, m.first_step, m) for c, m in zip(changed, measured, strict=True)]
 
 
-def _halve_the_live_leaf(bench: Harness, facts: list[Measurements]) -> list[bool | None]:
-    """The state holds a `learning_rate`: ours, and under `inject_hyperparams`."""
-    half = bench.with_leaf(("learning_rate",), lambda x: x / 2)
-    return [None] * len(facts) if half is None else _compare(bench, facts, edit=half)
+def _is_same(c: float, other: float, m: Measurements) -> bool:
+    return not abs(c - other) > SAME * abs(m.first_step)  # nan is no evidence of a difference
 
 
-def _compare(bench: Harness, facts: list[Measurements], **change: Any) -> list[bool | None]:
-    """At another learning rate the decay differs, or only the step does; or neither, which says nothing."""
+def _with_half_the_learning_rate(harness: Harness, measured: list[Measurements]) -> list[bool | None]:
+    """Whether the decay changes with a `learning_rate` in the state: ours, or that of `inject_hyperparams`.
 
-    def steps() -> list[float]:
-        pairs = zip(bench.step(1, 1).updates, bench.step(-1, 1).updates, strict=True)
-        return [float(np.linalg.norm(a + b)) for a, b in pairs]
-
-    before = steps()
-    with bench.trying(**change):
-        after, rates = steps(), bench.removed()
+    If neither the decay nor the step changes, that learning rate is not the optimizer's.
+    """
+    edit = harness.edit_scalars(("learning_rate",), lambda x: x / 2)
+    if edit is None:
+        return [None] * len(measured)
+    changed = dataclasses.replace(harness, edit=edit)
+    before, after, rates = _step_sizes(harness), _step_sizes(changed), changed.removed()
     answers: list[bool | None] = []
-    for f, old, new, rate in zip(facts, before, after, rates, strict=True):
-        differs, moved = abs(rate - f.first) > 1e-3 * abs(f.first), abs(new - old) > 1e-3 * old
-        answers.append((True if differs else False if moved else None) if f.still else None)
+    for m, old, new, rate in zip(measured, before, after, rates, strict=True):
+        differs, moved = abs(rate - m.first_step) > 1e-3 * abs(m.first_step), abs(new - old) > 1e-3 * old
+        answers.append((True if differs else False if moved else None) if m.without_gradient else None)
     return answers
 
 
-def _look_behind_the_stage(
-    bench: Harness, facts: list[Measurements], lambdas: list[list[float]], path: Trajectory, learning_rate: Any
+def _step_sizes(harness: Harness) -> list[float]:
+    pairs = zip(harness.step(1, 1).updates, harness.step(-1, 1).updates, strict=True)
+    return [norm(a + b) for a, b in pairs]
+
+
+def _scaled_by_later_stages(
+    measured: list[Measurements],
+    stage_rates: list[list[float]],
+    run: Trajectory,
+    learning_rate: float | optax.Schedule | None,
 ) -> list[bool | None]:
-    """What the stages behind the decaying one multiply it with: by 1 is by no learning rate, unless that is 1."""
+    """Whether the factor that later stages apply to the decay is the learning rate.
+
+    A factor of 1 means no learning rate is applied (unless the learning rate is 1).
+    """
     number = float(learning_rate) if isinstance(learning_rate, int | float) else None
     answers: list[bool | None] = []
-    for i, (f, found) in enumerate(zip(facts, lambdas, strict=True)):
-        factor = abs(f.first) / found[0] if len(found) == 1 else None
-        is_factor = lambda x, factor=factor: factor is not None and abs(factor - x) <= SAME * abs(x)
-        same = np.ptp(path.c[:, i]) <= SAME * np.max(np.abs(path.c[:, i]))
-        moves = np.linalg.norm(path.e[:, i]) > 0
-        unscaled = is_factor(1) and same and moves and number != 1
-        answers.append(False if unscaled else True if number is not None and is_factor(number) else None)
+    for i, (m, rates) in enumerate(zip(measured, stage_rates, strict=True)):
+        factor = abs(m.first_step) / rates[0] if len(rates) == 1 else math.nan
+        is_constant = np.ptp(run.c[:, i]) <= SAME * np.max(np.abs(run.c[:, i]))
+        moves = norm(run.moved[:, i]) > 0
+        if abs(factor - 1) <= SAME and is_constant and moves and number != 1:
+            answers.append(False)
+        else:
+            is_lr = number is not None and abs(factor - number) <= SAME * abs(number)
+            answers.append(True if is_lr else None)
     return answers
 
 
-def decays_without_live_lambda(bench: Harness, facts: list[Measurements]) -> list[bool]:
-    """Whether a decay goes on, at another rate, when the state's live λ is zero: then there are two."""
-    edit = bench.with_leaf(LAMBDAS, jnp.zeros_like)
+def decays_at_zero_lambda(harness: Harness, measured: list[Measurements]) -> list[bool]:
+    """Whether a decay goes on at another rate when λ in the state is zero: then there are two."""
+    edit = harness.edit_scalars(LAMBDAS, jnp.zeros_like)
     if edit is None:
-        return [False] * len(facts)
-    with bench.trying(edit=edit):
-        rest = bench.removed()
-    differs = lambda c, other, f: f.still and abs(c - other) > SAME * abs(f.first)
-    return [differs(c, 0, f) and differs(c, f.first, f) for c, f in zip(rest, facts, strict=True)]
+        return [False] * len(measured)
+    rest = dataclasses.replace(harness, edit=edit).removed()
+    return [
+        m.without_gradient and not _is_same(c, 0, m) and not _is_same(c, m.first_step, m)
+        for c, m in zip(rest, measured, strict=True)
+    ]
 
 
-def stochastic(bench: Harness, facts: list[Measurements]) -> list[bool]:
-    """Whether other random keys in the state make another decay."""
-    if not any(map(_is_key, jax.tree.leaves(bench.state))):
-        return [False] * len(facts)
-    with bench.trying(edit=lambda state: jax.tree.map(_other_key, state)):
-        changed = bench.removed()
-    pairs = zip(changed, facts, strict=True)
-    return [f.still and f.decays and bool(abs(c - f.first) > SAME * abs(f.first)) for c, f in pairs]
+def is_random(harness: Harness, measured: list[Measurements]) -> list[bool]:
+    """Whether the decay changes with the random keys in the state."""
+    if not any(map(_is_any_key, jax.tree.leaves(harness.state))):
+        return [False] * len(measured)
+    changed = dataclasses.replace(harness, edit=lambda state: jax.tree.map(_other_key, state)).removed()
+    return [
+        m.without_gradient and m.decays and not _is_same(c, m.first_step, m)
+        for c, m in zip(changed, measured, strict=True)
+    ]
 
 
-def _is_key(x: Any) -> bool:
-    is_legacy = getattr(x, "dtype", None) == jnp.uint32 and x.shape == (2,)
-    return probes.is_key(x) or is_legacy
+def _is_any_key(x: Any) -> bool:
+    """Whether a leaf of the state is a random key, typed or of the legacy kind."""
+    return is_random_key(x) or (getattr(x, "dtype", None) == jnp.uint32 and x.shape == (2,))
 
 
 def _other_key(x: Any) -> Any:
-    if not _is_key(x):
+    if not _is_any_key(x):
         return x
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if is_random_key(x):
         return jax.random.fold_in(x, 1)
     return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(x), 1))
 
 
-def asked(bench: Harness, state: Any = None) -> float:
-    """The learning rate that the state after a step records beside λ; nan where it records none, or several."""
-    state = bench.step(1, 0).state if state is None else state
-    found = jax.tree.leaves(state, is_leaf=_owns_rate)
-    rates = {float(node.hyperparams["learning_rate"]) for node in found if _owns_rate(node)}
-    return rates.pop() if len(rates) == 1 else math.nan
-
-
-def learning_rates(bench: Harness, facts: list[Measurements]) -> list[tuple[float, float]]:
-    """Per leaf the learning rate that the decay goes by, and the step's own, nan where its size doesn't show one.
-
-    A momentum buffer multiplies a step that grows with the gradient, so its η isn't known.
-    """
-    first = bench.step(1, 1)
-    calm, after = bench.step(1, 0).updates, bench.step(1, 0, first.state).updates
-    pairs = []
-    for f, a, b in zip(facts, calm, after, strict=True):
-        remembers = np.linalg.norm(a - b) > 1e-6 * np.linalg.norm(b)
-        pairs.append((asked(bench, first.state), math.nan if remembers and f.in_proportion else f.steps_by))
-    return pairs
-
-
-def _owns_rate(node: Any) -> bool:
+def _records_learning_rate(node: Any) -> bool:
     return isinstance(node, DecayState) and {"learning_rate", "weight_decay"} <= node.hyperparams.keys()
 
 
-def toward(bench: Harness, facts: list[Measurements]) -> list[str]:
-    """What each leaf decays toward: zero, its value at init, or a tree that the state holds."""
-    rest = bench.step(0, 0).updates
-    places = jax.tree.leaves(bench.scaled(0))
-    words = []
-    for f, u, p in zip(facts, rest, bench.subject.values, strict=True):
-        word = "zero"
-        for x in places:
-            if (
-                f.decays
-                and np.shape(x) == np.shape(p)
-                and np.linalg.norm(u) > 1e-9 * abs(f.first) * np.linalg.norm(probes.sample(p))
-            ):
-                a = probes.sample(x)
-                if np.linalg.norm(a) and np.linalg.norm(u - f.first * a) <= SAME * np.linalg.norm(u):
-                    word = "init" if np.allclose(a, probes.sample(p)) else "tree"
-        words.append(word if f.decays else "")
-    return words
+def _decay_lr(state: optax.OptState) -> float:
+    """The learning rate that the state records next to λ; nan if it records none, or several."""
+    nodes = filter(_records_learning_rate, jax.tree.leaves(state, is_leaf=_records_learning_rate))
+    rates = {float(node.hyperparams["learning_rate"]) for node in nodes}
+    return rates.pop() if len(rates) == 1 else math.nan
 
 
-def later(bench: Harness, facts: list[Measurements], step: int) -> list[bool]:
-    """Whether the rate grows tenfold in a real run without a schedule's doing: the optimizer looks for its step size.
+def learning_rates(harness: Harness, measured: list[Measurements]) -> list[Measurements]:
+    """Fills in the learning rate of the decay, and removes that of the step where momentum multiplies the step."""
+    first = harness.step(1, 1)
+    fresh, after = harness.step(1, 0).updates, harness.step(1, 0, first.state).updates
+    recorded = _decay_lr(first.state)
+    filled = []
+    for m, a, b in zip(measured, fresh, after, strict=True):
+        momentum = m.proportional_step and norm(a - b) > 1e-6 * norm(b)
+        filled.append(m._replace(decay_lr=recorded, step_lr=math.nan if momentum else m.step_lr))
+    return filled
 
-    Such optimizers keep a number that a step changes; the others aren't run.
+
+def grows_later(harness: Harness, measured: list[Measurements], step: int) -> list[bool]:
+    """Whether the rate grows tenfold in a real run at fixed counts: the optimizer searches for its step size.
+
+    Only optimizers that keep a scalar which a step changes are run.
     """
-    no = [False] * len(facts)
-    if bench.given or not any(f.decays for f in facts) or not _keeps_a_number(bench):
+    no = [False] * len(measured)
+    if harness.given or not any(m.decays for m in measured) or not _keeps_a_scalar(harness):
         return no
     with np.errstate(all="ignore"):
-        _, state = bench.drive(RUN)
-        state = clock.set_counts(bench, state, step)
+        state = clock.set_counts(harness, harness.drive(SEARCH)[1], step)
         leaves, treedef = jax.tree.flatten(state)
-        copied = lambda s: (
-            b if copy else a for a, b, copy in zip(leaves, jax.tree.leaves(bench.scaled(s)), bench.copies, strict=True)
-        )
-        grown = bench.removed(0, (jax.tree.unflatten(treedef, copied(1)), jax.tree.unflatten(treedef, copied(-1))))
-    return [f.decays and f.steady and f.still and bool(c > 10 * f.first > 0) for c, f in zip(grown, facts, strict=True)]
+
+        def at(s: float) -> optax.OptState:
+            """The state after the run, with its copies of the parameters where the probes are."""
+            copied = zip(leaves, jax.tree.leaves(harness.scaled(s)), harness.copies, strict=True)
+            return jax.tree.unflatten(treedef, [own if copy else x for x, own, copy in copied])
+
+        grown = harness.removed(0, (at(1), at(-1)))
+    return [
+        m.decays and m.steady and m.without_gradient and bool(c > 10 * m.first_step > 0)
+        for c, m in zip(grown, measured, strict=True)
+    ]
 
 
-def _keeps_a_number(bench: Harness) -> bool:
-    """Whether the state holds numbers that are neither hyperparameters nor one of each entry of a parameter."""
-    paths = {p.path for p in bench.subject.found}
-    small = lambda x: len(jnp.shape(x)) <= 1 and jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-    of_leaf = lambda path: any(path == p or path.endswith("/" + p) for p in paths)
-    leaves = ((path, x) for path, x in roles.flatten(bench.state)[0] if not probes.is_key(x))
-    return any(small(x) and "hyperparams" not in path and not of_leaf(path) for path, x in leaves)
+def _keeps_a_scalar(harness: Harness) -> bool:
+    """Whether the state holds scalars or vectors that are neither hyperparameters nor belong to a parameter."""
+    paths = {p.path for p in harness.probes.parameters}
+    for path, x in roles.flatten(harness.state)[0]:
+        if is_random_key(x) or "hyperparams" in path or any(path == p or path.endswith("/" + p) for p in paths):
+            continue
+        if len(jnp.shape(x)) <= 1 and jnp.issubdtype(jnp.result_type(x), jnp.inexact):
+            return True
+    return False

@@ -1,8 +1,8 @@
-"""See what decay does before training: any optimizer, measured on any parameters."""
+"""Shows what decay does before training: any optimizer, measured on any parameters."""
 
 import math
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,25 @@ import optax
 
 from wd_optax.auditing import (
     ablations,
+    anchors,
     arguments,
     clock,
     findings,
     kinds,
     low_precision,
-    measurements,
-    probes,
     stages,
     trajectory,
     verdicts,
 )
-from wd_optax.auditing.fixes import Measured
-from wd_optax.auditing.harness import Harness
-from wd_optax.auditing.measurements import Measurements
+from wd_optax.auditing.fixes import Evidence
+from wd_optax.auditing.harness import Harness, build_harness
+from wd_optax.auditing.kinds import Kinds, StandIns
+from wd_optax.auditing.measurements import Measurements, probe, starts
+from wd_optax.auditing.probes import build_probes, without_keys
 from wd_optax.auditing.report import AuditFinding, AuditReport, AuditRow
+from wd_optax.auditing.responses import interpret
+from wd_optax.auditing.rule_effects import rule_effects
+from wd_optax.auditing.trajectory import Trajectory
 from wd_optax.masking import roles
 
 LARGE = 2**18  # entries; larger trees are measured on stand-ins
@@ -35,91 +39,85 @@ __all__ = ["AuditFinding", "AuditReport", "AuditRow", "audit"]
 
 def audit(
     optimizer: optax.GradientTransformation,
-    params: Any,
+    params: optax.Params,
     *,
-    opt_state: Any = None,
+    opt_state: optax.OptState = None,
     step: int | None = None,
     horizon: int | None = None,
     steps_per_epoch: float | None = None,
-    learning_rate: Any = None,
+    learning_rate: float | optax.Schedule | None = None,
     stand_ins: bool | None = None,
     extra_args: dict[str, Any] | None = None,
 ) -> AuditReport:
-    """What the optimizer removes of each parameter per step, c in p ← (1 − c)·p + …, by running it.
+    """Measures what an optimizer removes of each parameter per step: c in p ← (1 − c)·p.
 
-    Nothing is read off names of optimizers: `update` is called with ± the same probe parameters, with gradients of
-    zero, one and a thousand times their size, in float64, and what comes out differently is decay. Neither the
-    parameters' values nor the caller's state are changed.
+    It runs the optimizer and doesn't look at its name: `update` is called from probe parameters p and from −p, with
+    gradients of zero, one and a thousand times their size, in float64, and the difference is decay. Neither the
+    parameters nor the caller's state are changed.
 
     Args:
-      optimizer: any Optax transformation that is a whole optimizer, its learning rate included; or an
-        `nnx.Optimizer` or a Flax `TrainState`, whose `tx` is audited.
+      optimizer: any Optax optimizer, including its learning rate; or an `nnx.Optimizer` or a Flax `TrainState`, whose
+        `tx` is audited.
       params: a tree of arrays, or of `jax.ShapeDtypeStruct`s (`jax.eval_shape(model.init, ...)`); an NNX or Equinox
         module, or a `TrainState`.
-      opt_state: a state from training; by default the optimizer's first.
-      step: the step count that schedules are evaluated at; by default the state's own, or, where nothing moves there
-        (a warm-up from 0) or a horizon is given, the step that removes most.
-      horizon: the length of the run, its total steps: what is left at its end, whether anything is removed at all,
-        and the timescale as a share of the run, beside those of published runs.
-      steps_per_epoch: to have the timescale in epochs.
-      learning_rate: the optimizer's, a number or schedule: decides whether it scales the decay, where the state
-        holds no live `learning_rate` to experiment with.
-      stand_ins: probe small arrays of the same paths, ranks and types in place of the real shapes, as is always done
-        for `ShapeDtypeStruct`s. Float64 copies of parameters and state are made of the real ones.
-      extra_args: what `optimizer.update` needs by keyword.
+      opt_state: a state from training; by default the optimizer's initial state.
+      step: the step count at which schedules are evaluated; by default the state's own, or the step that removes most
+        if nothing moves there (a warm-up from 0) or a horizon is given.
+      horizon: total steps of the run, to report what is left at its end, and its timescale as a share of the run next
+        to those of published runs.
+      steps_per_epoch: to report the timescale in epochs.
+      learning_rate: the optimizer's number or schedule, to decide whether it scales the decay if the state holds no
+        `learning_rate` that can be changed.
+      stand_ins: run on small arrays of the same paths, ranks and dtypes, as is always done for `ShapeDtypeStruct`s. On
+        the real shapes, parameters and state are copied in float64.
+      extra_args: keyword arguments of `optimizer.update`.
 
     Returns:
-      A `AuditReport`: `print` it, or read `.rows`, `.findings`; `.check(decays=..., spares=...)` is for unit tests.
+      An `AuditReport`: `print` it, or read `.rows`, `.findings`; `.check(decays=..., spares=...)` is for unit tests.
 
     Raises:
-      TypeError: for an optimizer or parameters that aren't, with the line that works.
-      ValueError: for an `opt_state` that isn't this optimizer's; otherwise what the optimizer itself raises.
+      TypeError: if they aren't an optimizer and parameters, with the correct call.
+      ValueError: for an `opt_state` of another optimizer. What the optimizer raises is not caught.
 
-    Example: a decay after the learning rate makes weights grow.
+    Example: decay after the learning rate makes weights grow.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
       >>> from wd_optax.auditing.audit import audit
       >>> params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
       >>> wrong = optax.chain(optax.sgd(0.1), wd.add_decayed_weights(0.01, mask="weights"))
       >>> for row in audit(wrong, params).rows:
       ...     print(row.path, f"{row.removed_per_step:g}", row.verdict)
-      bias 0 spared
-      kernel -0.01 GROWS
+      bias 0 no decay
+      kernel -0.01 growing
 
     """
-    step, horizon = (_whole(name, value) for name, value in (("step", step), ("horizon", horizon)))
+    step, horizon = _whole_number("step", step, 0), _whole_number("horizon", horizon, 1)
     number = isinstance(steps_per_epoch, int | float | np.number)
     if steps_per_epoch is not None and not (number and 0 < steps_per_epoch < math.inf):
         raise ValueError(f"steps_per_epoch={steps_per_epoch!r} must be above 0: examples / batch size")
-    optimizer, params = arguments.resolve(optimizer, params)
-    params = probes.without_keys(params)
-    bench, of, loops = _set_up(optimizer, params, opt_state, stand_ins, extra_args)
-    found = roles.parameters(params)
-    clock.find_period(bench)
-    clock.hold_anchors(bench)
-    path = trajectory.follow(bench, horizon)
-    at = (
-        step
-        if step is not None
-        else None
-        if bench.given and not horizon
-        else trajectory.best_step(path, stay=not horizon)
-    )
-    split = kinds.check(bench, at or 0, of, found, loops)
-    if split.chosen != of.chosen:  # once more, with the leaves that are treated in another way
-        bench, of, loops = _set_up(optimizer, params, opt_state, stand_ins, extra_args, split)
-        clock.find_period(bench)
-        clock.hold_anchors(bench)
-        path = trajectory.follow(bench, horizon)
-    bench.state = bench.state if at is None or not any(bench.counts) else clock.set_counts(bench, bench.state, at)
-    measured = _measure(bench, at, horizon, learning_rate, path)
-    measured = low_precision.check_own_types(bench, at or 0, measured, opt_state)
-    measured = low_precision.of_values(measured, of.of, params)
-    rows = tuple(map(_row, found, measured))
-    seen = findings.find(Measured(bench, rows, measured, learning_rate, horizon))
-    return AuditReport(rows, seen, _how(bench, at, horizon, of), horizon, steps_per_epoch)
+    optimizer, params = arguments.unpack(optimizer, params)
+    params = without_keys(params)
+    parameters = roles.parameters(params)
+    use_stand_ins = _use_stand_ins(params, opt_state, stand_ins)
+    groups = kinds.one_each(params) if opt_state is not None else kinds.group_by_path(optimizer, params, parameters)
+    setup = _set_up(optimizer, groups, opt_state, use_stand_ins, extra_args, horizon)
+    at = step
+    if step is None and (horizon or not setup.harness.given):
+        at = trajectory.best_step(setup.run, stay=not horizon)
+    split = kinds.split_unlike(setup.harness, at or 0, groups, setup.loops)
+    if split.chosen != groups.chosen:  # once more, with the leaves that are treated differently
+        groups = split
+        setup = _set_up(optimizer, groups, opt_state, use_stand_ins, extra_args, horizon)
+    if at is not None and any(setup.harness.counts):
+        setup = setup._replace(harness=clock.at_step(setup.harness, at))
+    measured = _measure(setup, at, horizon, learning_rate)
+    measured = low_precision.check_own_dtypes(setup.harness, at or 0, measured, opt_state)
+    measured = low_precision.round_own_values(measured, groups.kind_of, params)
+    rows = tuple(map(_audit_row, parameters, measured))
+    problems = findings.find_problems(Evidence(setup.harness, rows, measured, learning_rate, horizon))
+    return AuditReport(rows, problems, _how(setup.harness, at, horizon, groups), horizon, steps_per_epoch)
 
 
-def _whole(name: str, value: Any) -> int | None:
+def _whole_number(name: str, value: Any, least: int) -> int | None:
     """A number of steps, of any integer type."""
     if value is None:
         return None
@@ -127,77 +125,89 @@ def _whole(name: str, value: Any) -> int | None:
         number = operator.index(value)
     except TypeError:
         number = -1
-    if isinstance(value, bool) or number < (name == "horizon"):
+    if isinstance(value, bool) or number < least:
         raise ValueError(f"{name}={value!r}: pass a whole number of steps")
     return number
 
 
-def _set_up(
-    optimizer: Any, params: Any, opt_state: Any, stand_ins: bool | None, extra_args: Any, of: Any = None
-) -> tuple[Harness, kinds.Kinds, bool]:
-    """The bench, on one leaf of each kind; which leaf is of which kind; and whether an update has loops."""
-    leaves = jax.tree.leaves(params)
-    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+def _use_stand_ins(params: optax.Params, opt_state: optax.OptState, stand_ins: bool | None) -> bool | None:
+    """Whether to measure on stand-ins; None: if the tree is large."""
+    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
     if abstract and stand_ins is False:
         raise ValueError("stand_ins=False, and params are jax.ShapeDtypeStructs without values: drop stand_ins")
     if opt_state is not None and (abstract or stand_ins):
         raise ValueError(
             "opt_state has the real shapes, and stand-ins are small: pass params with values, no stand_ins"
         )
-    found = roles.parameters(params)
-    if opt_state is not None:
-        of = kinds.of(params, list(range(len(found))))
-    of = of or kinds.guess(optimizer, params, found)
-    tree = of.tree()
-    large = sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree)) > LARGE
-    if not (abstract or stand_ins or (large and stand_ins is None and opt_state is None)):
-        return Harness(optimizer, probes.make(tree, False), opt_state, extra_args), of, False
-    subject, carried, loops = kinds.stand_ins(optimizer, tree)
-    bench = Harness(optimizer, subject, None, extra_args)
-    bench.carried = carried
-    return bench, of, loops
+    return False if opt_state is not None else abstract or stand_ins
+
+
+class Setup(NamedTuple):
+    """A harness of one leaf of each kind, and its run."""
+
+    harness: Harness
+    run: Trajectory
+    faithful: list[bool]  # per leaf, whether the optimizer treats it as it treats the real shape
+    loops: bool  # whether an update has loops
+
+
+def _set_up(
+    optimizer: optax.GradientTransformation,
+    groups: Kinds,
+    opt_state: optax.OptState,
+    use_stand_ins: bool | None,
+    extra_args: dict[str, Any] | None,
+    horizon: int | None,
+) -> Setup:
+    tree = groups.tree()
+    if use_stand_ins is None:
+        use_stand_ins = sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(tree)) > LARGE
+    if use_stand_ins:
+        small = kinds.stand_ins(optimizer, tree)
+    else:
+        probes = build_probes(tree, False)
+        small = StandIns(probes, [True] * len(probes.parameters), False)
+    harness = build_harness(optimizer, small.probes, opt_state, extra_args)
+    harness = anchors.hold_anchors(clock.find_period(harness))
+    return Setup(harness, trajectory.measure_run(harness, horizon), small.faithful, small.loops)
 
 
 def _measure(
-    bench: Harness, step: int | None, horizon: int | None, learning_rate: Any, path: Any
+    setup: Setup, step: int | None, horizon: int | None, learning_rate: float | optax.Schedule | None
 ) -> list[Measurements]:
-    """Every fact of every leaf of the bench."""
-    measured = [measurements.of(leaf) for leaf in measurements.read(bench, step)]
-    measured = trajectory.elsewhere(bench, measured, path)
-    start = measurements.start(bench, step)
-    measured = trajectory.sustained(bench, measured, step, start)
-    random = ablations.stochastic(bench, measured)
-    lambdas = stages.rates(bench)
-    more = ablations.decays_without_live_lambda(bench, measured)
-    measured = ablations.scaled_by_learning_rate(bench, measured, lambdas, path, learning_rate)
-    asked, anchors = ablations.learning_rates(bench, measured), ablations.toward(bench, measured)
-    later = ablations.later(bench, measured, step or 0)
-    logs = trajectory.mean_log(path, measured, horizon) if horizon else None
-    branches = stages.branches(bench)
-    filled = []
-    for i, f in enumerate(measured):
-        filled.append(
-            f._replace(
-                stochastic=random[i],
-                lambdas=tuple(rate for rate in lambdas[i] if not math.isnan(rate)),
-                sources=1 if f.sided else max(len(lambdas[i]), 1 + more[i]),
-                finite=f.finite and math.isfinite(f.removed),
-                asked=asked[i][0],
-                steps_by=asked[i][1],
-                anchor=anchors[i],
-                later=later[i],
-                branch=branches[i],
-                carried=bench.carried[i],
-                mean=None if logs is None else -math.expm1(logs[i]),
-                remaining=None if logs is None or not horizon else math.exp(min(horizon * logs[i], 700.0)),
-            )
+    """All measurements of every leaf of the harness."""
+    harness, run = setup.harness, setup.run
+    reading = probe(harness, step)
+    measured = trajectory.coupled_later(harness, [*map(interpret, reading.leaves)], run)
+    full = bool(step and any(harness.counts) and run.geometric and reading.geometric and not harness.given)
+    measured = trajectory.with_momentum(harness, measured, starts(harness, step), full)
+    measured = rule_effects(harness, measured)
+    stage_rates = stages.decay_rates(harness)
+    measured = ablations.scaled_by_learning_rate(harness, measured, stage_rates, run, learning_rate)
+    measured = ablations.learning_rates(harness, measured)
+    random, more = ablations.is_random(harness, measured), ablations.decays_at_zero_lambda(harness, measured)
+    targets, branches = anchors.find_targets(harness, measured), stages.branches(harness)
+    later = ablations.grows_later(harness, measured, step or 0)
+    logs = trajectory.mean_log(run, measured, horizon) if horizon else None
+    return [
+        m._replace(
+            random=random[i],
+            stage_rates=tuple(rate for rate in stage_rates[i] if not math.isnan(rate)),
+            decaying_stages=1 if m.one_sided else max(len(stage_rates[i]), 1 + more[i]),
+            finite=m.finite and math.isfinite(m.removed),
+            anchor=targets[i],
+            grows_later=later[i],
+            branch=branches[i],
+            like_stand_in=setup.faithful[i],
+            mean=None if logs is None else -math.expm1(logs[i]),
+            remaining=None if logs is None or not horizon else math.exp(min(horizon * logs[i], 700.0)),
         )
-    return filled
+        for i, m in enumerate(measured)
+    ]
 
 
-def _row(p: Any, f: Measurements) -> AuditRow:
-    verdict = verdicts.verdict(f)
-    rate = verdicts.rate(f)
+def _audit_row(p: roles.Parameter, m: Measurements) -> AuditRow:
+    rate = verdicts.removed_per_step(m)
     return AuditRow(
         path=p.path,
         shape=p.shape,
@@ -205,22 +215,24 @@ def _row(p: Any, f: Measurements) -> AuditRow:
         size=math.prod(p.shape),
         role=p.role,
         removed_per_step=rate,
-        half_life=verdicts.half_life(f),
-        remaining=f.remaining if f.remaining is not None and not math.isnan(rate) else math.nan,
-        verdict=verdict,
-        moves=f.moves if f.decays else math.nan,
-        anchor=f.anchor,
-        coupling=f.coupling,
-        largest_removed_per_step=math.nan if math.isnan(rate) else f.removed,
+        half_life=verdicts.steps_to_half(m),
+        remaining=m.remaining if m.remaining is not None and not math.isnan(rate) else math.nan,
+        verdict=verdicts.classify(m),
+        changed_fraction=m.changed if m.decays else math.nan,
+        anchor=m.anchor,
+        coupling=m.coupling,
+        dependence=verdicts.dependence(m),
+        largest_removed_per_step=math.nan if math.isnan(rate) else m.removed,
     )
 
 
-def _how(bench: Harness, step: int | None, horizon: int | None, of: kinds.Kinds) -> str:
-    """The sentence that says how it was measured."""
+def _how(harness: Harness, step: int | None, horizon: int | None, groups: Kinds) -> str:
+    """How it was measured, for the report."""
     where = "at the state's own step" if step is None else f"at step {step}"
     over = f", rates are the mean of {horizon:,} steps" if horizon else ""
-    on = "on stand-ins (same paths, ranks and types)" if bench.subject.small else "on the real shapes"
-    few = f", {len(of.chosen)} kinds of {len(of.of)} leaves" if len(of.chosen) < len(of.of) else ""
-    calls = f"; {bench.period} calls of update make one step" if bench.period > 1 else ""
-    quiet = "; it isn't finite at a zero gradient, so a small one is used" if bench.quiet else ""
-    return f"measured {where}{over} {on}{few}{calls}{quiet}"
+    on = "on stand-ins (same paths, ranks and dtypes)" if harness.probes.small else "on the real shapes"
+    chosen, leaves = len(groups.chosen), len(groups.kind_of)
+    few = f", {chosen} kinds of {leaves} leaves" if chosen < leaves else ""
+    calls = f"; {harness.period} calls of update make one step" if harness.period > 1 else ""
+    least = "; the update is not finite at zero gradient, so gradients of 1e-6 were used instead"
+    return f"measured {where}{over} {on}{few}{calls}{least if harness.least_gradient else ''}"

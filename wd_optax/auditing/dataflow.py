@@ -1,7 +1,7 @@
-"""How each update depends on its own parameter: a digest of the program, which no array is needed to read.
+"""How each update depends on its own parameter: a digest of the traced program, which needs shapes only.
 
-A mask that reads sizes decides while `update` is traced. So the digest on the real shapes says whether a stand-in is
-treated as the real leaf is.
+A mask that reads sizes decides while `update` is traced. Therefore a stand-in is treated like the real leaf if the
+digests on the real shapes and on the stand-ins agree.
 """
 
 from typing import Any
@@ -9,72 +9,80 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.extend import core
 
 MANY = "many parameters"
 NONE = ""
 CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "remat", "checkpoint")
 
-# Per variable (owner, digest): the leaf that it depends on, NONE or MANY, and what was done to it.
-Mark = tuple[Any, Any]
+Owner = int | str  # the leaf that a variable depends on, NONE or MANY
+Digest = int | float | str | bool | None
+Mark = tuple[Owner, Digest]  # per variable: its owner, and what was done to it
 
 
-def trace(optimizer: Any, params: Any) -> Any:
-    """The program of one update on the shapes of `params`, gradients of the same types."""
+def trace_update(optimizer: optax.GradientTransformation, params: optax.Params) -> core.ClosedJaxpr:
+    """The program of one update on the shapes of `params`, with gradients of the same dtypes."""
     state = jax.eval_shape(optimizer.init, params)
     return jax.make_jaxpr(lambda p, g, s: optimizer.update(g, s, p)[0])(params, params, state)
 
 
-def loops(traced: Any) -> bool:
-    """Whether the program has loops, which take long operation by operation."""
+def has_loops(traced: core.ClosedJaxpr) -> bool:
+    """Whether the program has loops, which are slow operation by operation."""
     return any(name in str(equation.primitive) for equation in traced.jaxpr.eqns for name in ("while", "scan"))
 
 
-def digests(traced: Any, sizes: list[int]) -> list[Any]:
-    """Per leaf, of so many entries, a hash of the operations between the parameter and its update, shapes left out."""
+def digests(traced: core.ClosedJaxpr, sizes: list[int]) -> list[Digest]:
+    """Per leaf a hash of the operations from the parameter to its update, without shapes; `sizes` are its entries."""
     marks: list[Mark] = [(i, "parameter") for i in range(len(sizes))]
     marks += [(NONE, None)] * (len(traced.jaxpr.invars) - len(sizes))
-    out = _run(traced.jaxpr, [*map(_constant, traced.consts)], marks, sizes)
+    out = _propagate(traced.jaxpr, [*map(_constant, traced.consts)], marks, sizes)
     return [digest if owner == i else owner == MANY for i, (owner, digest) in enumerate(out)]
 
 
-def _run(jaxpr: Any, consts: list[Mark], marks: list[Mark], sizes: list[int]) -> list[Mark]:
+def _propagate(jaxpr: core.Jaxpr, consts: list[Mark], marks: list[Mark], sizes: list[int]) -> list[Mark]:
     """The marks of the outputs."""
     known: dict[Any, Mark] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *marks], strict=True))
-    read = lambda x: _constant(x.val) if isinstance(x, core.Literal) else known[x]
+
+    def read(x: Any) -> Mark:
+        return _constant(x.val) if isinstance(x, core.Literal) else known[x]
+
     for equation in jaxpr.eqns:
         outputs = _equation(equation, [read(x) for x in equation.invars], sizes)
         known.update(zip(equation.outvars, outputs, strict=True))
     return [read(x) for x in jaxpr.outvars]
 
 
-def _equation(equation: Any, inputs: list[Mark], sizes: list[int]) -> list[Mark]:
+def _equation(equation: core.JaxprEqn, inputs: list[Mark], sizes: list[int]) -> list[Mark]:
+    """The marks of the outputs of one operation."""
     if all(mark == (NONE, None) for mark in inputs):
         return [(NONE, None)] * len(equation.outvars)
     name, params = equation.primitive.name, equation.params
     inner = params.get("jaxpr", params.get("call_jaxpr"))
     if name == "cond":
-        branches = [_run(*_open(branch), inputs[1:], sizes) for branch in params["branches"]]
+        branches = [_propagate(*_without_closure(branch), inputs[1:], sizes) for branch in params["branches"]]
         return [_join(name, [inputs[0], *marks]) for marks in zip(*branches, strict=True)]
     if name in CALLS and inner is not None:
-        return _run(*_open(inner), inputs, sizes)
+        return _propagate(*_without_closure(inner), inputs, sizes)
     owner, _ = mark = _join(name, inputs)
-    full = lambda x: x.aval.size >= sizes[owner] if isinstance(owner, int) else x.aval.size == 1
-    if all(map(full, equation.outvars)):
-        return [mark] * len(equation.outvars)
+    full = sizes[owner] if isinstance(owner, int) else None  # entries of the leaf
+    avals: list[Any] = [x.aval for x in equation.outvars]
+    outputs = [aval.size for aval in avals]
+    if all(size >= full if full is not None else size == 1 for size in outputs):
+        return [mark] * len(outputs)
     if owner == NONE:
-        return [(NONE, None)] * len(equation.outvars)
-    # a sum over the leaf: the numbers that divide it are its size
-    return [_join(name, [one for one in inputs if one[0] != NONE])] * len(equation.outvars)
+        return [(NONE, None)] * len(outputs)
+    # A sum over the leaf: the numbers that divide it depend on its size, and are left out.
+    return [_join(name, [one for one in inputs if one[0] != NONE])] * len(outputs)
 
 
-def _open(jaxpr: Any) -> tuple[Any, list[Mark]]:
+def _without_closure(jaxpr: Any) -> tuple[core.Jaxpr, list[Mark]]:
     """A jaxpr and the marks of its constants."""
     return (jaxpr.jaxpr, [*map(_constant, jaxpr.consts)]) if hasattr(jaxpr, "consts") else (jaxpr, [])
 
 
 def _join(name: str, inputs: list[Mark]) -> Mark:
-    """What comes of several inputs: whole-tree quantities such as a global norm are one kind of input."""
+    """The mark of an operation on several inputs; all quantities of the whole tree, such as a norm, have one owner."""
     owners = {owner for owner, _ in inputs} - {NONE, MANY}
     if len(owners) > 1 or (not owners and any(owner == MANY for owner, _ in inputs)):
         return MANY, MANY
@@ -82,5 +90,6 @@ def _join(name: str, inputs: list[Mark]) -> Mark:
 
 
 def _constant(x: Any) -> Mark:
-    """A scalar counts by its value, for a multiplier is one; an array by its being one."""
-    return NONE, (float(np.real(x)) if np.shape(x) == () and jnp.issubdtype(np.asarray(x).dtype, jnp.inexact) else None)
+    """A scalar is marked by its value, because multipliers are scalars; all arrays are alike."""
+    is_number = np.shape(x) == () and jnp.issubdtype(np.asarray(x).dtype, jnp.inexact)
+    return NONE, float(np.real(x)) if is_number else None

@@ -1,4 +1,4 @@
-"""`explain`: which parameters decay, whatever of the many things people have at hand is passed."""
+"""`explain`: which parameters decay under a mask or an optimizer."""
 
 import math
 import sys
@@ -10,23 +10,24 @@ import optax
 
 from wd_optax.auditing.audit import audit
 from wd_optax.masking import masks
-from wd_optax.masking.masks import Mask, MaskRow, MaskTable
+from wd_optax.masking.forms import Mask
+from wd_optax.masking.masks import MaskRow, MaskTable
 
 _MISSING = object()
 
 
 def explain(mask: Mask | optax.GradientTransformation, params: Any = _MISSING, *, unsure: bool = False) -> MaskTable:
-    """Per leaf: path, shape, role, multiplier, and the rule or reason that decided.
+    """Per leaf: path, shape, role, multiplier, and the rule or reason that decided it.
 
     Args:
-      mask: see `wd_optax.masking`; or an optimizer (an `nnx.Optimizer` too), which is measured by `wd.audit`: the
-        multiplier is then the leaf's rate over the largest one. A model alone is explained under "weights".
-      params: a tree of arrays or of `jax.ShapeDtypeStruct`s, or what holds one: an Equinox or NNX module, a Keras model
-        or its list of variables, a Flax `TrainState`.
+      mask: see `wd_optax.masking`; or an optimizer (also an `nnx.Optimizer`), which `wd.audit` measures: the multiplier
+        is then the leaf's rate divided by the largest one. If it is left out, "weights".
+      params: a tree of arrays or of `jax.ShapeDtypeStruct`s, or an object that holds one: an Equinox or NNX module, a
+        Keras model or its list of variables, a Flax `TrainState`.
       unsure: list only the leaves whose rank alone decided. Otherwise the table ends with the first ten of them.
 
     Returns:
-      An `MaskTable` with `.rows`, in JAX's order; `print` shows it as a table.
+      A `MaskTable` with `.rows`, in JAX's order; `print` shows it as a table.
 
     Raises:
       ValueError, TypeError: for a mask that doesn't fit the parameters, naming rule or path; for swapped arguments.
@@ -43,19 +44,19 @@ def explain(mask: Mask | optax.GradientTransformation, params: Any = _MISSING, *
     """
     if params is _MISSING:
         mask, params = "weights", mask
-    params = _arrays(params)
+    params = _parameters_in(params)
     if _is_optimizer(params):
         raise TypeError("the optimizer comes first and the parameters second: wd.explain(optimizer, params)")
     explanation = _measured(mask, params) if _is_optimizer(mask) else masks.tabulate(mask, params)
     return MaskTable(tuple(row for row in explanation.rows if row.unsure)) if unsure else explanation
 
 
-def _is_optimizer(thing: Any) -> bool:
-    return isinstance(getattr(thing, "tx", thing), optax.GradientTransformation)
+def _is_optimizer(x: Any) -> bool:
+    return isinstance(getattr(x, "tx", x), optax.GradientTransformation)
 
 
-def _measured(optimizer: Any, params: Any) -> MaskTable:
-    """What the optimizer's decay is, leaf by leaf, whoever made it."""
+def _measured(optimizer: Any, params: optax.Params) -> MaskTable:
+    """The measured decay of each leaf, relative to the largest."""
     report = audit(getattr(optimizer, "tx", optimizer), params)
     largest = max((abs(row.removed_per_step) for row in report.rows if math.isfinite(row.removed_per_step)), default=0)
     rows = []
@@ -66,7 +67,7 @@ def _measured(optimizer: Any, params: Any) -> MaskTable:
     return MaskTable(tuple(rows))
 
 
-def _arrays(params: Any) -> Any:
+def _parameters_in(params: Any) -> optax.Params:
     """The tree of parameters that a model, a train state or a list of variables holds."""
     if hasattr(params, "opt_state") and hasattr(params, "params"):  # Flax's TrainState
         return params.params
@@ -78,8 +79,11 @@ def _arrays(params: Any) -> Any:
     leaves = jax.tree.leaves(params)
     if not any(hasattr(leaf, "shape") for leaf in leaves):
         return params
-    is_array = lambda leaf: hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.inexact)
     is_model = equinox and isinstance(params, equinox.Module)
     if is_model or any(not hasattr(leaf, "shape") and not isinstance(leaf, int | float | complex) for leaf in leaves):
-        return jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, params)  # as eqx.filter does
+        return jax.tree.map(_floating_point_or_none, params)  # as eqx.filter does
     return params
+
+
+def _floating_point_or_none(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.inexact) else None

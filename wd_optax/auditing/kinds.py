@@ -1,151 +1,168 @@
 """One leaf of each kind: what a large tree is audited on.
 
-Leaves whose paths differ in numbers only, with one shape and one type, are one kind. All are run once, on stand-ins,
-to see that they are treated alike (above `CHECKED` leaves, a sample); one that isn't is a kind of its own.
+Leaves are one kind if their paths differ only in numbers and their shapes and dtypes agree. All leaves (of more than
+`CHECKED` a sample) take one step on stand-ins, to check that each is treated as its kind; one that isn't becomes a
+kind of its own.
 """
 
+import dataclasses
 import math
 import re
 import warnings
+from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
-from wd_optax.auditing import clock, dataflow, probes
-from wd_optax.auditing.harness import Harness, precision
+from wd_optax.auditing import clock, dataflow
+from wd_optax.auditing.harness import Harness, build_harness, numerics
+from wd_optax.auditing.probes import LARGEST, Probes, build_probes
+from wd_optax.auditing.vectors import norm
 from wd_optax.masking import roles
 
 FEW = 48  # leaves that are audited one by one
 CHECKED = 128
-LOOPED = 96  # in place of `CHECKED` where an update has loops, which are compiled
+LOOPED = 96  # in place of `CHECKED` if an update has loops, which are compiled
 ENTRIES = 2**22  # of all stand-ins together, where large ones are needed
-SIZES = (probes.LARGEST, 128, 512, 2048, 8192)
+SIZES = (LARGEST, 128, 512, 2048, 8192)
 
 
 class Kinds(NamedTuple):
     """A tree, and one leaf of each kind."""
 
-    params: Any
+    params: optax.Params
     chosen: tuple[int, ...]  # leaves, in JAX's order
-    of: tuple[int, ...]  # for each leaf of the tree the place of its kind in `chosen`
-    pruned: bool = False  # whether dicts without a chosen leaf are left out, which a tree of labels or bools forbids
+    kind_of: tuple[int, ...]  # per leaf of the tree the position of its kind in `chosen`
+    pruned: bool = False  # dicts without a chosen leaf are left out; trees of labels or bools don't allow that
 
-    def tree(self) -> Any:
+    def tree(self) -> optax.Params:
         """The tree of the chosen leaves, None in place of the others."""
         return self.part(self.params, set(self.chosen))
 
-    def part(self, params: Any, keep: set[int]) -> Any:
-        """A tree of these leaves."""
+    def part(self, params: optax.Params, keep: set[int]) -> optax.Params:
+        """The tree of some leaves."""
         leaves, treedef = jax.tree.flatten(params)
         tree = jax.tree.unflatten(treedef, [leaf if i in keep else None for i, leaf in enumerate(leaves)])
         return _prune(tree) if self.pruned else tree
 
 
+class StandIns(NamedTuple):
+    """Small probes in place of the real shapes."""
+
+    probes: Probes
+    faithful: list[bool]  # per leaf, whether the optimizer treats it as it treats the real shape
+    loops: bool  # whether an update has loops
+
+
 def _prune(tree: Any) -> Any:
-    """Without the entries of dicts that hold nothing; a list keeps its numbers."""
+    """Removes the entries of dicts that hold nothing; a list keeps its positions."""
     if type(tree) is not dict:
         return tree
     return {key: _prune(value) for key, value in tree.items() if jax.tree.leaves(value)}
 
 
-def of(params: Any, keys: list[Any], pruned: bool = False) -> Kinds:
-    """The first leaf of every key."""
-    first: dict[Any, int] = {}
+def group(params: optax.Params, keys: Iterable[Hashable], pruned: bool = False) -> Kinds:
+    """One kind for every key, represented by its first leaf."""
+    keys, first = list(keys), dict[Hashable, int]()
     for i, key in enumerate(keys):
         first.setdefault(key, i)
-    chosen = tuple(first.values())
-    place = {i: n for n, i in enumerate(chosen)}
-    return Kinds(params, chosen, tuple(place[first[key]] for key in keys), pruned)
+    position = {key: n for n, key in enumerate(first)}
+    return Kinds(params, tuple(first.values()), tuple(position[key] for key in keys), pruned)
 
 
-def guess(optimizer: Any, params: Any, found: list[roles.Parameter]) -> Kinds:
-    """The kinds by path, shape and type; every leaf is one where the tree is small or has to be whole."""
-    whole = of(params, list(range(len(found))))
-    if len(found) <= FEW:
-        return whole
-    ways = (of(params, [_key(p) for p in found], pruned) for pruned in (True, False))
-    return next((kinds for kinds in ways if accepts(optimizer, kinds.tree())), whole)
+def one_each(params: optax.Params) -> Kinds:
+    """Every leaf is a kind of its own."""
+    return group(params, range(len(jax.tree.leaves(params))))
 
 
-def check(bench: Harness, step: int, kinds: Kinds, found: list[roles.Parameter], loops: bool) -> Kinds:
-    """The kinds after all leaves, or a sample, have taken one step: those that took another are split off."""
-    if len(kinds.chosen) == len(found):
-        return kinds
-    most = LOOPED if loops else CHECKED
-    random = np.random.default_rng(0).permutation(len(found))
-    shown = sorted({*kinds.chosen, *random[:most].tolist()})
-    marks = dict(zip(shown, _behaviour(bench, step, kinds, shown, loops), strict=True))
-    first = {kinds.of[i]: marks[i] for i in kinds.chosen}
-    return of(kinds.params, [(kind, marks.get(i, first[kind])) for i, kind in enumerate(kinds.of)], kinds.pruned)
+def group_by_path(
+    optimizer: optax.GradientTransformation, params: optax.Params, parameters: list[roles.Parameter]
+) -> Kinds:
+    """Kinds by path, shape and dtype; every leaf is one if the tree is small or the optimizer takes only all of it."""
+    if len(parameters) <= FEW:
+        return one_each(params)
+    keys = [(re.sub(r"\d+", "*", p.path), p.shape, str(p.dtype)) for p in parameters]
+    ways = (group(params, keys, pruned) for pruned in (True, False))
+    return next((kinds for kinds in ways if _accepts(optimizer, kinds.tree())), one_each(params))
 
 
-def _key(p: roles.Parameter) -> Any:
-    return re.sub(r"\d+", "*", p.path), p.shape, str(p.dtype)
-
-
-def accepts(optimizer: Any, tree: Any) -> bool:
-    """Whether the optimizer takes part of the tree."""
-    with warnings.catch_warnings(), precision(False):
+def _accepts(optimizer: optax.GradientTransformation, tree: optax.Params) -> bool:
+    """Whether the optimizer accepts part of the tree."""
+    with warnings.catch_warnings(), numerics(False):
         warnings.simplefilter("ignore")
         try:
             state = jax.eval_shape(optimizer.init, tree)
             jax.eval_shape(optimizer.update, tree, state, tree)
-        except Exception:  # whatever it raises, on the whole tree it may not
+        except Exception:  # whatever it raises here, it may not raise on the whole tree
             return False
     return True
 
 
-def _behaviour(bench: Harness, step: int, kinds: Kinds, shown: list[int], compiled: bool) -> list[Any]:
-    """Of each of these leaves what one step removes and moves, in two digits: like leaves agree."""
-    part = kinds.part(jax.tree.map(_shape, kinds.params), set(shown))
+def split_unlike(harness: Harness, step: int, kinds: Kinds, loops: bool) -> Kinds:
+    """Splits off leaves whose step differs from that of their kind, after one step of all leaves or of a sample."""
+    n = len(kinds.kind_of)
+    if len(kinds.chosen) == n:
+        return kinds
+    random = np.random.default_rng(0).permutation(n)
+    shown = sorted({*kinds.chosen, *random[: LOOPED if loops else CHECKED].tolist()})
+    digits = dict(zip(shown, _steps_in_two_digits(harness, step, kinds, shown, loops), strict=True))
+    of_kind = {kinds.kind_of[i]: digits[i] for i in kinds.chosen}
+    keys = ((kind, digits.get(i, of_kind[kind])) for i, kind in enumerate(kinds.kind_of))
+    return group(kinds.params, keys, kinds.pruned)
+
+
+def _steps_in_two_digits(
+    harness: Harness, step: int, kinds: Kinds, shown: list[int], compiled: bool
+) -> list[tuple[float, float]]:
+    """Per leaf the norms of the difference and the sum of the steps from p and −p; leaves of a kind agree in them."""
+    part = kinds.part(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), kinds.params), set(shown))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        large = Harness(bench.optimizer, probes.make(part, True), None, bench.extra_args, compiled=compiled)
-    large.period, large.quiet = bench.period, bench.quiet
-    large.state = clock.set_named_counts(large, large.state, step)
-    plus, minus = large.step(1, 1).updates, large.step(-1, 1).updates
-    marks = []
-    for a, b, p in zip(plus, minus, large.subject.values, strict=True):
-        size = float(np.linalg.norm(p)) or 1.0
-        digits = lambda x, size=size: float(f"{x / size:.1e}") if x > 1e-12 * size else 0.0
-        marks.append((digits(np.linalg.norm(a - b)), digits(np.linalg.norm(a + b))))
-    return marks
+        probes = build_probes(part, True)
+        large = build_harness(harness.optimizer, probes, None, harness.extra_args, compiled=compiled)
+    large = dataclasses.replace(large, period=harness.period, least_gradient=harness.least_gradient)
+    large = clock.at_named_step(large, step)
+    steps = []
+    for a, b, p in zip(large.step(1, 1).updates, large.step(-1, 1).updates, large.probes.values, strict=True):
+        size = norm(p) or 1.0
+        steps.append((_two_digits(norm(a - b), size), _two_digits(norm(a + b), size)))
+    return steps
 
 
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+def _two_digits(x: float, size: float) -> float:
+    return float(f"{x / size:.1e}") if x > 1e-12 * size else 0.0
 
 
-def stand_ins(optimizer: Any, tree: Any) -> tuple[probes.Probes, list[bool], bool]:
-    """Stand-ins as small as the optimizer treats like the real shapes; per leaf whether it does; whether it loops."""
+def stand_ins(optimizer: optax.GradientTransformation, tree: optax.Params) -> StandIns:
+    """The smallest stand-ins that the optimizer treats like the real shapes, or those of most leaves."""
     real, loops = _digests(optimizer, tree, [math.prod(x.shape) for x in jax.tree.leaves(tree)])
-    best: tuple[probes.Probes, list[bool]] | None = None
+    best: StandIns | None = None
     for largest in SIZES:
-        subject = probes.make(tree, True, largest)
-        sizes = [np.size(x) for x in subject.values]
+        probes = build_probes(tree, True, largest)
+        sizes = [int(np.size(x)) for x in probes.values]
         if best and sum(sizes) > ENTRIES:
             break
-        like = map(_like, subject.values, subject.found)
-        mine, _ = _digests(optimizer, subject.treedef.unflatten(like), sizes)
-        carried = [a == b for a, b in zip(real, mine, strict=True)] if real and mine else [real == mine] * len(sizes)
-        if best is None or sum(carried) > sum(best[1]):
-            best = subject, carried
-        if all(carried):
+        small = [jax.ShapeDtypeStruct(x.shape, p.dtype) for x, p in zip(probes.values, probes.parameters, strict=True)]
+        mine, _ = _digests(optimizer, probes.treedef.unflatten(small), sizes)
+        faithful = [a == b for a, b in zip(real, mine, strict=True)] if real and mine else [real == mine] * len(sizes)
+        if best is None or sum(faithful) > sum(best.faithful):
+            best = StandIns(probes, faithful, loops)
+        if all(faithful):
             break
     assert best is not None
-    return *best, loops
+    return best
 
 
-def _like(x: Any, p: roles.Parameter) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, p.dtype)
-
-
-def _digests(optimizer: Any, tree: Any, sizes: list[int]) -> tuple[list[Any], bool]:
-    with warnings.catch_warnings(), precision(False):
+def _digests(
+    optimizer: optax.GradientTransformation, tree: optax.Params, sizes: list[int]
+) -> tuple[list[dataflow.Digest], bool]:
+    """Per leaf the digest of its update, and whether the update has loops; nothing if it can't be traced."""
+    with warnings.catch_warnings(), numerics(False):
         warnings.simplefilter("ignore")
         try:
-            traced = dataflow.trace(optimizer, tree)
-        except Exception:  # it needs values, or arguments
+            traced = dataflow.trace_update(optimizer, tree)
+        except Exception:  # it needs values, or extra arguments
             return [], False
-    return dataflow.digests(traced, sizes), dataflow.loops(traced)
+    return dataflow.digests(traced, sizes), dataflow.has_loops(traced)

@@ -1,5 +1,6 @@
-"""Whether decay survives in the types that parameters are stored in, and whether the optimizer's step does."""
+"""Whether decay survives rounding to the dtypes that parameters are stored in, and whether steps stay finite there."""
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -7,25 +8,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from wd_optax.auditing import probes, trajectory
-from wd_optax.auditing.harness import Harness
+from wd_optax.auditing import trajectory
+from wd_optax.auditing.harness import Harness, build_harness
 from wd_optax.auditing.measurements import Measurements
+from wd_optax.auditing.probes import real_values, sample
+from wd_optax.auditing.vectors import norm
 
-ANY_VALUE = 2.0 ** np.linspace(0, 1, 1000, endpoint=False)  # how much is lost depends on the mantissa alone
-STEPS = 4096  # of a run that tries out how an optimizer rounds; 16 times as many where its decay is slow
+MANTISSAS = 2.0 ** np.linspace(0, 1, 1000, endpoint=False)  # what rounding does depends on the mantissa alone
+STEPS = 4096  # of a run that measures how an optimizer rounds; up to 16 times as many where its decay is slow
 
 
 def survives(own: Any, dtype: Any, removed: float) -> tuple[float, float]:
-    """Adds −c·p to p in the parameter's own type, as `optax.apply_updates` does.
+    """Adds −c·p to p in the parameter's own dtype, as `optax.apply_updates` does.
 
     Args:
-      own: values of the parameter, in float64 or complex128; where there are none, all mantissas are tried.
-      dtype: its type.
+      own: values of the parameter, in float64 or complex128; all mantissas are used if it is empty.
+      dtype: its dtype.
       removed: c.
 
     Returns:
-      The fraction of entries that move, and what they lose over what they should: 1 is right, 0 is lost.
+      The fraction of entries that change, and what they lose divided by what they should: 1 is right, 0 is lost.
 
     Example: bfloat16 has 8 bits; 1 − 0.001 rounds to 1.
       >>> import jax.numpy as jnp, numpy as np
@@ -35,102 +39,126 @@ def survives(own: Any, dtype: Any, removed: float) -> tuple[float, float]:
     """
     if not removed or not np.isfinite(removed) or not jnp.issubdtype(dtype, jnp.inexact):
         return 1.0, 1.0
-    p = np.asarray(own if len(own) else ANY_VALUE).astype(dtype)
+    p = np.asarray(own if len(own) else MANTISSAS).astype(dtype)
     exact = p.astype(complex if np.iscomplexobj(p) else float)
-    p, exact = p[exact != 0], exact[exact != 0]  # float16 makes zeros of small values
+    p, exact = p[exact != 0], exact[exact != 0]  # small values are zero in float16
     after = p + (-removed * exact).astype(dtype)
     lost = exact - after.astype(exact.dtype)
     return float(np.mean(after != p)), float(np.vdot(exact, lost).real / np.vdot(exact, exact).real / removed)
 
 
-def check_own_types(wide: Harness, step: int, facts: list[Measurements], opt_state: Any) -> list[Measurements]:
-    """Takes a step without and one with a gradient in the parameters' own types.
+def is_lost(m: Measurements) -> bool:
+    """Whether most entries don't change, or change by much less or more than they should."""
+    return m.decays and (m.changed < 0.5 or not 0.5 <= m.retained <= 1.5)
 
-    A step that isn't finite there is an error, and a leaf that decays there alone (a mask may read types) is unknown:
-    it is not what was measured in float64. Where updates differ from those in float64 by more than their type's
-    rounding, or a decay that a plain addition loses is remembered, the optimizer may round by itself (stochastic,
-    compensated), which a run tries.
+
+def check_own_dtypes(
+    harness: Harness, step: int, measured: list[Measurements], opt_state: optax.OptState
+) -> list[Measurements]:
+    """Takes a step without and one with a gradient in the parameters' own dtypes.
+
+    A step that isn't finite there is an error, and a leaf that decays only there (a mask may read dtypes) is unknown,
+    because it isn't what was measured in float64. The optimizer may round by itself (stochastic, compensated) if its
+    updates differ from those in float64 by more than rounding, or if its state keeps a decay that an addition would
+    lose. A run then measures how it rounds.
     """
-    subject = wide.subject
-    if all(p.dtype in (np.float64, np.complex128) for p in subject.found):
-        return facts
-    bench = Harness(wide.optimizer, subject, opt_state, wide.extra_args, wide=False)
-    for name in ("period", "quiet", "copies", "counts"):
-        setattr(bench, name, getattr(wide, name))
-    integers = zip(jax.tree.leaves(bench.state), jax.tree.leaves(wide.state), wide.counts, strict=True)
-    leaves = [jnp.asarray(x, own.dtype) if counts else own for own, x, counts in integers]
-    bench.state = jax.tree.unflatten(jax.tree.structure(bench.state), leaves)
-    plus, minus, driven = bench.step(1, 0), bench.step(-1, 0), bench.step(1, 1)
-    exact, remembers = wide.odd(0), _differ(bench, plus.state, minus.state)
-    checked, own_rounding = [], []
+    probes = harness.probes
+    if all(p.dtype in (np.float64, np.complex128) for p in probes.parameters):
+        return measured
+    own = _in_own_dtypes(harness, opt_state)
+    plus, minus, driven = own.step(1, 0), own.step(-1, 0), own.step(1, 1)
+    exact, remembers = harness.odd(0), _states_differ(own, plus.state, minus.state)
+    checked, rounds = [], []
     steps = zip(plus.updates, minus.updates, driven.updates, exact, strict=True)
-    for f, p, value, (a, b, c, e) in zip(facts, subject.found, subject.values, steps, strict=True):
+    for m, p, value, (a, b, c, d) in zip(measured, probes.parameters, probes.values, steps, strict=True):
         finite = bool(np.isfinite(a).all() and np.isfinite(c).all())
-        f = f._replace(overflows=f.finite and not finite)
-        if jnp.issubdtype(p.dtype, jnp.inexact) and finite and f.finite and not f.decays:
-            noise = 16 * float(jnp.finfo(p.dtype).eps) * np.linalg.norm(probes.sample(value))
-            decays = bool(np.linalg.norm(a - b) > noise)
-            f = f._replace(decays=decays, steady=f.steady and not decays)
-        checked.append(f)
-        rounded = bool(np.linalg.norm((a - b) / 2 - e) > 0.05 * np.linalg.norm(e)) if finite else False
-        saved = remembers and _is_lost_by_addition(f, p.dtype)
-        own_rounding.append(finite and f.decays and (rounded or saved))
-    return _try_rounding(bench, wide, step, checked, own_rounding)
+        m = m._replace(overflows=m.finite and not finite)
+        if jnp.issubdtype(p.dtype, jnp.inexact) and finite and m.finite and not m.decays:
+            decays = norm(a - b) > 16 * _eps(p.dtype) * norm(sample(value))
+            m = m._replace(decays=decays, steady=m.steady and not decays)
+        checked.append(m)
+        differs = finite and norm((a - b) / 2 - d) > 0.05 * norm(d)
+        rounds.append(finite and m.decays and (differs or (remembers and _is_lost_by_addition(m, p.dtype))))
+    return _simulate_rounding(own, harness, step, checked, rounds)
 
 
-def is_lost(f: Measurements) -> bool:
-    """Whether most entries don't move, or by much less or more than they should."""
-    return f.decays and (f.moves < 0.5 or not 0.5 <= f.kept <= 1.5)
+def _eps(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)
 
 
-def _differ(bench: Harness, one: Any, other: Any) -> bool:
-    """Whether two states differ in more than their copies of parameters."""
-    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), bench.copies, strict=True)
-    unequal = lambda a, b: jnp.issubdtype(a.dtype, jnp.inexact) and bool(jnp.any(a != b))
-    return any(unequal(a, b) for a, b, copy in leaves if not copy)
+def _in_own_dtypes(harness: Harness, opt_state: optax.OptState) -> Harness:
+    """The same harness in the parameters' own dtypes, at the same step."""
+    own = build_harness(harness.optimizer, harness.probes, opt_state, harness.extra_args, float64=False)
+    leaves, treedef = jax.tree.flatten(own.state)
+    counted = []
+    for mine, x, counts in zip(leaves, jax.tree.leaves(harness.state), harness.counts, strict=True):
+        counted.append(jnp.asarray(x, mine.dtype) if counts else mine)
+    return dataclasses.replace(
+        own,
+        state=jax.tree.unflatten(treedef, counted),
+        copies=harness.copies,
+        counts=harness.counts,
+        period=harness.period,
+        least_gradient=harness.least_gradient,
+    )
 
 
-def _is_lost_by_addition(f: Measurements, dtype: Any) -> bool:
-    moves, kept = survives((), dtype, f.removed)
-    return is_lost(f._replace(moves=moves, kept=kept))
+def _states_differ(harness: Harness, one: optax.OptState, other: optax.OptState) -> bool:
+    """Whether two states differ in more than their copies of the parameters."""
+    for a, b, copy in zip(jax.tree.leaves(one), jax.tree.leaves(other), harness.copies, strict=True):
+        if not copy and jnp.issubdtype(a.dtype, jnp.inexact) and bool(jnp.any(a != b)):
+            return True
+    return False
 
 
-def _try_rounding(
-    own: Harness, wide: Harness, step: int, facts: list[Measurements], on: list[bool]
+def _is_lost_by_addition(m: Measurements, dtype: Any) -> bool:
+    changed, retained = survives((), dtype, m.removed)
+    return is_lost(m._replace(changed=changed, retained=retained))
+
+
+def _simulate_rounding(
+    own: Harness, harness: Harness, step: int, measured: list[Measurements], rounds: list[bool]
 ) -> list[Measurements]:
     """Runs without a gradient until the decay should be sixteen units in the last place.
 
-    Where that takes too long, or a schedule leaves too little, or the run starts where it decays to, whether the decay
-    survives is not known: `kept` is nan.
+    Whether the decay survives stays unknown (`retained` is nan) where that takes too long, where a schedule leaves too
+    little decay, or where the run starts at the anchor.
     """
-    found, tried = wide.subject.found, [i for i, x in enumerate(on) if x and facts[i].steady and facts[i].removed]
-    if not tried:
-        return facts
-    coarsest = max(float(jnp.finfo(found[i].dtype).eps) for i in tried)
-    slowest = min(abs(facts[i].removed) for i in tried)
+    parameters = harness.probes.parameters
+    simulated = [i for i, yes in enumerate(rounds) if yes and measured[i].steady and measured[i].removed]
+    if not simulated:
+        return measured
+    coarsest = max(_eps(parameters[i].dtype) for i in simulated)
+    slowest = min(abs(measured[i].removed) for i in simulated)
     steps = math.ceil(min(16 * coarsest / slowest, max(STEPS, 4 * coarsest / slowest), 16 * STEPS))
-    middle = trajectory.measure(wide, step + steps // 2)[0] if any(wide.counts) else np.array([f.first for f in facts])
-    ends = jax.tree.leaves(jax.device_get(own.drive(steps, 0)[0]))
-    filled = list(facts)
-    for i in tried:
-        start, end = (probes.sample(x[i]) for x in (jax.tree.leaves(own.params(1)), ends))
-        gone = float(np.vdot(start, start - end).real / np.vdot(start, start).real)
-        f = facts[i]
-        exact = -math.expm1(steps * math.log1p(-min(f.removed * middle[i] / f.first, 0.5))) if f.first else 0.0
-        enough = exact > 2 * float(jnp.finfo(found[i].dtype).eps) and f.anchor == "zero"
-        filled[i] = f._replace(tried=True, moves=1.0, kept=gone / exact if enough else math.nan)
+    rates = np.array([m.first_step for m in measured])  # in the middle of the run
+    if any(harness.counts):
+        rates = trajectory.measure_step(harness, step + steps // 2)[0]
+    starts, ends = jax.tree.leaves(own.trees.params(1)), jax.tree.leaves(jax.device_get(own.drive(steps, 0)[0]))
+    filled = list(measured)
+    for i in simulated:
+        m, start, end = measured[i], sample(starts[i]), sample(ends[i])
+        lost = float(np.vdot(start, start - end).real / np.vdot(start, start).real)
+        rate = min(m.removed * rates[i] / m.first_step, 0.5) if m.first_step else 0.0
+        exact = -math.expm1(steps * math.log1p(-rate))
+        enough = exact > 2 * _eps(parameters[i].dtype) and m.anchor == "zero"
+        filled[i] = m._replace(simulated=True, changed=1.0, retained=lost / exact if enough else math.nan)
     return filled
 
 
-def of_values(facts: list[Measurements], of: Any, params: Any) -> list[Measurements]:
-    """The facts of every leaf of the tree, `of` the facts of the kinds, with what rounding does to its own values."""
+def round_own_values(measured: list[Measurements], kind_of: tuple[int, ...], params: Any) -> list[Measurements]:
+    """The measurements of every leaf of the tree, from those of its kind, with what rounding does to its own values."""
+
+    @functools.cache
+    def of_any_values(dtype: Any, removed: float) -> tuple[float, float]:
+        return survives((), dtype, removed)
+
     filled = []
-    any_value = functools.cache(lambda dtype, removed: survives((), dtype, removed))
-    for kind, leaf in zip(of, jax.tree.leaves(params), strict=True):
-        f, dtype = facts[kind], jnp.result_type(leaf)
-        if f.steady and f.linear and not f.tried:
-            own = () if isinstance(leaf, jax.ShapeDtypeStruct) else probes.real_values(leaf)
-            moves, kept = survives(own, dtype, f.removed) if len(own) else any_value(dtype, f.removed)
-            f = f._replace(moves=moves, kept=kept)
-        filled.append(f)
+    for kind, leaf in zip(kind_of, jax.tree.leaves(params), strict=True):
+        m, dtype = measured[kind], jnp.result_type(leaf)
+        if m.steady and m.linear and not m.simulated:
+            own = () if isinstance(leaf, jax.ShapeDtypeStruct) else real_values(leaf)
+            changed, retained = survives(own, dtype, m.removed) if len(own) else of_any_values(dtype, m.removed)
+            m = m._replace(changed=changed, retained=retained)
+        filled.append(m)
     return filled

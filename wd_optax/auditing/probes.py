@@ -1,10 +1,10 @@
-"""What an audit feeds to an optimizer: probe parameters and gradients, on real shapes or on small stand-ins.
+"""Probe parameters and gradients, on the real shapes or on small stand-ins.
 
-Probe parameters are random signs times values in [½, 1½]·r, with r the leaf's own root mean square where it has
-one and 1 otherwise; probe gradients are as large, entry by entry. Entries come in pairs: both parameters have one sign
-and size, and both gradients one size and opposite signs. So f(g) is orthogonal to h(p) for all odd functions f and h
-that work entry by entry, and the norm of g + λp is that of g − λp: what clipping or a trust ratio makes of a gradient
-can't be mistaken for decay. An entry without a partner takes its gradient with both signs, one after the other.
+Probe parameters are random signs times values in [½, 1½]·r, where r is the leaf's own root mean square, or 1 for
+shapes without values. Probe gradients have the same magnitudes. Entries come in pairs: the two parameters are equal,
+the two gradients have opposite signs. Therefore f(g) is orthogonal to h(p) for all elementwise odd functions f and h,
+and g + λp has the same norm as g − λp, so the effect of clipping or of a trust ratio on the gradient is not mistaken
+for decay. An entry without a partner is probed with both signs of its gradient.
 """
 
 import math
@@ -13,80 +13,122 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from wd_optax.masking import roles
 
-LARGEST = 32  # of a stand-in's dimensions
-SAMPLE = 4096  # entries of a leaf that are looked at
+LARGEST = 32  # dimension of a stand-in
+SAMPLE = 4096  # entries of a leaf that are compared
 
 
 class Probes(NamedTuple):
-    """The parameters as an audit sees them, leaves in JAX's order."""
+    """Probe values for every leaf, in JAX's order."""
 
-    found: list[roles.Parameter]  # path, real shape, dtype, role
+    parameters: list[roles.Parameter]  # path, real shape, dtype, role
     treedef: Any
-    values: list[Any]  # NumPy; parameters in float64 (complex128), others as they are
-    gradients: list[Any]  # likewise
-    flipped: list[Any]  # likewise, with the gradient of the entry without a partner negated
-    small: bool  # whether shapes are those of stand-ins
+    values: list[np.ndarray]  # parameters in float64 or complex128; integers and the like as they are
+    gradients: list[np.ndarray]
+    flipped: list[np.ndarray]  # the gradients, with that of the unpaired entry negated
+    small: bool  # whether the shapes are those of stand-ins
+    unpaired: bool  # whether any leaf has an unpaired entry
 
 
-def make(params: Any, stand_ins: bool, largest: int = LARGEST) -> Probes:
+class ProbeTrees:
+    """The probes as trees of JAX arrays at any scale, in float64 or in the parameters' own dtypes."""
+
+    def __init__(self, probes: Probes, float64: bool) -> None:
+        self.probes, self.float64 = probes, float64
+        self._cache: dict[tuple[float, str], Any] = {}
+
+    def params(self, s: float) -> optax.Params:
+        """The probe parameters times s."""
+        return self._scaled(self.probes.values, s, "values")
+
+    def gradients(self, k: float, flipped: bool = False) -> optax.Updates:
+        """The probe gradients times k."""
+        if flipped:
+            return self._scaled(self.probes.flipped, k, "flipped")
+        return self._scaled(self.probes.gradients, k, "gradients")
+
+    def _scaled(self, arrays: list[np.ndarray], scale: float, name: str) -> Any:
+        if (scale, name) in self._cache:
+            return self._cache[scale, name]
+        leaves = []
+        for x, p in zip(arrays, self.probes.parameters, strict=True):
+            x = x * scale if jnp.issubdtype(x.dtype, jnp.inexact) else x
+            leaves.append(jnp.asarray(x, None if self.float64 else p.dtype))
+        tree = self.probes.treedef.unflatten(leaves)
+        if self.probes.small:  # copies of a large model would not fit in memory
+            self._cache[scale, name] = tree
+        return tree
+
+
+def build_probes(params: optax.Params, stand_ins: bool, largest: int = LARGEST) -> Probes:
     """Probes for a tree of arrays or of `jax.ShapeDtypeStruct`s.
 
     Args:
       params: the tree.
       stand_ins: whether to use small shapes.
-      largest: what a dimension of a stand-in is at most.
+      largest: the largest dimension of a stand-in.
     """
-    stored = lambda p: p._replace(dtype=jax.dtypes.canonicalize_dtype(p.dtype))  # NumPy's float64 becomes float32
-    found = [*map(stored, roles.parameters(params))]
     leaves, treedef = jax.tree.flatten(params)
-    shapes = [p.shape for p in found]
+    parameters = []
+    for p in roles.parameters(params):  # JAX stores NumPy's float64 as float32
+        parameters.append(p._replace(dtype=jax.dtypes.canonicalize_dtype(p.dtype)))
+    shapes = [p.shape for p in parameters]
     shapes = small_shapes(shapes, largest) if stand_ins else shapes
     made = []
-    for p, shape, leaf in zip(found, shapes, leaves, strict=True):
+    for p, shape, leaf in zip(parameters, shapes, leaves, strict=True):
         real = () if isinstance(leaf, jax.ShapeDtypeStruct) else real_values(leaf)
         size = float(np.sqrt(np.mean(np.abs(real) ** 2))) if len(real) else 1.0
         made.append(_probe(np.random.default_rng(math.prod(shape)), p.dtype, shape, size))
     values, gradients, flipped = map(list, zip(*made, strict=True)) if made else ([], [], [])
-    return Probes(found, treedef, values, gradients, flipped, stand_ins)
+    unpaired = any(bool(np.any(a != b)) for a, b in zip(gradients, flipped, strict=True))
+    return Probes(parameters, treedef, values, gradients, flipped, stand_ins, unpaired)
 
 
 def real_values(leaf: Any) -> np.ndarray:
-    """A sample of a parameter's values, those that are finite and not zero."""
+    """A sample of a parameter's finite and nonzero values."""
     values = sample(leaf)
-    return values[np.isfinite(values) & (values != 0)]
+    finite: np.ndarray = values[np.isfinite(values) & (values != 0)]
+    return finite
 
 
-def without_keys(params: Any) -> Any:
-    """The tree with None for random keys, which no optimizer trains."""
-    return jax.tree.map(lambda x: None if is_key(x) else x, params)
+def without_keys(params: optax.Params) -> optax.Params:
+    """Replaces random keys, which no optimizer trains, by None."""
+    return jax.tree.map(lambda x: None if is_random_key(x) else x, params)
 
 
-def is_key(x: Any) -> bool:
-    """Whether a leaf is an array of random keys."""
+def is_random_key(x: Any) -> bool:
+    """Whether a leaf is an array of typed random keys."""
     return bool(hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
-def _probe(random: np.random.Generator, dtype: Any, shape: tuple[int, ...], size: float) -> tuple[Any, Any, Any]:
+def _probe(
+    random: np.random.Generator, dtype: Any, shape: tuple[int, ...], size: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Parameter, gradient, and the gradient with its unpaired entry negated."""
     if not jnp.issubdtype(dtype, jnp.inexact):
         return (np.zeros(shape, dtype),) * 3
     n = math.prod(shape)
     half, at = (n + 1) // 2, random.permutation(n)
-    twice = lambda x: np.repeat(x, 2)[:n]
-    signs = lambda: random.integers(0, 2, half) * 2.0 - 1.0
     unit = np.sqrt(1j) if jnp.issubdtype(dtype, jnp.complexfloating) else 1.0
+
+    def twice(x: np.ndarray) -> np.ndarray:
+        return np.repeat(x, 2)[:n]
+
+    def scattered(x: np.ndarray) -> np.ndarray:
+        return np.asarray(unit * x[np.argsort(at)]).reshape(shape)
+
     magnitude = twice(size * random.uniform(0.5, 1.5, half))
-    p, g = magnitude * twice(signs()), magnitude * twice(signs()) * np.resize([1.0, -1.0], n)
+    p = magnitude * twice(random.integers(0, 2, half) * 2.0 - 1.0)
+    g = magnitude * twice(random.integers(0, 2, half) * 2.0 - 1.0) * np.resize([1.0, -1.0], n)
     other = g * np.where(np.arange(n) == n - 1, -1.0, 1.0) if n % 2 else g
-    scatter = lambda x: np.asarray(unit * x[np.argsort(at)]).reshape(shape)
-    return scatter(p), scatter(g), scatter(other)
+    return scattered(p), scattered(g), scattered(other)
 
 
 def small_shapes(shapes: list[tuple[int, ...]], largest: int = LARGEST) -> list[tuple[int, ...]]:
-    """The same ranks with dimensions of at most `largest`; equal sizes stay equal and larger ones larger.
+    """Shapes of the same ranks with dimensions of at most `largest`, in the same order of size where that fits.
 
     Example:
       >>> small_shapes([(4096, 32, 128), (4096,), (2, 128)])
@@ -101,7 +143,7 @@ def small_shapes(shapes: list[tuple[int, ...]], largest: int = LARGEST) -> list[
 
 
 def sample(x: Any) -> np.ndarray:
-    """Up to 4096 to 8192 evenly spaced entries, in float64, complex128 or as they are."""
+    """Up to 8192 evenly spaced entries, in float64 or complex128; integers and the like as they are."""
     flat = np.ravel(np.asarray(x))
     flat = flat[:: max(1, flat.size // SAMPLE)]
     if jnp.issubdtype(flat.dtype, jnp.inexact):

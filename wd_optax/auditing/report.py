@@ -1,4 +1,4 @@
-"""What an audit reports: rows, findings, and their forms: text, Markdown, HTML, pandas, a check for unit tests."""
+"""The report of an audit: rows and findings as text, Markdown, HTML or a pandas table, and a check for unit tests."""
 
 import collections
 import html
@@ -23,24 +23,25 @@ class AuditRow(NamedTuple):
     dtype: Any
     size: int
     role: str  # weight, embedding, bias, norm or other
-    removed_per_step: float  # fraction of the weight; negative where it grows, nan where it isn't one number
-    half_life: float  # steps until half is left; inf where nothing shrinks
+    removed_per_step: float  # fraction of the weight; negative where it grows, nan if it isn't one number
+    half_life: float  # steps until half is left; inf if it doesn't shrink
     remaining: float  # fraction left after `horizon` steps; nan without a horizon
     verdict: str  # see `wd_optax.auditing.verdicts`
-    moves: float  # fraction of entries that one step of decay alone changes in the parameter's own type
-    anchor: str = "zero"  # what it decays toward: "zero", "init" or "tree"; "" where it doesn't decay
-    coupling: str = ""  # what the rate follows: "constant", "lr", "lr/peak", "lr²"; "" where no measurement decides
-    largest_removed_per_step: float = math.nan  # where the rate is a mean over a horizon, its largest
+    changed_fraction: float  # of its entries, by one step of decay alone in the parameter's own dtype
+    anchor: str = "zero"  # what it decays toward: "zero", "init", "tree" or "moving"; "" if it doesn't, or unknown
+    coupling: str = ""  # what the rate follows: "constant", "lr", "lr/peak", "lr²"; "" if no measurement decides
+    dependence: str = ""  # "gated": the step chooses which entries decay; "depends on the step" otherwise; "" if not
+    largest_removed_per_step: float = math.nan  # the largest rate; `removed_per_step` is its mean over a horizon
 
     @property
     def timescale_steps(self) -> float:
-        """1/c̄ in steps, c̄ the rate of `half_life`: (1 − c̄)^half_life = ½; at least one step."""
+        """1/c̄ in steps, where (1 − c̄)^half_life = ½; at least one step."""
         return 1 / -math.expm1(math.log(0.5) / self.half_life) if self.half_life else 1.0
 
     @property
     def decays(self) -> bool:
-        """Whether the weight gets smaller, at any rate; one that grows, or loses its decay in rounding, does not."""
-        return self.verdict in verdicts.SHRINKS or (self.verdict == verdicts.LOST and self.moves >= 0.5)
+        """Whether the weight shrinks, at any rate; not if it grows, or if rounding removes the decay."""
+        return self.verdict in verdicts.SHRINKS or (self.verdict == verdicts.LOST and self.changed_fraction >= 0.5)
 
 
 class AuditFinding(NamedTuple):
@@ -50,20 +51,20 @@ class AuditFinding(NamedTuple):
     rule: str  # its name, a section of docs/what_goes_wrong.md
     paths: tuple[str, ...]
     what: str
-    fix: str  # an expression or keyword arguments, then "  # " and what its names stand for
+    fix: str  # an expression or keyword arguments, then "  # " and a note on its names
 
     @property
     def see(self) -> str:
-        """The section that explains it."""
+        """The section of the documentation that explains it."""
         return f"docs/what_goes_wrong.md#{self.rule.replace(' ', '-')}"
 
     def title(self) -> str:
-        """Rule and the first of the paths."""
+        """The rule and the first three paths."""
         rest = f" and {len(self.paths) - 3} more" if len(self.paths) > 3 else ""
         return self.rule + (f" at {', '.join(self.paths[:3])}{rest}" if self.paths else "")
 
     def lines(self) -> list[str]:
-        """The finding as wrapped text; the comment of the fix has lines of its own, so that the code can be copied."""
+        """The finding as wrapped text; the note on the fix has its own lines, so that the code can be copied."""
         code, _, note = self.fix.partition("  # ")
         texts = [
             f"{self.severity}: {self.title()}: {self.what}",
@@ -71,14 +72,16 @@ class AuditFinding(NamedTuple):
             f"    # {note}",
             f"    see {self.see}",
         ]
-        wrap = lambda text: textwrap.wrap(
-            text, WIDTH, subsequent_indent="    # " if text.startswith("    #") else "    ", break_on_hyphens=False
-        )
-        return [line for text in texts if text != "    # " for line in wrap(text)]
+        lines = []
+        for line in texts:
+            indent = "    # " if line.startswith("    #") else "    "
+            if line != "    # ":
+                lines += textwrap.wrap(line, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
+        return lines
 
 
 class AuditReport(NamedTuple):
-    """What `wd_optax.auditing.audit` measured; prints as a table that fits 100 columns."""
+    """What an audit measured; prints as a table that fits 100 columns."""
 
     rows: tuple[AuditRow, ...]
     findings: tuple[AuditFinding, ...]  # worst first
@@ -87,22 +90,22 @@ class AuditReport(NamedTuple):
     steps_per_epoch: float | None = None
 
     def __str__(self) -> str:
-        """Like leaves folded, findings, the timescale, how it was measured, totals."""
+        """The table with similar leaves folded, findings, the timescale, how it was measured, totals."""
         found = [line for finding in self.findings for line in finding.lines()]
         below = [line for text in self._below() for line in textwrap.wrap(text, WIDTH, subsequent_indent="    ")]
         return "\n".join([*text.table(self._folded()), *found, *below])
 
     def _repr_html_(self) -> str:
-        item = lambda f: (
-            f"<b>{f.severity}</b> {html.escape(f'{f.title()}: {f.what}')}<br>fix: <code>{html.escape(f.fix)}</code>"
-            f"<br>see {html.escape(f.see)}"
+        found = "".join(
+            f"<li><b>{f.severity}</b> {html.escape(f'{f.title()}: {f.what}')}<br>fix: <code>{html.escape(f.fix)}</code>"
+            f"<br>see {html.escape(f.see)}</li>"
+            for f in self.findings
         )
-        found = "".join(f"<li>{item(f)}</li>" for f in self.findings)
         below = "".join(f"<p>{html.escape(text)}</p>" for text in self._below())
         return f"{tables.to_html(self._folded())}{f'<ul>{found}</ul>' if found else ''}{below}"
 
     def totals(self) -> str:
-        """How much of the model decays, whatever else is wrong with it, and the leaves under each verdict."""
+        """How much of the model decays, whatever else is wrong, and the number of leaves with each verdict."""
         decaying = [row for row in self.rows if row.decays]
         sizes = " of ".join(f"{sum(row.size for row in rows):,}" for rows in (decaying, self.rows))
         tally = collections.Counter(row.verdict for row in self.rows)
@@ -110,10 +113,10 @@ class AuditReport(NamedTuple):
         return f"{len(decaying)} of {len(self.rows)} leaves decay, {sizes} parameters ({words})"
 
     def timescale(self) -> str:
-        """How many steps the weights average over: 1/c̄, the shortest and the longest; "" where nothing decays.
+        """Over how many steps the weights average: the shortest and the longest 1/c̄; "" if nothing decays.
 
-        With a horizon also its share of the run, and whether published runs have such a share; with `steps_per_epoch`
-        in epochs. A short timescale is no mistake: see `wd_optax.published`.
+        With a horizon it adds the share of the run and compares it with published runs; with `steps_per_epoch` it
+        adds epochs. A short timescale is no mistake: see `wd_optax.published`.
         """
         steps = sorted(row.timescale_steps for row in self.rows if row.decays and 0 <= row.half_life < math.inf)
         if not steps:
@@ -128,7 +131,7 @@ class AuditReport(NamedTuple):
         )
 
     def _place(self, ends: list[float]) -> str:
-        """Where the timescales are in the range of published runs."""
+        """Compares the timescales with those of published runs."""
         if not self.horizon:
             return ""
         known = shares_of_run()
@@ -140,23 +143,22 @@ class AuditReport(NamedTuple):
             where = "longer than in"
         else:
             where = "within the range of" if low <= shortest and longest <= high else "partly outside the range of"
-        percent = lambda a, b: f"{text.number(100 * a)} % to {text.number(100 * b)} %"
-        half = percent(known.lower_quartile, known.upper_quartile)
-        return f", {where} {known.runs} published runs ({percent(known.smallest, known.largest)}, half of them {half})"
+        every, half = _percent(known.smallest, known.largest), _percent(known.lower_quartile, known.upper_quartile)
+        return f", {where} {known.runs} published runs ({every}, half of them {half})"
 
     def _below(self) -> list[str]:
         return [text for text in (self.timescale(), self.how, self.totals()) if text]
 
     def check(self, *, decays: Iterable[str] = (), spares: Iterable[str] = ()) -> None:
-        """Raises unless every leaf is what it should be: for unit tests and CI.
+        """Raises unless the parameters decay as they should: for unit tests and CI.
 
         Args:
-          decays: regexes; every parameter whose path one matches (`re.search`) must shrink, at a rate that was asked
+          decays: regexes; every parameter whose path matches one (`re.search`) must shrink, at a rate that was asked
             for: its verdict is one of `wd_optax.auditing.verdicts.HEALTHY`.
-          spares: regexes; every parameter whose path one matches must not decay at all.
+          spares: regexes; every parameter whose path matches one must not decay at all.
 
         Raises:
-          AssertionError: with the leaves that are otherwise and the table, or naming the regex that matches nothing.
+          AssertionError: naming the leaves that don't, or a regex that matches nothing, with the report.
 
         Example:
           >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -167,18 +169,21 @@ class AuditReport(NamedTuple):
           ...     audit(optax.sgd(0.1), params).check(decays=["kernel"])
           ... except AssertionError as error:
           ...     print(str(error).splitlines()[0])
-          'kernel' should decay, and is spared
+          'kernel' should decay, but its verdict is 'no decay'
 
         """
         wrong = []
-        for regexes, expected, allowed in ((decays, "decay", verdicts.HEALTHY), (spares, "be spared", ("spared",))):
+        for regexes, expected, allowed in (
+            (decays, "decay", verdicts.HEALTHY),
+            (spares, "not decay", (verdicts.NO_DECAY,)),
+        ):
             if isinstance(regexes, str):
                 raise TypeError(f"{regexes!r} is one string: pass a list of regexes, [{regexes!r}]")
             for regex in regexes:
                 rows = [row for row in self.rows if re.search(regex, row.path)]
                 wrong += [] if rows else [f"regex {regex!r} matches no parameter"]
                 wrong += [
-                    f"{row.path!r} should {expected}, and {_is(row.verdict)}"
+                    f"{row.path!r} should {expected}, but its verdict is {row.verdict!r}"
                     for row in rows
                     if row.verdict not in allowed
                 ]
@@ -186,18 +191,17 @@ class AuditReport(NamedTuple):
             raise AssertionError("\n".join([*wrong, "", str(self)]))
 
     def to_markdown(self) -> str:
-        """The table and the findings in Markdown, like leaves folded."""
+        """The table and the findings in Markdown, with similar leaves folded."""
         header, *rows = self._folded()
-        line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         found = [f"- **{f.severity}** {f.title()}: {f.what}. Fix: `{f.fix}`; see {f.see}" for f in self.findings]
-        table = [line(header), line(["---"] * len(header)), *map(line, rows)]
+        table = [*map(_markdown_line, (header, ["---"] * len(header), *rows))]
         return "\n\n".join("\n".join(lines) for lines in (table, found, self._below()[:-1], [self.totals()]) if lines)
 
     def to_pandas(self) -> Any:
-        """A `pandas.DataFrame` with one line per parameter and the fields of `AuditRow` as columns.
+        """A `pandas.DataFrame` with one row per parameter and the fields of `AuditRow` as columns.
 
         Raises:
-          ImportError: without pandas, which is an extra.
+          ImportError: if pandas, an extra, isn't installed.
 
         """
         try:
@@ -207,7 +211,7 @@ class AuditReport(NamedTuple):
         return pandas.DataFrame([row._asdict() for row in self.rows], columns=list(AuditRow._fields))
 
     def _folded(self) -> list[list[str]]:
-        """Header and rows; leaves that differ only in the numbers in their paths are one row."""
+        """Header and rows; leaves that differ only in the numbers of their paths are one row."""
         groups: dict[Any, list[AuditRow]] = {}
         for row in self.rows:
             key = (re.sub(r"\d+", "*", row.path), row.shape, str(row.dtype), row.role, _verdict(row))
@@ -229,8 +233,19 @@ def _share(x: float) -> str:
 
 
 def _verdict(row: AuditRow) -> str:
-    return f"{row.verdict} to {row.anchor}" if row.anchor in ("init", "tree") and row.decays else row.verdict
+    """The verdict, what the leaf decays toward unless it is zero, and how the decay depends on the step."""
+    words = [row.verdict, row.dependence]
+    target = {"init": "init", "tree": "tree", "moving": "a moving anchor"}.get(row.anchor)
+    if target and row.decays:
+        words[0] += f" to {target}"
+    elif target and row.verdict == verdicts.UNKNOWN:
+        words.append(f"toward {target}")
+    return ", ".join(filter(None, words))
 
 
-def _is(verdict: str) -> str:
-    return f"is {verdict}" if verdict in ("spared", "unknown", "lost in rounding", "normalised away") else verdict
+def _percent(low: float, high: float) -> str:
+    return f"{text.number(100 * low)} % to {text.number(100 * high)} %"
+
+
+def _markdown_line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

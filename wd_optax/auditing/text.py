@@ -1,4 +1,4 @@
-"""The cells and lines of a printed report."""
+"""Cells and lines of a printed report."""
 
 import math
 import re
@@ -9,18 +9,18 @@ SHORT = {"float": "f", "bfloat": "bf", "complex": "c", "int": "i", "uint": "u", 
 
 
 def stars(paths: list[str], stars: str) -> str:
-    """The common path, with a * only for the numbers that differ."""
+    """A pattern of several paths, with a * only for numbers that differ."""
     numbers = zip(*(re.findall(r"\d+", path) for path in paths), strict=True)
     each = iter(["*" if len(set(column)) > 1 else column[0] for column in numbers])
     return re.sub(r"\*", lambda _: next(each), stars)
 
 
 def table(lines: list[list[str]]) -> list[str]:
-    """Columns, the path shortened in its middle where the line would be too long."""
+    """Aligned columns; paths are shortened in the middle where lines would be too long."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     widths[0] = min(widths[0], max(16, WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)))
-    cells = lambda line: [_shorten(line[0], widths[0]), *line[1:]]
-    return ["  ".join(map(str.ljust, cells(line), widths)).rstrip() for line in lines]
+    short = [[_shorten(line[0], widths[0]), *line[1:]] for line in lines]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in short]
 
 
 def _shorten(text: str, width: int) -> str:
@@ -29,13 +29,13 @@ def _shorten(text: str, width: int) -> str:
 
 
 def array_type(dtype: Any, shape: tuple[int, ...]) -> str:
-    """The type as JAX writes it: f32[64,4,16]."""
+    """Dtype and shape as JAX writes them: f32[64,4,16]."""
     kind, bits = re.fullmatch(r"([a-z_]+)(.*)", str(dtype)).groups()  # type: ignore[union-attr]
     return _shorten(f"{SHORT.get(kind, kind)}{bits}[{','.join(map(str, shape))}]", 18)
 
 
 def number(x: float) -> str:
-    """Three digits, or a whole number of thousands; "?" where it is unknown."""
+    """Three significant digits, or an integer with commas; "?" for nan and "never" for infinity."""
     if not math.isfinite(x):
         return "?" if math.isnan(x) else "never"
     return f"{x:,.0f}" if 1000 <= x < 1e6 else f"{x:.3g}"

@@ -1,69 +1,89 @@
-"""Decay over the steps of a run: where to measure, the mean rate, and what the rate follows.
+"""Decay over the steps of a run: where to measure it, its mean rate, and what the rate follows.
 
-`c[t]` is what step t removes and `e[t]` how far the gradient moves the leaf, after t steps of one gradient. Steps are
-chosen until the curve between them is a line, so that a decay that begins at step 500 is found where it begins.
+`c[t]` is the fraction that step t removes, and `moved[t]` the distance that the gradient moves the leaf, after t steps
+of one gradient. Steps are added until c is piecewise linear between them, so that a decay that begins at step 500 is
+found where it begins.
 """
 
 import functools
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 
-from wd_optax.auditing import clock, probes
-from wd_optax.auditing import measurements as measuring
-from wd_optax.auditing.harness import Harness, fraction, halves
-from wd_optax.auditing.measurements import Measurements
+from wd_optax.auditing import clock
+from wd_optax.auditing.clock import Advanced
+from wd_optax.auditing.harness import Harness
+from wd_optax.auditing.measurements import Measurements, Start, probe
+from wd_optax.auditing.probes import sample
+from wd_optax.auditing.responses import interpret
+from wd_optax.auditing.vectors import norm, odd_parts, removed_fraction
 
-POINTS = 200  # steps of a run that are measured at most
+POINTS = 200  # at most so many steps of a run are measured
 DECADES = [0, *(2**i for i in range(21))]  # without a horizon
-LONG = 256  # steps until a rate is taken as it is
-FLAT = 1e-4  # the share of the run's decay that the departure of an interval from a line may make up
+LONG = 256  # steps until a rate that hasn't converged is accepted
+FLAT = 1e-4  # an interval is linear if it departs from a line by less than this share of the run's decay
 
 
 class Trajectory(NamedTuple):
-    """What steps do, (step, leaf)."""
+    """What the steps of a run do."""
 
     steps: list[int]
-    c: np.ndarray  # removed
-    e: np.ndarray  # moved by the gradient
+    c: np.ndarray  # shape=(step, leaf): the fraction removed
+    moved: np.ndarray  # shape=(step, leaf): how far the gradient moves it
+    geometric: bool  # whether the states at these steps are exact
 
 
-def steps_of(bench: Harness, step: int) -> tuple[Any, Any, Any]:
-    """The updates from ±p and their odd part at a step."""
-    with bench.trying(state=clock.set_counts(bench, bench.state, step)):
-        states = (None, None) if bench.given else tuple(clock.at(bench, step, s, 1) for s in (1, -1))
-        plus, minus = (bench.step(s, 1, state).updates for s, state in zip((1, -1), states, strict=True))
-        odd = bench.odd(1, 1, states) if bench.unpaired else halves(plus, minus)
-    return plus, minus, odd
+class StepPair(NamedTuple):
+    """The steps from p and −p at one step of a run."""
+
+    plus: list[np.ndarray]
+    minus: list[np.ndarray]
+    odd: list[np.ndarray]
+    geometric: bool
 
 
-def measure(bench: Harness, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """c and e of one step."""
-    plus, minus, odd = steps_of(bench, step)
-    size = lambda x: float(np.linalg.norm(x))
-    samples = [probes.sample(p) for p in bench.subject.values]
-    noise = [1e3 * bench.eps * (1 + size(u) / max(size(p), 1e-300)) for u, p in zip(plus, samples, strict=True)]
-    c = np.array([fraction(d, p) for d, p in zip(odd, samples, strict=True)])
-    return np.where(np.abs(c) <= noise, 0.0, c), np.array([size(a + b) / 2 for a, b in zip(plus, minus, strict=True)])
+def step_pair(harness: Harness, step: int) -> StepPair:
+    """The updates from ±p, and their odd part, at a step of the run."""
+    harness = clock.at_step(harness, step)
+    starts = [Advanced(None, True)] * 2 if harness.given else [clock.advance(harness, step, s, 1) for s in (1, -1)]
+    states = starts[0].state, starts[1].state
+    plus, minus = (harness.step(s, 1, state).updates for s, state in zip((1, -1), states, strict=True))
+    odd = harness.odd(1, states) if harness.probes.unpaired else odd_parts(plus, minus)
+    return StepPair(plus, minus, odd, starts[0].geometric and starts[1].geometric)
 
 
-def follow(bench: Harness, horizon: int | None) -> Trajectory:
-    """The course over the horizon, or over the powers of two."""
-    seen = functools.cache(lambda step: measure(bench, step))
-    if not any(bench.counts):
+def measure_step(harness: Harness, step: int) -> tuple[np.ndarray, np.ndarray, bool]:
+    """`c` and `moved` of one step, and whether its state is exact."""
+    plus, minus, odd, geometric = step_pair(harness, step)
+    c, moved = [], []
+    for a, b, d, value in zip(plus, minus, odd, harness.probes.values, strict=True):
+        p = sample(value)
+        noise = 1e3 * harness.eps * (1 + norm(a) / max(norm(p), 1e-300))
+        rate = removed_fraction(d, p)
+        c.append(0.0 if abs(rate) <= noise else rate)
+        moved.append(norm(a + b) / 2)
+    return np.array(c), np.array(moved), geometric
+
+
+def measure_run(harness: Harness, horizon: int | None) -> Trajectory:
+    """The trajectory over the horizon, or over the powers of two without one."""
+    at = functools.cache(lambda step: measure_step(harness, step))
+    if not any(harness.counts):
         steps = [0]
     elif horizon is None:
         steps = DECADES
     else:
-        steps = _refined(lambda step: seen(step)[0], horizon)
-    return Trajectory(steps, *(np.array([seen(step)[i] for step in steps]) for i in (0, 1)))
+        steps = _refined(lambda step: at(step)[0], horizon)
+    c, moved = (np.array([at(step)[i] for step in steps]) for i in (0, 1))
+    return Trajectory(steps, c, moved, all(at(step)[2] for step in steps))
 
 
 def _refined(c: Callable[[int], np.ndarray], horizon: int) -> list[int]:
-    """Steps of the horizon: evenly spaced, then the middles of the intervals that depart most from a line."""
+    """Steps of the horizon: evenly spaced, then the middles of the intervals that are least linear."""
     steps = sorted({round(i * (horizon - 1) / 16) for i in range(17)})
     intervals = [*itertools.pairwise(steps)]
     while intervals and len(steps) < POINTS:
@@ -80,89 +100,91 @@ def _refined(c: Callable[[int], np.ndarray], horizon: int) -> list[int]:
     return sorted(steps)
 
 
-def mean_log(course: Trajectory, facts: list[Measurements], horizon: int) -> np.ndarray:
-    """Per leaf the mean of ln(1 − c_t) over the horizon: that of c̄, as `wd_optax.timescale` defines it."""
-    c = course.c if len(course.steps) > 1 else np.array([[f.removed for f in facts]])
-    logs = np.log1p(-np.minimum(c, 1 - 1e-12))
-    if len(course.steps) == 1:
-        return logs[0]
-    return (np.trapezoid(logs, course.steps, axis=0) + (logs[0] + logs[-1]) / 2) / horizon
+def mean_log(run: Trajectory, measured: list[Measurements], horizon: int) -> np.ndarray:
+    """Per leaf the mean of ln(1 − c_t) over the horizon, as `wd_optax.timescale` defines it."""
+    c = run.c if len(run.steps) > 1 else np.array([[m.removed for m in measured]])
+    logs: np.ndarray = np.log1p(-np.minimum(c, 1 - 1e-12))
+    if len(run.steps) > 1:
+        return np.asarray(np.trapezoid(logs, run.steps, axis=0) + (logs[0] + logs[-1]) / 2) / horizon
+    return np.asarray(logs[0])
 
 
-def best_step(course: Trajectory, stay: bool) -> int:
-    """The step that removes most, the first where several do, among those that move.
+def best_step(run: Trajectory, stay: bool) -> int:
+    """The first of the steps that remove most, among those at which the gradient moves a leaf.
 
-    With `stay` it is the first of the course, unless a leaf decays or moves only later.
+    With `stay` it is the first step of the trajectory, unless a leaf decays or moves only later.
     """
-    alive, decays = ~(course.e <= 0), course.c != 0  # a step that is not finite moves
+    alive, decays = ~(run.moved <= 0), run.c != 0  # a step that is not finite moves
     if stay and not (alive.any(axis=0) & ~alive[0] | decays.any(axis=0) & ~decays[0]).any():
-        return course.steps[0]
-    most = np.nanmax(np.abs(course.c), axis=1, initial=0)
+        return run.steps[0]
+    most = np.nanmax(np.abs(run.c), axis=1, initial=0)
     moving = alive.any(axis=1) if alive.any() else np.ones(len(most), bool)
-    most = np.where(moving, most if most[moving].any() else course.e.sum(axis=1), -1)
-    return course.steps[int(np.argmax(most >= most.max() * (1 - 1e-9)))]
+    most = np.where(moving, most if most[moving].any() else run.moved.sum(axis=1), -1)
+    return run.steps[int(np.argmax(most >= most.max() * (1 - 1e-9)))]
 
 
-def elsewhere(bench: Harness, facts: list[Measurements], path: Trajectory) -> list[Measurements]:
-    """The facts, coupled where they are in the middle of the run: RAdam divides by its moments from step 5 on."""
-    step = path.steps[len(path.steps) // 2]
-    if bench.given or not step or not any(f.decays and f.steady for f in facts):
-        return facts
-    with bench.trying(state=clock.set_counts(bench, bench.state, step)):
-        others = [measuring.of(leaf) for leaf in measuring.read(bench, step)]
+def coupled_later(harness: Harness, measured: list[Measurements], run: Trajectory) -> list[Measurements]:
+    """Marks leaves whose decay is coupled in the middle of the run: RAdam divides by its moments from step 5 on."""
+    step = run.steps[len(run.steps) // 2]
+    if harness.given or not step or not any(m.decays and m.steady for m in measured):
+        return measured
+    others = map(interpret, probe(clock.at_step(harness, step), step).leaves)
     return [
-        f._replace(steady=False, entrywise=True)
-        if f.decays and f.steady and other.decays and other.entrywise and not other.steady
-        else f
-        for f, other in zip(facts, others, strict=True)
+        m._replace(steady=False, entrywise=True, depends_on_step=True)
+        if m.decays and m.steady and other.decays and other.entrywise and not other.steady
+        else m
+        for m, other in zip(measured, others, strict=True)
     ]
 
 
-def sustained(
-    bench: Harness, facts: list[Measurements], step: int | None, start: Callable[[float, float], Any]
-) -> list[Measurements]:
-    """The rate that a decay which buffers remember settles at, from real steps; at a later step buffers are full.
+def with_momentum(harness: Harness, measured: list[Measurements], start: Start, full: bool) -> list[Measurements]:
+    """The rate that a decay in a momentum buffer converges to, from real steps, unless the buffers are already full.
 
-    Four rates in a row give the limit of a geometric series. Where they don't, a schedule may be the reason: counts
-    are held, one by one and all. Where that doesn't help either, 256 steps are taken.
+    Four consecutive rates give the limit of a geometric series. Where they don't, a schedule may be the reason:
+    then counts are held fixed, one by one and all together. Where that fails too, 256 steps are taken.
     """
-    full = step and any(bench.counts) and bench.geometric and not bench.given
-    filled, counts = list(facts), {i for i, by in enumerate(bench.counts) if by}
+    filled, counts = list(measured), {i for i, by in enumerate(harness.counts) if by}
     for k in (0, 1):
-        on = [f.decays and (f.remembered or f.locked) and k == int(f.locked or not f.still) for f in facts]
-        limits: dict[int, float | None] = {i: None for i, wanted in enumerate(on) if wanted and not full}
+        limits: dict[int, float | None] = {}
+        for i, m in enumerate(measured):
+            accumulates = m.decays and (m.in_momentum or m.normalised)
+            if accumulates and not full and k == int(m.normalised or not m.without_gradient):
+                limits[i] = None
         for held in (set(), *({i} for i in sorted(counts)), counts):
             if None in limits.values():
-                rates = _rates(bench, 4, k, start, held)
+                rates = _rates(harness, 4, k, start, held)
                 limits |= {i: _limit(rates[:, i]) for i, limit in limits.items() if limit is None}
         if None in limits.values():
-            rates = _rates(bench, LONG, k, start, set())
+            rates = _rates(harness, LONG, k, start, set())
         for i, limit in limits.items():
             if limit is None and abs(rates[-1, i] - rates[LONG // 2, i]) <= 1e-2 * abs(rates[-1, i]):
                 limit = rates[-1, i]
-            rate = limit if limit is not None else facts[i].removed if np.isfinite(rates[-1, i]) else np.nan
-            filled[i] = facts[i]._replace(removed=float(rate), settled=limit is not None)
+            rate = limit if limit is not None else measured[i].removed if np.isfinite(rates[-1, i]) else np.nan
+            filled[i] = measured[i]._replace(removed=float(rate), settled=limit is not None)
     return filled
 
 
-def _rates(bench: Harness, steps: int, k: float, start: Callable[[float, float], Any], held: set[int]) -> np.ndarray:
-    """What each of so many steps in a row removes, (step, leaf), these leaves of the state held."""
-    states, rates = [start(s, k) for s in (1, -1)], []
+def _rates(harness: Harness, steps: int, k: float, start: Start, held: set[int]) -> np.ndarray:
+    """What each of several consecutive steps removes, shape (step, leaf); `held` leaves of the state don't change."""
+    states, rates = (start(1, k).state, start(-1, k).state), []
     first, treedef = jax.tree.flatten(states[0])
-    hold = lambda state: jax.tree.unflatten(
-        treedef, [old if i in held else x for i, (old, x) in enumerate(zip(first, jax.tree.leaves(state), strict=True))]
-    )
+
+    def after(s: float, state: optax.OptState) -> optax.OptState:
+        leaves = jax.tree.leaves(harness.step(s, k, state).state)
+        kept = [old if i in held else x for i, (old, x) in enumerate(zip(first, leaves, strict=True))]
+        return jax.tree.unflatten(treedef, kept)
+
     for _ in range(steps):
-        rates.append(bench.removed(k, tuple(states)))
-        states = [hold(bench.step(s, k, state).state) for s, state in zip((1, -1), states, strict=True)]
+        rates.append(harness.removed(k, states))
+        states = after(1, states[0]), after(-1, states[1])
     return np.array(rates)
 
 
 def _limit(rates: np.ndarray) -> float | None:
-    """Where a geometric approach ends; None where four rates aren't one, or are a line (a schedule)."""
-    a, b, c, d = rates[-4:]
+    """The limit of a geometric series; None where four rates aren't one, or are linear because of a schedule."""
+    a, b, c, d = map(float, rates[-4:])
     if abs(d - c) <= 1e-9 * abs(d):
-        return float(d)
+        return d
     r = (c - b) / (b - a) if b != a else np.nan
     fits = 0 <= r < 0.9995 and abs(c + r * (c - b) - d) <= 1e-6 * abs(d)
-    return float(d + (d - c) * r / (1 - r)) if fits else None
+    return d + (d - c) * r / (1 - r) if fits else None

@@ -1,4 +1,4 @@
-"""The verdict on a leaf: one of a few words, from what was measured. The first that holds is the one given."""
+"""Classifies a leaf from its measurements. Tests are tried in order; the first that passes gives the verdict."""
 
 import math
 
@@ -7,9 +7,9 @@ from wd_optax.auditing.measurements import Measurements
 from wd_optax.choosing import timescales
 
 DECAYS = "decays"
-SPARED = "spared"
+NO_DECAY = "no decay"
 UNSCALED = "not scaled by lr"
-GROWS = "GROWS"
+GROWING = "growing"
 COUPLED = "coupled: λ cancels"
 NORMALISED = "normalised away"
 TWICE = "decays twice"
@@ -22,46 +22,61 @@ VARIES = "varies within the leaf"
 LATER = "not yet"
 UNKNOWN = "unknown"
 
-HEALTHY = (DECAYS, UNSCALED, MOMENTUM, NOT_PROPORTIONAL, VARIES)  # weights get smaller, at a rate that was asked for
-SHRINKS = (*HEALTHY, COUPLED, NORMALISED, TWICE, TOO_MUCH, TOO_LITTLE)  # weights get smaller, whatever else is wrong
-HALF = 0.5  # c from which a step takes more of the weight than it leaves: no weight remembers two updates
-NOTICED = 1e-4  # removing less than this over the whole horizon is a tenth of the least of any published run
+HEALTHY = (DECAYS, UNSCALED, MOMENTUM, NOT_PROPORTIONAL, VARIES)  # weights shrink, at a rate that was asked for
+SHRINKS = (*HEALTHY, COUPLED, NORMALISED, TWICE, TOO_MUCH, TOO_LITTLE)  # weights shrink, whatever else is wrong
+HALF = 0.5  # the c from which one step removes more of the weight than it leaves
+NOTICED = 1e-4  # a tenth of the least that any published run removes over its whole horizon
 
 
-def verdict(f: Measurements) -> str:
-    """The word for one leaf; see `wd_optax.auditing.measurements` for what each question measures."""
+def classify(m: Measurements) -> str:
+    """The verdict on one leaf."""
     tests = (
-        (UNKNOWN, not f.finite or f.overflows or f.stochastic or not f.carried),
-        (SPARED, not f.decays and f.steady),
-        (UNKNOWN, not f.decays),
-        (LATER, f.later),
-        (TWICE, f.sources > 1),
-        (GROWS, f.removed < 0),
-        (NOT_PROPORTIONAL, f.gated or (f.steady and not f.linear)),
-        (NORMALISED, not f.steady and f.locked),
-        (COUPLED, not f.steady and f.still and f.entrywise),
-        (UNKNOWN, not f.steady),
-        (TOO_MUCH, f.removed >= HALF),
-        (UNKNOWN, math.isnan(f.kept)),
-        (LOST, is_lost(f)),
-        (VARIES, f.varies > 1),
-        (MOMENTUM, f.remembered),
-        (UNSCALED, f.scaled is False),
-        (TOO_LITTLE, f.remaining is not None and 1 - f.remaining < NOTICED),
+        (UNKNOWN, not m.finite or m.overflows or m.random or not m.like_stand_in),
+        (NO_DECAY, not m.decays and m.steady),
+        (UNKNOWN, not m.decays),
+        (UNKNOWN, m.anchor == "moving"),  # the anchor follows the weight, so no rate lasts
+        (LATER, m.grows_later),
+        (TWICE, m.decaying_stages > 1),
+        (GROWING, m.removed < 0),
+        (NOT_PROPORTIONAL, m.gated or (m.steady and not m.linear)),
+        (NORMALISED, not m.steady and m.normalised),
+        (COUPLED, _is_coupled(m)),
+        (UNKNOWN, not m.steady),
+        (TOO_MUCH, m.removed >= HALF),
+        (UNKNOWN, math.isnan(m.retained)),
+        (LOST, is_lost(m)),
+        (VARIES, m.spread > 1),
+        (MOMENTUM, m.in_momentum),
+        (UNSCALED, m.scaled is False),
+        (TOO_LITTLE, m.remaining is not None and 1 - m.remaining < NOTICED),
     )
     return next((word for word, holds in tests if holds), DECAYS)
 
 
-def rate(f: Measurements) -> float:
-    """What a step removes: the mean over the horizon where there is one; nan where it isn't one number."""
-    if not f.settled or verdict(f) in (UNKNOWN, COUPLED):
+def _is_coupled(m: Measurements) -> bool:
+    """Whether each entry's decay depends on its gradient because it has passed a preconditioner."""
+    return not m.steady and m.without_gradient and (m.lambda_cancels if m.has_rule else m.entrywise)
+
+
+def dependence(m: Measurements) -> str:
+    """How the decay depends on the step, where it was measured and the verdict doesn't say it."""
+    verdict = classify(m)
+    if m.gated and verdict == NOT_PROPORTIONAL:
+        return "gated"
+    is_measured = m.finite and m.like_stand_in and not (m.overflows or m.random)
+    return "depends on the step" if verdict == UNKNOWN and m.depends_on_step and is_measured else ""
+
+
+def removed_per_step(m: Measurements) -> float:
+    """What a step removes: the mean over the horizon if there is one; nan if it isn't one number."""
+    if not m.settled or classify(m) in (UNKNOWN, COUPLED):
         return math.nan
-    if not f.decays:
+    if not m.decays:
         return 0.0
-    return f.removed if f.mean is None else f.mean
+    return m.removed if m.mean is None else m.mean
 
 
-def half_life(f: Measurements) -> float:
-    """Steps until half is left; inf where nothing shrinks, nan where the rate isn't one number."""
-    c = math.nan if verdict(f) == NOT_PROPORTIONAL else rate(f)
+def steps_to_half(m: Measurements) -> float:
+    """Steps until half of the weight is left; inf if it doesn't shrink, nan if the rate isn't one number."""
+    c = math.nan if classify(m) == NOT_PROPORTIONAL else removed_per_step(m)
     return math.inf if c <= 0 else timescales.half_life(c) if c < 1 else c if math.isnan(c) else 0.0

@@ -1,0 +1,77 @@
+"""What a decay rule (`rule=`) does to the decay, measured by setting λ in the state to zero.
+
+The difference d(s, k) of the steps from s·p with λ and without it is the decay alone, entry by entry. A gate makes
+some entries of d(s, k) zero and leaves the others as they are at a zero gradient, d(s, 0).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wd_optax.auditing.ablations import LAMBDAS
+from wd_optax.auditing.harness import Harness
+from wd_optax.auditing.measurements import HARD, Measurements
+from wd_optax.auditing.probes import sample
+from wd_optax.core import DecayState
+
+CLEAR = 1e-6  # relative
+
+
+def rule_effects(harness: Harness, measured: list[Measurements]) -> list[Measurements]:
+    """Marks leaves whose decay is gated, and those whose λ cancels, if the optimizer has a rule.
+
+    Without a rule, a decay that depends on the gradient of each entry has passed a preconditioner, where λ cancels. A
+    rule may look at the gradient, too, so that λ has to be changed to distinguish them.
+    """
+    if not _has_rule(harness):
+        return measured
+    without, doubled = (harness.edit_scalars(LAMBDAS, change) for change in (jnp.zeros_like, lambda x: 2 * x))
+    if without is None or doubled is None:
+        return [m._replace(has_rule=True) for m in measured]
+    rest, twice = (dataclasses.replace(harness, edit=edit).removed() for edit in (without, doubled))
+    gated = _gated(harness, dataclasses.replace(harness, edit=without))
+    filled = []
+    for i, m in enumerate(measured):
+        responds = abs(rest[i]) <= CLEAR * abs(m.first_step)  # not if a schedule of λ overwrites the edit
+        cancels = responds and abs(twice[i]) < 1.1 * abs(m.first_step)
+        filled.append(m._replace(has_rule=True, lambda_cancels=bool(cancels), gated=m.gated or gated[i]))
+    return filled
+
+
+def _has_rule(harness: Harness) -> bool:
+    """Whether a decay of ours has a rule; the state of none is an empty tuple."""
+    nodes = jax.tree.leaves(harness.state, is_leaf=_is_decay)
+    return any(_is_decay(node) and not (type(node.rule) is tuple and not node.rule) for node in nodes)
+
+
+def _is_decay(node: Any) -> bool:
+    return isinstance(node, DecayState)
+
+
+def _gated(harness: Harness, without: Harness) -> list[bool]:
+    """Per leaf whether a gradient switches the decay of some entries off and leaves that of others as it is."""
+    gated = [False] * len(harness.probes.parameters)
+    mixed = list(gated)
+    for s in (1, -1):
+        calm = _decay(harness, without, s, 0)
+        for k in (1, HARD):
+            driven = _decay(harness, without, s, k)
+            for i, ((d0, noise), (d, _)) in enumerate(zip(calm, driven, strict=True)):
+                clear = np.abs(d0) > 1e6 * noise  # an entry at its anchor has no decay
+                q = d[clear] / d0[clear]
+                off, on = np.abs(q) <= CLEAR, np.abs(q - 1) <= CLEAR
+                mixed[i] |= not bool(np.all(off | on))
+                gated[i] |= bool(np.any(off) and np.any(on))
+    return [some and not other for some, other in zip(gated, mixed, strict=True)]
+
+
+def _decay(harness: Harness, without: Harness, s: float, k: float) -> list[tuple[np.ndarray, float]]:
+    """Per leaf the decay in a step, and the rounding error of an entry."""
+    found = []
+    for a, b, p in zip(harness.step(s, k).updates, without.step(s, k).updates, harness.probes.values, strict=True):
+        size = max(float(np.max(np.abs(x), initial=0)) for x in (a, sample(p)))
+        found.append((a - b, harness.eps * size))
+    return found

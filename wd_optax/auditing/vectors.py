@@ -1,0 +1,22 @@
+"""Norms and projections of sampled arrays."""
+
+from typing import Any
+
+import numpy as np
+
+
+def norm(x: Any) -> float:
+    """The Euclidean norm of all entries."""
+    return float(np.linalg.norm(x))
+
+
+def odd_parts(plus: list[np.ndarray], minus: list[np.ndarray]) -> list[np.ndarray]:
+    """Half the difference of two steps, per leaf."""
+    with np.errstate(invalid="ignore"):  # infinite updates
+        return [(a - b) / 2 for a, b in zip(plus, minus, strict=True)]
+
+
+def removed_fraction(d: np.ndarray, p: np.ndarray) -> float:
+    """The c for which −c·p is closest to d."""
+    square = float(np.vdot(p, p).real)
+    return -float(np.vdot(p, d).real) / square if square else 0.0
