@@ -6,7 +6,7 @@ VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: demo map examples faults gallery test test-all test-interop test-lowest test-tpu format clean
+.PHONY: demo map examples faults gallery test test-all test-fast test-interop test-lowest test-tpu format clean
 
 # $(call environment,FOLDER,CONSTRAINTS,EXTRAS). A folder that this rule made with another Python is made anew.
 define environment
@@ -60,6 +60,10 @@ test: $(VENV)/.installed-$(VERSION)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The inner loop: all but the tests marked slow. What is compiled is kept for the next time.
+test-fast: $(VENV)/.installed-$(VERSION)
+	JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/compiled $(BIN)/python -m pytest -m 'not slow and not tpu and not interop and not exhaustive'
 
 # The long tests too.
 test-all: $(VENV)/.installed-$(VERSION)

@@ -1,9 +1,9 @@
 """Takes ~20 s on a laptop CPU and prints what decay toward zero and toward the pre-trained weights do to fine-tuning.
 
-L2-SP (Li et al. 2018, arXiv 1802.01483) decays toward the weights with which fine-tuning starts, so that it keeps what
-pre-training found. Here an MLP learns scikit-learn's upright digits and is fine-tuned on few rotated ones: on 20 that
-are turned by 20°, half of which it reads already, and on 100 that are turned by 40°, most of which it doesn't. Every λ
-is tried with both anchors from the same weights, and judged on unseen digits, turned and upright.
+L2-SP (Li et al. 2018, arXiv 1802.01483) decays toward the weights with which fine-tuning starts, to retain what was
+pre-trained. Here an MLP learns scikit-learn's upright digits and is fine-tuned on few rotated ones: on 20 rotated by
+20°, half of which it already classifies correctly, and on 100 rotated by 40°, most of which it doesn't. Every λ is run
+with both anchors from the same weights, and tested on unseen digits, rotated and upright.
 
     python examples/finetune_anchor.py            # a table, and accuracies over λ in out/finetune_anchor.png
     python examples/finetune_anchor.py --seeds=8  # --help lists the knobs
@@ -57,7 +57,7 @@ def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def accuracy(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Share of the images whose largest logit is right."""
+    """Fraction of the images with the right largest logit."""
     logits: Any = MLP().apply({"params": params}, x)
     return (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)
 
@@ -74,17 +74,19 @@ def fit(tx: Any, params: Any, opt_state: Any, x: jax.Array, y: jax.Array, batche
 
 
 @jax.jit
-def pretrain(seed: Any, η: Any, x: jax.Array, y: jax.Array, batches: jax.Array) -> Any:
+def pretrain(seed: Any, learning_rate: Any, x: jax.Array, y: jax.Array, batches: jax.Array) -> Any:
     """The parameters after pre-training with AdamW on upright digits."""
-    params, tx = MLP().init(jax.random.key(seed), x[:1])["params"], wd.adamw(η, weight_decay=0.1)
+    params, tx = MLP().init(jax.random.key(seed), x[:1])["params"], wd.adamw(learning_rate, weight_decay=0.1)
     return fit(tx, params, tx.init(params), x, y, batches)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def finetune(params: Any, anchor: Any, η: Any, few: Any, turned: Any, upright: Any, *, steps: int) -> jax.Array:
-    """`MEASURES` per λ (3, k) after steps on all of the few; each set is (x, y)."""
+def finetune(
+    params: Any, anchor: Any, learning_rate: Any, few: Any, turned: Any, upright: Any, *, steps: int
+) -> jax.Array:
+    """Returns `MEASURES` per λ (3, k) after `steps` on the whole of `few`; each set is (x, y)."""
     x, y = few
-    tx = wd.adamw(η, weight_decay=0.0, rule=wd.rules.toward(anchor))  # "init" is short for the parameters at the start
+    tx = wd.adamw(learning_rate, weight_decay=0.0, rule=wd.rules.toward(anchor))
 
     def one(weight_decay: jax.Array) -> jax.Array:
         opt_state = optax.tree.set(tx.init(params), weight_decay=weight_decay)  # λ is a leaf: one program for all
@@ -95,7 +97,7 @@ def finetune(params: Any, anchor: Any, η: Any, few: Any, turned: Any, upright: 
 
 
 def run(*, steps: int, epochs: int, learning_rate: float, seeds: int) -> dict[str, Any]:
-    """Per target and anchor each of `MEASURES` as (seeds, λ); per target the accuracy before fine-tuning."""
+    """Returns per target and anchor each of `MEASURES` as (seeds, λ), and the accuracy before fine-tuning."""
     runs: dict[str, Any] = {name: {"zero": [], "pre-trained": [], "before": []} for name in TARGETS}
     for seed in range(seeds):
         images, images_test, y, y_test = data.digits(seed, flat=False, test_size=0.5)
@@ -113,14 +115,16 @@ def run(*, steps: int, epochs: int, learning_rate: float, seeds: int) -> dict[st
 
 
 def report(results: dict[str, Any]) -> str:
-    """A table per target, then what each anchor did at its best λ, paired with λ = 0 over the seeds."""
+    """Formats a table per target, then each anchor's effect at its best λ, paired with λ = 0 over seeds."""
     lines = [f"{'target':17}{'anchor':13}{'λ':6}" + "".join(f"{name:18}" for name in MEASURES)]
     shown = [""]
     for target, r in results.items():
         for anchor in ("zero", "pre-trained"):
-            for i, λ in enumerate(WEIGHT_DECAYS):
+            for i, weight_decay in enumerate(WEIGHT_DECAYS):
                 cells = (intervals.mean(a, ".3f") for a in r[anchor][:, :, i].T)
-                lines.append(f"{target:17}{anchor:13}{λ:<6g}" + "".join(f"{cell:18}" for cell in cells).rstrip())
+                lines.append(
+                    f"{target:17}{anchor:13}{weight_decay:<6g}" + "".join(f"{cell:18}" for cell in cells).rstrip()
+                )
             best, gaps = gain(r[anchor])
             words = (f"{m} {intervals.change(gap, '+.3f')}" for m, gap in zip(MEASURES, gaps, strict=True))
             shown.append(f"{target}, anchor {anchor}, λ = {WEIGHT_DECAYS[best]:g}: {'; '.join(words)}; against λ = 0.")
@@ -129,13 +133,13 @@ def report(results: dict[str, Any]) -> str:
 
 
 def gain(measured: np.ndarray) -> tuple[int, np.ndarray]:
-    """The λ > 0 of the lowest mean test loss by its place, and per measure and seed what it changes from λ = 0."""
+    """Index of the λ > 0 with the lowest mean test loss, and its change of each measure from λ = 0 per seed."""
     best = 1 + int(measured[:, 0, 1:].mean(axis=0).argmin())
     return best, (measured[:, :, best] - measured[:, :, 0]).T
 
 
 def plot(results: dict[str, Any], folder: str) -> Any:
-    """Each measure over λ, with 95 % intervals; colours are anchors, rows targets."""
+    """Plots each measure over λ, with 95 % intervals; colours are anchors, rows targets."""
     figure, panels = plots.figure(3, 2)
     for row, (target, r) in enumerate(results.items()):
         for column, name in enumerate(MEASURES):
@@ -143,24 +147,28 @@ def plot(results: dict[str, Any], folder: str) -> Any:
             for i, anchor in enumerate(("zero", "pre-trained")):
                 a, at = r[anchor][:, column], np.arange(len(WEIGHT_DECAYS)) + 0.1 * i
                 plots.bars(axes, at, a, plots.line(i), label=f"toward {anchor}")
-            axes.set_xticks(range(len(WEIGHT_DECAYS)), [f"{λ:g}" for λ in WEIGHT_DECAYS])
+            axes.set_xticks(range(len(WEIGHT_DECAYS)), [f"{weight_decay:g}" for weight_decay in WEIGHT_DECAYS])
             axes.set(title=target, xlabel="λ", ylabel=name)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return plots.save(figure, folder, "finetune_anchor.png")
 
 
 def main(argv: list[str]) -> None:
-    """Prints what decays, trains, then prints and plots what came of it."""
+    """Audits the optimizer, trains, then prints and plots the results."""
     del argv
     console.plain()
     params = MLP().init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
-    η = _LEARNING_RATE.value
-    print(wd.audit(wd.adamw(η, weight_decay=1.0, rule=wd.rules.toward("init")), params), end="\n\n", flush=True)
-    results = run(steps=_STEPS.value, epochs=_EPOCHS.value, learning_rate=η, seeds=_SEEDS.value)
+    learning_rate = _LEARNING_RATE.value
+    print(
+        wd.audit(wd.adamw(learning_rate, weight_decay=1.0, rule=wd.rules.toward("init")), params),
+        end="\n\n",
+        flush=True,
+    )
+    results = run(steps=_STEPS.value, epochs=_EPOCHS.value, learning_rate=learning_rate, seeds=_SEEDS.value)
     path = plot(results, _OUT.value)
     print(report(results))
     print("λ is the best of those over 0 on the test digits, for both anchors alike.")
-    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {η:g}, {_STEPS.value} steps. Picture: {path}")
+    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {learning_rate:g}, {_STEPS.value} steps. Picture: {path}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
 """Eight host devices; strict promotion of dtypes and ranks wherever Optax itself allows it.
 
-Many tests compile the same small programs: all workers of a run share a compilation cache, which goes with the run.
+Many tests compile the same small programs: all workers of a run share a compilation cache, which goes with the run
+(`make test-fast` keeps it). A run ends with a list of the tests that took long and aren't marked `slow`.
 """
 
 import os
 import tempfile
+import time
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory()  # deleted with this process, the first of the run
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
+
+collect_ignore = ["faults"]  # no tests: `make faults`
+LONG = 4.0  # seconds of CPU time, which other programs of the machine don't change much
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -30,3 +35,18 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    start = time.process_time()
+    result = yield
+    if (spent := time.process_time() - start) > LONG and not item.get_closest_marker("slow"):
+        item.user_properties.append(("unmarked", f"{spent:.0f} s"))
+    return result
+
+
+def pytest_terminal_summary(terminalreporter):
+    for report in terminalreporter.getreports("passed"):
+        if report.when == "call" and (spent := dict(report.user_properties).get("unmarked")):
+            terminalreporter.write_line(f"{spent} of CPU time, and not marked slow: {report.nodeid}")

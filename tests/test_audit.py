@@ -11,6 +11,7 @@ import optax.contrib
 import pandas
 import pytest
 from catalogue import NAMES, optimizer, params
+from helpers import shape
 
 import wd_optax as wd
 from wd_optax.auditing import low_precision, measurements, probes, verdicts
@@ -125,7 +126,20 @@ OURS = {
 CASES = OPTAX | {f"wd.{name}": (optimizer(name), OURS.get(name, weights("decays"))) for name in NAMES}
 
 
-@pytest.mark.parametrize("name", CASES)
+VARIANTS = {  # of cases beside them
+    "MultiSteps, twice",
+    "adamw with warm-up",
+    "muon, no mask",
+    "prodigy at its tiny first rate",
+    "schedule_free_adamw with warm-up",
+    "sgd with momentum",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.exhaustive if name in VARIANTS else ()) for name in CASES]
+)
 def test_every_optimizer_gets_its_verdict_on_every_leaf(name):
     tx, expected = CASES[name]
     report = audit(tx, params())
@@ -227,6 +241,7 @@ def test_a_state_in_the_middle_of_an_accumulation():
     assert "4 calls of update make one step" in report.how
 
 
+@pytest.mark.slow
 def test_the_learning_rate_decides_where_only_a_schedule_can():
     """A decay with its own schedule: the state records no learning rate, and no stage shows one."""
     verdict = lambda tx, **options: audit(tx, params(), step=500, **options).rows[1].verdict
@@ -279,6 +294,7 @@ def test_f12_the_positional_number_was_no_weight_decay():
     assert audit(optax.adamw(0.1, 0.1), params()).rows[1].removed_per_step == pytest.approx(0.1 * 1e-4)
 
 
+@pytest.mark.slow
 def test_f23_the_mask_does_not_reach_the_adam_branch():
     """Matrices obey the mask, and vectors decay all the same."""
     p = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
@@ -340,17 +356,17 @@ def test_rounding_that_is_fixed_is_not_reported(how):
 
 def llama(layers=18):
     """70 billion parameters that nobody allocates."""
-    leaf = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     layer = lambda: {
-        "attn": {name: {"kernel": leaf(16384, 16384)} for name in "qkvo"},
-        "mlp": {name: {"kernel": leaf(16384, 57344)} for name in ("up", "gate", "down")},
-        "norm1": {"scale": leaf(16384)},
-        "norm2": {"scale": leaf(16384)},
+        "attn": {name: {"kernel": shape(16384, 16384)} for name in "qkvo"},
+        "mlp": {name: {"kernel": shape(16384, 57344)} for name in ("up", "gate", "down")},
+        "norm1": {"scale": shape(16384)},
+        "norm2": {"scale": shape(16384)},
     }
     blocks = [layer() for _ in range(layers)]
-    return {"embed": {"embedding": leaf(128256, 16384)}, "layers": blocks, "out": {"kernel": leaf(16384, 128256)}}
+    return {"embed": {"embedding": shape(128256, 16384)}, "layers": blocks, "out": {"kernel": shape(16384, 128256)}}
 
 
+@pytest.mark.slow
 def test_seventy_billion_parameters_are_audited_on_stand_ins(monkeypatch):
     seen = []
     step = probes.sample

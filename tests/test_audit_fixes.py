@@ -15,6 +15,8 @@ import wd_optax as wd
 from wd_optax.auditing import findings
 from wd_optax.auditing.report import AuditFinding, AuditReport
 
+pytestmark = pytest.mark.slow
+
 LR, WD = 0.01, 0.1
 L2 = optax.add_decayed_weights
 P = {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}

@@ -16,7 +16,7 @@ sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))  # as 
 import jax_steps
 import trees
 
-pytestmark = pytest.mark.optax_promotes
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ WAYS = {
     "text": ("float32", "nearest", "stochastic"),  # one less: it compiles slowly
 }
 
-pytestmark = pytest.mark.optax_promotes  # Optax's bias correction and Flax's attention mask
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]  # Optax's bias correction and Flax's attention mask
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from example_loading import EXAMPLES, load
 
 import wd_optax as wd
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def digits() -> Any:

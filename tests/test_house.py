@@ -1,6 +1,7 @@
-"""The house stays in order: imports point downward, the API has one address each, the documents run."""
+"""The package stays in order: imports point downward, each name has one home, the documents run."""
 
 import ast
+import collections
 import contextlib
 import inspect
 import io
@@ -117,7 +118,9 @@ def test_imports_point_downward():
     assert set(floor) == set(MODULES) - empty, "give a new module its floor"
     for module in floor:
         for name in imported(MODULES[module]):
-            if name.split(".")[0] == "wd_optax" and (below := module_of(name)) not in empty:
+            if name.split(".")[0] == "wd_optax":
+                below = module_of(name)
+                assert below not in empty, f"{module} imports {name}, a folder: name the module"
                 assert floor[below] < floor[module], f"{module} imports {name}"
 
 
@@ -145,6 +148,57 @@ def test_files_stay_one_concept_long():
         assert len(path.read_text().splitlines()) <= 250, path.name
 
 
+# Names that two modules define, each with its reason.
+TWICE = {
+    "__all__": "each namespace lists its own",
+}
+
+
+def defined(tree):
+    """The names that a module defines itself."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            yield from (x.id for x in ast.walk(node) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store))
+
+
+def test_a_name_is_defined_in_one_module():
+    homes = collections.defaultdict(set)
+    for module, tree in MODULES.items():
+        for name in defined(tree):
+            homes[name].add(module)
+    assert {name: sorted(modules) for name, modules in homes.items() if len(modules) > 1 and name not in TWICE} == {}
+    assert all(len(homes[name]) > 1 for name in TWICE), "no longer needed"
+
+
+def identifiers(tree):
+    for node in ast.walk(tree):
+        for field in ("id", "arg", "name", "attr", "asname"):
+            if isinstance(name := getattr(node, field, None), str):
+                yield name
+
+
+@pytest.mark.parametrize("folder", ["wd_optax", "examples", "benchmarks"])
+def test_identifiers_are_ascii(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        assert [name for name in identifiers(ast.parse(path.read_text())) if not name.isascii()] == [], path.name
+
+
+# Words that mean something else to everyone, or nothing.
+DIALECT = r"(?i)\b(mend(s|ed|ing)?|behind|lands?|landed|told|side by side|the house|stands(?! for)|dear)\b"
+
+
+def test_the_words_are_the_fields():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in PACKAGE.rglob("*.py")
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(DIALECT, line)
+    ]
+    assert found == []
+
+
 def blocks(text):
     """Python blocks of a document, each with the output that a text block behind it promises, or None."""
     return [
@@ -152,6 +206,7 @@ def blocks(text):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(
     "document", ["README.md", "WORKSPACE_NOTES.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]

@@ -11,15 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import shape
 from hypothesis import given
 from hypothesis import strategies as st
 
 import wd_optax as wd
 from wd_optax.masking import paths
-
-
-def shape(*sizes: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
 
 def decided(params: Any) -> dict[str, float]:

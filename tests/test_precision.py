@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from helpers import bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,10 +32,6 @@ all_types = pytest.mark.parametrize("dtype", SIXTEEN_BITS + FLOAT8, ids=str)
 def every(dtype):
     """All values of a type, NaN, infinities and both zeros included."""
     return np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype)
-
-
-def bits(x):
-    return np.asarray(x).view(f"u{x.dtype.itemsize}")
 
 
 def rounded_step(p, u, rounding="nearest"):

@@ -12,6 +12,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
+from helpers import assert_same_bits
 
 import wd_optax as wd
 from wd_optax.precision import rounding
@@ -64,13 +65,6 @@ def trained(tx, p, g, steps=3, jit=True, state=None):
     return p, state
 
 
-def same_bits(a, b):
-    chex.assert_trees_all_equal_structs(a, b)
-    as_bits = lambda tree: [np.asarray(x).view(f"u{x.dtype.itemsize}") for x in jax.tree.leaves(tree)]
-    chex.assert_trees_all_equal_dtypes(a, b)
-    chex.assert_trees_all_equal(as_bits(a), as_bits(b))
-
-
 # --- one way to write it
 
 
@@ -84,7 +78,7 @@ def test_the_argument_is_the_chain(name, weight_decay, rounding):
     make = lambda **more: getattr(wd, name)(learning_rate=1e-2, **options, **more)
     long = optax.chain(wd.precision.in_float32(make()), wd.precision.round_updates(rounding, key=5))
     p, g = low_precision(), like(low_precision())
-    same_bits(trained(make(rounding=rounding, key=5), p, g)[0], trained(long, p, g)[0])
+    assert_same_bits(trained(make(rounding=rounding, key=5), p, g)[0], trained(long, p, g)[0])
 
 
 @pytest.mark.parametrize("b", ["mu_dtype", "nu_dtype"])
@@ -123,7 +117,7 @@ def test_mixed_trees(rounding):
     assert updates["steps"] is u["steps"]
     assert updates["kernel"].dtype == updates["half"]["kernel"].dtype == jnp.float32
     if rounding == "compensated_all":
-        same_bits(updates["single"], u["single"])  # the first residual is zero
+        assert_same_bits(updates["single"], u["single"])  # the first residual is zero
     else:
         assert updates["single"]["kernel"] is u["single"]["kernel"]
     chex.assert_trees_all_equal_shapes_and_dtypes(optax.apply_updates(p, updates), p)
@@ -189,20 +183,20 @@ def test_errors():
 def test_bits_come_from_the_key_alone():
     p, g = low_precision(), like(low_precision())
     ends = [trained(adamw(key=key), p, g)[0] for key in (3, 3, 4, jax.random.key(3), jax.random.key(3))]
-    same_bits(ends[0], ends[1])
-    same_bits(ends[3], ends[4])
+    assert_same_bits(ends[0], ends[1])
+    assert_same_bits(ends[3], ends[4])
     for a, b in ((0, 2), (0, 3)):
         assert np.any(np.asarray(ends[a]["a"]["kernel"]) != np.asarray(ends[b]["a"]["kernel"]))
-    same_bits(trained(adamw(), p, g, jit=False)[0], trained(adamw(), p, g, jit=False)[0])
+    assert_same_bits(trained(adamw(), p, g, jit=False)[0], trained(adamw(), p, g, jit=False)[0])
 
 
 def test_a_leaf_has_its_bits_whatever_else_the_tree_has():
     p, g = low_precision(), like(low_precision())
     whole, _ = trained(adamw(mask=None), p, g)
     for part in ("a", "b"):
-        same_bits(trained(adamw(mask=None), {part: p[part]}, {part: g[part]})[0], {part: whole[part]})
+        assert_same_bits(trained(adamw(mask=None), {part: p[part]}, {part: g[part]})[0], {part: whole[part]})
     hidden = optax.masked(adamw(mask=None), {"a": True, "b": False, "scale": True})
-    same_bits(trained(hidden, p, g)[0]["a"], whole["a"])
+    assert_same_bits(trained(hidden, p, g)[0]["a"], whole["a"])
 
 
 def went_up(rounding_key=0, steps=8, names=("a", "b"), size=2**14):
@@ -238,7 +232,7 @@ def test_jit_scan_and_donation(rounding):
         end, state = one(g, state, end)
     assert one._cache_size() == 1
     scanned = jax.jit(lambda c: jax.lax.scan(lambda c, _: (step(tx, g, c[1], c[0]), None), c, length=4)[0])
-    same_bits(scanned((p, tx.init(p))), (end, state))
+    assert_same_bits(scanned((p, tx.init(p))), (end, state))
 
 
 @each_rounding
@@ -254,7 +248,7 @@ def test_vmap_over_keys_and_rates_equals_a_loop(rounding):
     for i in range(2):
         for j in range(2):
             one = jax.jit(train)(keys[i], decays[j])
-            same_bits(jax.tree.map(lambda x, i=i, j=j: x[i, j], together), one)
+            assert_same_bits(jax.tree.map(lambda x, i=i, j=j: x[i, j], together), one)
     differ = np.any(np.float32(together["a"]["kernel"][0]) != np.float32(together["a"]["kernel"][1]))
     assert bool(differ) is (rounding == "stochastic")
 
@@ -264,17 +258,17 @@ def test_wrappers():
     plain, _ = trained(tx, p, g, 2)
     # the mean of four equal gradients is that gradient, exactly
     many = optax.MultiSteps(tx, every_k_schedule=4).gradient_transformation()
-    same_bits(trained(many, p, g, 8)[0], plain)
+    assert_same_bits(trained(many, p, g, 8)[0], plain)
     # apply_if_finite wants updates of the gradients' type, so these must be float32
     finite, g32 = optax.apply_if_finite(tx, max_consecutive_errors=3), optax.tree.cast(g, jnp.float32)
     start, state = trained(finite, p, optax.tree.full_like(g32, jnp.nan), 1)
-    same_bits(start, p)
-    same_bits(trained(finite, p, g32, 2, state=state)[0], plain)
+    assert_same_bits(start, p)
+    assert_same_bits(trained(finite, p, g32, 2, state=state)[0], plain)
     inside = {"a": True, "b": False, "scale": False}
     masked, _ = trained(optax.masked(tx, inside), p, optax.tree.zeros_like(p), 2)
-    same_bits({k: masked[k] for k in ("b", "scale")}, {k: p[k] for k in ("b", "scale")})
+    assert_same_bits({k: masked[k] for k in ("b", "scale")}, {k: p[k] for k in ("b", "scale")})
     partitioned = optax.partition({"in": tx, "out": optax.set_to_zero()}, {"a": "in", "b": "out", "scale": "out"})
-    same_bits(trained(partitioned, p, g, 2)[0]["a"], plain["a"])
+    assert_same_bits(trained(partitioned, p, g, 2)[0]["a"], plain["a"])
 
 
 @each_rounding
@@ -295,7 +289,7 @@ def test_nnx_optimizer():
     for _ in range(3):
         optimizer.update(model, grads)
     after = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    same_bits(after, trained(adamw(), pure, optax.tree.ones_like(pure), jit=False)[0])
+    assert_same_bits(after, trained(adamw(), pure, optax.tree.ones_like(pure), jit=False)[0])
 
 
 @pytest.mark.parametrize("through", ["flax", "orbax"])
@@ -312,7 +306,7 @@ def test_resume_is_bit_exact(rounding, through, tmp_path):
             saver.wait_until_finished()
             restored = saver.restore(tmp_path / "step", template)
     restored = jax.tree.map(jnp.asarray, restored)
-    same_bits(trained(tx, restored[0], g, 3, state=restored[1]), trained(tx, p, g, 6))
+    assert_same_bits(trained(tx, restored[0], g, 3, state=restored[1]), trained(tx, p, g, 6))
 
 
 # --- memory
@@ -388,11 +382,11 @@ def test_apply_if_finite_goes_inside_or_gets_float32_gradients(rounding, dtype):
         plain, _ = trained(adamw(rounding), p, g, steps=2)
         once, state = trained(tx, p, cast(g), steps=1)
         skipped, after = trained(tx, once, cast(bad), steps=1, state=state)
-        same_bits(skipped, once)
-        same_bits(optax.tree.get(after, "mu"), optax.tree.get(state, "mu"))
+        assert_same_bits(skipped, once)
+        assert_same_bits(optax.tree.get(after, "mu"), optax.tree.get(state, "mu"))
         twice, _ = trained(tx, skipped, cast(g), steps=1, state=after)
         if tx is outside or rounding != "stochastic":  # inside, the rounding counts the skipped step
-            same_bits(twice, plain)
+            assert_same_bits(twice, plain)
         else:
             chex.assert_trees_all_close(
                 jax.tree.map(lambda x: x.astype(float), twice),

@@ -9,6 +9,8 @@ from scipy import stats
 
 import wd_optax as wd
 
+pytestmark = pytest.mark.slow
+
 
 def decayed(tx, p, steps):
     """p after some steps of a zero gradient."""

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_same_bits
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from test_precision_composes import normal, same_bits, step, trained
+from test_precision_composes import normal, step, trained
 
 import wd_optax as wd
 
@@ -54,7 +55,7 @@ def test_any_sharding_has_the_bits_of_one_device(mesh, spec):
     one = jax.jit(functools.partial(step, rounder()))
     text = one.lower(placed_u, rounder().init(placed), placed).compile().as_text()
     assert not [c for c in ("all-reduce", "all-gather", "all-to-all", "collective-permute") if c in text]
-    same_bits(trained(rounder(), placed, placed_u)[0], alone)
+    assert_same_bits(trained(rounder(), placed, placed_u)[0], alone)
 
 
 @each_sharding
@@ -68,14 +69,14 @@ def test_shard_map_has_the_bits_of_one_device(mesh, spec):
     state, end = tx.init(p), p
     for _ in range(3):
         end, state = jax.jit(mapped)(u, state, end)
-    same_bits(end, alone)
+    assert_same_bits(end, alone)
 
 
 def test_shard_map_on_replicas_needs_no_partition():
     p, u = matrices(), tiny(matrices())
     mapped = jax.shard_map(functools.partial(step, rounder()), mesh=mesh_of("8"), in_specs=P(), out_specs=P())
     end, _ = jax.jit(mapped)(u, rounder().init(p), p)
-    same_bits(end, trained(rounder(), p, u, 1)[0])
+    assert_same_bits(end, trained(rounder(), p, u, 1)[0])
 
 
 def test_shards_without_partition_would_repeat_the_same_bits():

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from absl import flags
 
+pytestmark = pytest.mark.slow
+
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 
 

@@ -16,6 +16,8 @@ import pytest
 import wd_optax as wd
 from wd_optax.choosing.sweeping import store
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 

@@ -22,6 +22,8 @@ import wd_optax as wd
 from wd_optax.choosing.sweeping import identity, store
 from wd_optax.choosing.sweeping.execute import Executor
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 4
 LAUNCHES = 8  # 32 runs in chunks of 4
 

@@ -23,12 +23,13 @@ import optax
 import pytest
 from absl import flags
 from example_loading import flagged, load
+from helpers import assert_same_bits
 from jax.sharding import PartitionSpec as P
 from tensorboardX.proto import event_pb2
 
 import wd_optax as wd
 
-pytestmark = pytest.mark.optax_promotes
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 tpu_run = load("tpu_run")
 tpu_model, tpu_compile, tpu_folder = tpu_run.tpu_model, tpu_run.tpu_compile, tpu_run.tpu_folder
 SCRIPT = pathlib.Path(tpu_run.__file__)
@@ -58,10 +59,6 @@ def command(out: pathlib.Path, axes: str, *more: str) -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "PYTHONIOENCODING": "utf-8", **more}
-
-
-def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
 @pytest.fixture(scope="module")
@@ -151,16 +148,15 @@ def test_a_finished_run_says_so(whole: Any) -> None:
     results, out = whole
     again = run("4x2", out)
     assert again["start"] == 60
-    assert bits(again["state"]) == bits(results["state"])
-    assert (
-        tpu_run.report(again, "x") == "The run in x is already finished at step 60: use another --out, or more --steps."
-    )
+    assert_same_bits(again["state"], results["state"])
+    said = tpu_run.report(again, "x")
+    assert said == "The run in x is already finished at step 60: use another --out, or more --steps."
 
 
 def test_after_kill_9_the_same_mesh_ends_with_the_same_bits(whole: Any, left: pathlib.Path) -> None:
     on = run("4x2", left)
     assert 4 <= on["start"] < STEPS
-    assert bits(on["state"]) == bits(whole[0]["state"])
+    assert_same_bits(on["state"], whole[0]["state"])
     assert on["figures"][60]["loss"] == whole[0]["figures"][60]["loss"]
 
 
@@ -187,7 +183,7 @@ def apart(state: Any, other: Any) -> float:
 def test_after_kill_9_four_devices_go_on_from_the_same_bits(whole: Any, left: pathlib.Path) -> None:
     (step, eight), (step_4, four) = restored("4x2", left), restored("2x2", left)
     assert step == step_4
-    assert bits(four) == bits(eight)
+    assert_same_bits(four, eight)
     assert {len(x.devices()) for x in jax.tree.leaves(four)} == {4}
     kernel = four.params["blocks"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
@@ -203,7 +199,7 @@ def test_a_half_written_checkpoint_is_passed_over(left: pathlib.Path) -> None:
     next(half.rglob("manifest.ocdbt")).unlink()
     again, same = restored("4x2", left)
     assert again == step
-    assert bits(same) == bits(state)
+    assert_same_bits(same, state)
 
 
 # --- the flags of a start against those of the last ------------------------------------------------------------------
@@ -323,7 +319,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert re.search(r"checkpoint 60 is damaged \(.*\) and was renamed to .*damaged-60: continuing from step 52", said)
     assert re.search(r"checkpoint 56 is damaged \(.*\) and was renamed to .*damaged-56: continuing from step 52", said)
     assert on["start"] == 52
-    assert bits(on["state"]) == bits(whole[0]["state"])
+    assert_same_bits(on["state"], whole[0]["state"])
     assert (out / "damaged-60").is_dir()
     assert on["kept"] == [52, 56, 60]
 

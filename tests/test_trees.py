@@ -5,32 +5,25 @@ position tables decay; biases, norms, scales, single vectors, and the dynamics o
 are few, and some trees are as `scan` stacks them.
 """
 
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import pytest
+from helpers import nested, shape
 
 import wd_optax as wd
 
 TREES = {path.stem: json.loads(path.read_text()) for path in sorted((Path(__file__).parent / "trees").glob("*.json"))}
 
 
-def nested(leaves: dict[str, list[int]]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, shape in leaves.items():
-        *parents, name = path.split("/")
-        node = functools.reduce(lambda node, key: node.setdefault(key, {}), parents, tree)
-        node[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
-    return tree
-
-
-def flat(leaves: dict[str, list[int]]) -> dict[tuple[str, ...], Any]:
+def flat(leaves: dict[str, Any]) -> dict[tuple[str, ...], Any]:
     """Keys as `flax.traverse_util.flatten_dict` makes them."""
-    return {tuple(path.split("/")): jax.ShapeDtypeStruct(tuple(shape), jnp.float32) for path, shape in leaves.items()}
+    return {tuple(path.split("/")): leaf for path, leaf in leaves.items()}
+
+
+def shapes(tree: dict[str, Any]) -> dict[str, Any]:
+    return {path: shape(*sizes) for path, sizes in (tree["decays"] | tree["spared"]).items()}
 
 
 def normalised(path: str) -> str:
@@ -39,7 +32,7 @@ def normalised(path: str) -> str:
 
 def wrong(tree: dict[str, Any], make: Any) -> dict[str, str]:
     expected = {normalised(path): 1.0 for path in tree["decays"]} | {normalised(path): 0.0 for path in tree["spared"]}
-    rows = wd.explain("weights", make(tree["decays"] | tree["spared"])).rows
+    rows = wd.explain("weights", make(shapes(tree))).rows
     assert {row.path for row in rows} == set(expected)
     return {row.path: f"{row.role}, {row.reason}" for row in rows if row.multiplier != expected[row.path]}
 
@@ -63,6 +56,6 @@ def test_the_share_decided_rightly_is_all(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("name", TREES)
 def test_few_leaves_are_unsure(name: str) -> None:
     """What `explain` ends with is a list that a person reads."""
-    rows = wd.explain("weights", nested(TREES[name]["decays"] | TREES[name]["spared"]))
+    rows = wd.explain("weights", nested(shapes(TREES[name])))
     unsure = str(rows).partition("least sure of, by rank alone:\n")[2].splitlines()
     assert len(unsure) <= 11

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from helpers import shape
 
 import wd_optax as wd
 from wd_optax import masking
@@ -50,10 +51,6 @@ def state(build: Callable[[nnx.Rngs], Any]) -> nnx.State:
 
 def equinox(build: Callable[[jax.Array], Any]) -> Any:
     return eqx.filter_eval_shape(lambda: eqx.filter(build(KEY), eqx.is_inexact_array))
-
-
-def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(sizes, dtype)
 
 
 class Block(nn.Module):
