@@ -12,12 +12,13 @@ import optax
 import trees
 
 import wd_optax as wd
+from wd_optax.precision.rounding import Rounding
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 Make = Callable[[], optax.GradientTransformation]
 
 
-def _adamw_bf16(rounding: str) -> optax.GradientTransformation:
+def _adamw_bf16(rounding: Rounding) -> optax.GradientTransformation:
     return _adamw(mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16, rounding=rounding)
 
 
@@ -36,7 +37,7 @@ def _optax_sgdw() -> optax.GradientTransformation:
 
 _adamw = functools.partial(wd.adamw, LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None)
 _sgdw = functools.partial(wd.sgdw, LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None, momentum=0.9)
-_ROUNDINGS = ("nearest", "stochastic", "compensated")
+_ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic", "compensated")
 # Ratios are relative to the first variant of each optimizer, to Optax and to torch.
 VARIANTS: dict[str, dict[str, Make]] = {
     "adamw": {

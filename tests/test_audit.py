@@ -14,9 +14,11 @@ from catalogue import NAMES, optimizer, params
 from helpers import shape
 
 import wd_optax as wd
-from wd_optax.auditing import low_precision, measurements, probes, verdicts
+from wd_optax.auditing import harness, low_precision, measurements, probes, verdicts
 from wd_optax.auditing.audit import audit
 from wd_optax.auditing.report import AuditFinding, AuditReport, AuditRow
+
+pytestmark = pytest.mark.slow
 
 LR, WD = 0.01, 0.1
 PATHS = ("attn/bias", "attn/kernel", "embed/embedding", "norms/scale")  # in JAX's order
@@ -136,7 +138,6 @@ VARIANTS = {  # of cases beside them
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.exhaustive if name in VARIANTS else ()) for name in CASES]
 )
@@ -241,7 +242,6 @@ def test_a_state_in_the_middle_of_an_accumulation():
     assert "4 calls of update make one step" in report.how
 
 
-@pytest.mark.slow
 def test_the_learning_rate_decides_where_only_a_schedule_can():
     """A decay with its own schedule: the state records no learning rate, and no stage shows one."""
     verdict = lambda tx, **options: audit(tx, params(), step=500, **options).rows[1].verdict
@@ -294,7 +294,6 @@ def test_f12_the_positional_number_was_no_weight_decay():
     assert audit(optax.adamw(0.1, 0.1), params()).rows[1].removed_per_step == pytest.approx(0.1 * 1e-4)
 
 
-@pytest.mark.slow
 def test_f23_the_mask_does_not_reach_the_adam_branch():
     """Matrices obey the mask, and vectors decay all the same."""
     p = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
@@ -366,11 +365,9 @@ def llama(layers=18):
     return {"embed": {"embedding": shape(128256, 16384)}, "layers": blocks, "out": {"kernel": shape(16384, 128256)}}
 
 
-@pytest.mark.slow
 def test_seventy_billion_parameters_are_audited_on_stand_ins(monkeypatch):
     seen = []
-    step = probes.sample
-    monkeypatch.setattr(probes, "sample", lambda x: seen.append(np.shape(x)) or step(x))
+    monkeypatch.setattr(harness, "sample", lambda x: seen.append(np.shape(x)) or probes.sample(x))
     report = audit(wd.adamw(3e-4, weight_decay=0.1), llama())
     assert max(size for shape in seen for size in shape) <= probes.LARGEST
     assert len(report.rows) == 164

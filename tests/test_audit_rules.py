@@ -1,5 +1,7 @@
 """The audit names what a decay rule does: toward what leaves decay, and whether the step gates or changes the decay."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -45,7 +47,6 @@ CASES = {
     "toward init, cautious": (optax.chain(toward("init"), cautious()), "not proportional", "init", "gated"),
     "toward half, cautious": (optax.chain(toward(TREES["half"]), cautious()), "not proportional", "tree", "gated"),
     "Huber": (optax.clip(0.7), "not proportional", "zero", ""),
-    "Huber, wide": (optax.clip(100.0), "decays", "zero", ""),
     "gate of its own": (custom(gates), "not proportional", "zero", "gated"),
     "more under a gradient": (custom(lambda r, g: r * (1 + jnp.tanh(g * g))), "unknown", "zero", "depends on the step"),
     "only under a gradient": (custom(lambda r, g: r * jnp.tanh(g * g)), "unknown", "zero", "depends on the step"),
@@ -53,10 +54,15 @@ CASES = {
 }
 
 
+@functools.cache
+def audited(name):
+    return audit(wd.adamw(LR, weight_decay=WD, rule=CASES[name][0]), P)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_effect_of_a_rule_is_measured(name):
-    rule, *expected = CASES[name]
-    bias, kernel = audit(wd.adamw(LR, weight_decay=WD, rule=rule), P).rows
+    _, *expected = CASES[name]
+    bias, kernel = audited(name).rows
     assert [kernel.verdict, kernel.anchor, kernel.dependence] == expected
     assert [bias.verdict, bias.anchor, bias.dependence] == ["no decay", "", ""]
 
@@ -71,8 +77,6 @@ def test_a_moving_anchor_is_unknown_in_float64_too(x64):
     ("optimizer", "verdict", "dependence"),
     [
         (optax.adamw(LR, weight_decay=WD), "decays", ""),
-        (optax.lamb(LR, weight_decay=WD), "normalised away", ""),
-        (wd.adam_l2(LR, weight_decay=WD), "coupled: λ cancels", ""),
         (wd.adam_l2(LR, weight_decay=WD, rule=toward("init")), "coupled: λ cancels", ""),
         (wd.with_decay(optax.lion(LR, weight_decay=0.0), learning_rate=LR, weight_decay=WD, rule=cautious()),
          "not proportional", "gated"),
@@ -80,7 +84,7 @@ def test_a_moving_anchor_is_unknown_in_float64_too(x64):
         (optax.chain(optax.add_decayed_weights(WD), optax.clip_by_global_norm(1.0), optax.sgd(LR)),
          "unknown", "depends on the step"),
     ],
-    ids=["adamw", "lamb", "adam_l2", "adam_l2 toward init", "lion, cautious", "shrink, cautious", "clip after decay"],
+    ids=["adamw", "adam_l2 toward init", "lion, cautious", "shrink, cautious", "clip after decay"],
 )  # fmt: skip
 def test_other_optimizers_and_places(optimizer, verdict, dependence):
     kernel = audit(optimizer, P).rows[1]
@@ -88,9 +92,8 @@ def test_other_optimizers_and_places(optimizer, verdict, dependence):
 
 
 def test_the_effect_is_printed():
-    text = str(audit(wd.adamw(LR, weight_decay=WD, rule=optax.chain(toward("init"), cautious())), P))
-    assert "not proportional to init, gated" in text
-    assert "unknown, toward a moving anchor" in str(audit(wd.adamw(LR, weight_decay=WD, rule=moving_average()), P))
+    assert "not proportional to init, gated" in str(audited("toward init, cautious"))
+    assert "unknown, toward a moving anchor" in str(audited("moving"))
 
 
 def test_a_schedule_of_lambda_leaves_no_false_claim():

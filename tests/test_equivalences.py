@@ -47,7 +47,7 @@ def real():
 
 
 PROBLEMS = {"tiny": tiny, "real": real}
-both_problems = pytest.mark.parametrize("problem", PROBLEMS)
+both_problems = pytest.mark.parametrize("problem", ["tiny", pytest.param("real", marks=pytest.mark.slow)])
 
 
 def train(tx, params, loss, steps=STEPS):

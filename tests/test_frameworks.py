@@ -26,6 +26,8 @@ from helpers import nested
 
 import wd_optax as wd
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 WIDTH = 8
 SHAPES = {

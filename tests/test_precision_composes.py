@@ -17,7 +17,7 @@ from helpers import assert_same_bits
 import wd_optax as wd
 from wd_optax.precision import rounding
 
-pytestmark = pytest.mark.optax_promotes
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 
 ROUNDINGS = rounding.ROUNDINGS
 assert tuple(ROUNDINGS) == get_args(rounding.Rounding)

@@ -341,6 +341,7 @@ def kinds():
     return [name if name in cheap - slow else pytest.param(name, marks=pytest.mark.exhaustive) for name in NAMES]
 
 
+@pytest.mark.slow
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("name", kinds())
 def test_no_published_run_is_condemned(name):

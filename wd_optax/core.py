@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from wd_optax import dtypes
-from wd_optax import hyperparams as injected
+from wd_optax.hyperparams import ScalarOrSchedule, evaluate, init_leaves, keep
 from wd_optax.masking import forms, masks
 from wd_optax.rules import apply
 from wd_optax.rules.apply import Rule
@@ -45,7 +45,7 @@ Formula = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (u, r(p), k)
 def decayed(
     name: str,
     inner: optax.GradientTransformation,
-    hyperparams: dict[str, injected.ScalarOrSchedule],
+    hyperparams: dict[str, ScalarOrSchedule],
     *,
     mask: masks.Mask,
     rate: Rate,
@@ -82,8 +82,8 @@ def decayed(
         if largest is not None:
             _check_multipliers(mask, params, largest)
         count = jnp.zeros((), jnp.int32)
-        values, inner_state = injected.init_leaves(hyperparams, count), inner.init(params)
-        now = injected.evaluate(hyperparams, count, values)
+        values, inner_state = init_leaves(hyperparams, count), inner.init(params)
+        now = evaluate(hyperparams, count, values)
         descent = params if place == "before" or descends else None
         gradients, finished = params if given == "gradients" else None, params if place == "after" else None
         step = Step(count, now, rate(now), inner_state, gradients, descent, finished)
@@ -95,7 +95,7 @@ def decayed(
         check_state(name, state)
         updates, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
         gradients = updates if given == "gradients" else None
-        values = injected.evaluate(hyperparams, state.step, state.hyperparams)
+        values = evaluate(hyperparams, state.step, state.hyperparams)
         multipliers = masks.multipliers(mask, params)
 
         def decay(updates: Any, inner_state: Any, descent: Any, finished: Any) -> tuple[Any, Any]:
@@ -114,7 +114,7 @@ def decayed(
             descent, updates = _descend(updates, values) if descends else (None, updates)
             updates, rule_state = decay(updates, inner_state, descent, updates)
         step = optax.safe_increment(state.step)
-        return updates, DecayState(step, injected.keep(hyperparams, values), rule_state, inner_state)
+        return updates, DecayState(step, keep(hyperparams, values), rule_state, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -132,10 +132,10 @@ def _along(
         if u is None or forms.is_zero(m):
             return u
         dtype = dtypes.arithmetic(p.dtype, u.dtype)
-        upcast = lambda x: jnp.asarray(x).astype(dtype)
-        k = upcast(strength * jnp.asarray(m, strength.dtype))
-        use = (k != 0) & (upcast(r) != 0) if gated else k != 0
-        return jnp.where(use, formula(upcast(u), upcast(r), k).astype(u.dtype), u)
+        k = (strength * jnp.asarray(m, strength.dtype)).astype(dtype)
+        along = jnp.asarray(r).astype(dtype)
+        use = (k != 0) & (along != 0) if gated else k != 0
+        return jnp.where(use, formula(u.astype(dtype), along, k).astype(u.dtype), u)
 
     return jax.tree.map(decay, updates, params, multipliers, r, is_leaf=lambda x: x is None)
 

@@ -21,10 +21,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wd_optax import hyperparams as live
+from wd_optax import hyperparams
+from wd_optax.couplings import Coupling
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
 from wd_optax.masking.masks import Mask
-from wd_optax.precision.rounding import for_state
+from wd_optax.precision.random_bits import Key
+from wd_optax.precision.rounding import Rounding, for_state
 from wd_optax.precision.state import low_precision_state
 from wd_optax.rules.apply import Rule
 from wd_optax.wrappers import build_coupled, build_decoupled
@@ -38,12 +40,12 @@ def sgdw(
     nesterov: bool = False,
     dampening: Scalar = 0.0,
     mask: Mask = "weights",
-    coupling: str = "lr",
+    coupling: Coupling = "lr",
     peak_learning_rate: Scalar | None = None,
     rule: Rule | None = None,
     accumulator_dtype: Any = None,
-    rounding: str | None = None,
-    key: Any = 0,
+    rounding: Rounding | None = None,
+    key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD with decoupled weight decay: p ← p − η_t·b − c_t·m·r(p); removes c_t = η_t·λ of the weight per step.
 
@@ -117,15 +119,15 @@ def adamw(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     mask: Mask = "weights",
-    coupling: str = "lr",
+    coupling: Coupling = "lr",
     peak_learning_rate: Scalar | None = None,
     rule: Rule | None = None,
     eps_root: Scalar = 0.0,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
     nesterov: bool = False,
-    rounding: str | None = None,
-    key: Any = 0,
+    rounding: Rounding | None = None,
+    key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Adam with decoupled weight decay: p ← p − η_t·m̂/(√v̂ + ε) − c_t·m·r(p); removes c_t = η_t·λ per step.
 
@@ -154,7 +156,7 @@ def adamw(
 
     Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2.
     """
-    live.check_precision(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    hyperparams.check_precision(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     how = for_state(rounding)
     if how == "stochastic" or nu_dtype is not None:
         direction = optax.scale_by_adam(b1, b2, eps, eps_root, nesterov=nesterov)
@@ -201,7 +203,7 @@ def adam_l2(
       -0.0100
       -0.0100
     """
-    live.check_precision(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
+    hyperparams.check_precision(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     return build_coupled("adam_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule)
 
@@ -217,13 +219,13 @@ def _momentum(
     momentum: Scalar | None, nesterov: bool, dampening: Scalar, accumulator_dtype: Any
 ) -> optax.GradientTransformation:
     """PyTorch's heavy-ball buffer: b₀ = g₀ undamped, then b ← μ·b + (1 − τ)·g."""
-    damped = live.is_static(dampening) and dampening != 0  # an array may be 0: inject_hyperparams makes arrays of all
+    damped = hyperparams.is_static(dampening) and dampening != 0  # an array may be 0
     if damped and nesterov:
         raise ValueError("nesterov=True takes no dampening, as in PyTorch: drop dampening")
     if momentum is None and (nesterov or damped):
         raise ValueError("nesterov and dampening act on the momentum buffer: give momentum, as momentum=0.9")
     trace = None if momentum is None else optax.trace(momentum, nesterov, accumulator_dtype)
-    damps = trace is not None and (damped or not live.is_static(dampening))
+    damps = trace is not None and (damped or not hyperparams.is_static(dampening))
 
     def init(params: Any) -> MomentumState:
         return MomentumState(jnp.zeros((), jnp.int32), () if trace is None else trace.init(params).trace)

@@ -11,9 +11,11 @@ import optax
 
 from wd_optax import couplings
 from wd_optax.core import decayed
+from wd_optax.couplings import Coupling
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule, check_number, check_transformation
 from wd_optax.masking.masks import Mask
-from wd_optax.precision.rounding import rounded
+from wd_optax.precision.random_bits import Key
+from wd_optax.precision.rounding import Rounding, rounded
 from wd_optax.rules.apply import Rule
 
 
@@ -23,11 +25,11 @@ def with_decay(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule,
     mask: Mask = "weights",
-    coupling: str = "lr",
+    coupling: Coupling = "lr",
     peak_learning_rate: Scalar | None = None,
     rule: Rule | None = None,
-    rounding: str | None = None,
-    key: Any = 0,
+    rounding: Rounding | None = None,
+    key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Decoupled weight decay on any finished optimizer: p ← p + step − c_t·m·r(p); removes c_t = η_t·λ per step.
 
@@ -69,11 +71,11 @@ def decoupled(
     *,
     weight_decay: ScalarOrSchedule,
     mask: Mask = "weights",
-    coupling: str = "lr",
+    coupling: Coupling = "lr",
     peak_learning_rate: Scalar | None = None,
     rule: Rule | None = None,
-    rounding: str | None = None,
-    key: Any = 0,
+    rounding: Rounding | None = None,
+    key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Any direction u with decoupled weight decay: p ← p − η_t·u − c_t·m·r(p); removes c_t = η_t·λ per step.
 
@@ -153,11 +155,11 @@ def build_decoupled(
     *,
     weight_decay: ScalarOrSchedule,
     mask: Mask,
-    coupling: str,
+    coupling: Coupling,
     peak_learning_rate: Scalar | None,
     rule: Rule | None,
-    rounding: str | None,
-    key: Any,
+    rounding: Rounding | None,
+    key: Key,
     finished: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`decoupled` for a direction, `with_decay` for a finished optimizer, under the name that errors call it."""

@@ -15,10 +15,10 @@ import optax
 from wd_optax.auditing import clock, trajectory
 from wd_optax.auditing.harness import Harness
 from wd_optax.auditing.measurements import Measurements
-from wd_optax.auditing.probes import is_random_key
 from wd_optax.auditing.trajectory import Trajectory
 from wd_optax.auditing.vectors import norm
 from wd_optax.core import DecayState
+from wd_optax.dtypes import is_random_key
 from wd_optax.masking import roles
 
 LAMBDAS = ("weight_decay", "weight_decay_rate", "rate")

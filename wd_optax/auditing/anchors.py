@@ -13,8 +13,8 @@ from wd_optax.auditing.measurements import Measurements
 from wd_optax.auditing.probes import sample
 from wd_optax.auditing.vectors import norm
 
-LATER = (30, 300, 3000)  # steps at which a warm-up from 0 may be over
-SAME = 1e-6  # relative
+WARM_STEPS = (30, 300, 3000)  # steps at which a warm-up from 0 may be over
+EQUAL = 1e-6  # relative
 
 
 def hold_anchors(harness: Harness) -> Harness:
@@ -50,7 +50,7 @@ def _trees_of_leaves(harness: Harness) -> list[object]:
 def _at_several_steps(harness: Harness) -> Iterator[Harness]:
     yield harness
     if any(harness.counts):
-        yield from (clock.at_step(harness, step) for step in LATER)
+        yield from (clock.at_step(harness, step) for step in WARM_STEPS)
 
 
 def _distances(harness: Harness) -> np.ndarray:
@@ -76,7 +76,7 @@ def find_targets(harness: Harness, measured: list[Measurements]) -> list[str]:
             word = "" if m.has_rule else "zero"
             for x, old, new in zip(held, before, after, strict=True):
                 a = sample(x) if np.shape(x) == np.shape(p) else np.zeros(())
-                if norm(a) and norm(u - m.first_step * a) <= SAME * norm(u):  # the step from 0 is c·a
+                if norm(a) and norm(u - m.first_step * a) <= EQUAL * norm(u):  # the step from 0 is c·a
                     moves = np.any(sample(old) != sample(new))
                     word = "moving" if moves else "init" if np.allclose(a, sample(p)) else "tree"
         words.append(word)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from wd_optax.auditing.harness import Harness, last_name, numerics
-from wd_optax.auditing.probes import is_random_key
+from wd_optax.dtypes import is_random_key
 
 COUNTS = ("count", "step", "step_count", "gradient_step")
 PATIENCE = 1024  # give up looking for the end of a cycle after this many calls of `update`

@@ -23,7 +23,7 @@ from wd_optax.auditing.report import AuditRow
 from wd_optax.choosing.published import shares_of_run
 
 LONGEST = 60  # characters of a regex that lists paths
-STEPS = 1000  # the timescale of a fix without a horizon
+TIMESCALE = 1000  # the timescale of a fix without a horizon
 MEANT = 0.01
 Leaves = Sequence[int]  # positions in `Evidence.rows`
 
@@ -144,9 +144,9 @@ def one_sign(evidence: Evidence, leaves: Leaves) -> str:
 
 
 def rescale(evidence: Evidence, leaves: Leaves) -> str:
-    """Another λ: its timescale is the median of published runs as a share of the horizon, or `STEPS` steps."""
+    """Another λ: its timescale is the median of published runs as a share of the horizon, or `TIMESCALE` steps."""
     share = shares_of_run().median
-    steps = share * evidence.horizon if evidence.horizon else STEPS
+    steps = share * evidence.horizon if evidence.horizon else TIMESCALE
     largest, smallest = (
         max(evidence.measured[i].removed for i in leaves),
         min(evidence.rows[i].removed_per_step for i in leaves),

@@ -17,7 +17,7 @@ from wd_optax.auditing.probes import real_values, sample
 from wd_optax.auditing.vectors import norm
 
 MANTISSAS = 2.0 ** np.linspace(0, 1, 1000, endpoint=False)  # what rounding does depends on the mantissa alone
-STEPS = 4096  # of a run that measures how an optimizer rounds; up to 16 times as many where its decay is slow
+LONG_RUN = 4096  # of a run that measures how an optimizer rounds; up to 16 times as many where its decay is slow
 
 
 def survives(own: Any, dtype: Any, removed: float) -> tuple[float, float]:
@@ -130,7 +130,7 @@ def _simulate_rounding(
         return measured
     coarsest = max(_eps(parameters[i].dtype) for i in simulated)
     slowest = min(abs(measured[i].removed) for i in simulated)
-    steps = math.ceil(min(16 * coarsest / slowest, max(STEPS, 4 * coarsest / slowest), 16 * STEPS))
+    steps = math.ceil(min(16 * coarsest / slowest, max(LONG_RUN, 4 * coarsest / slowest), 16 * LONG_RUN))
     rates = np.array([m.first_step for m in measured])  # in the middle of the run
     if any(harness.counts):
         rates = trajectory.measure_step(harness, step + steps // 2)[0]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wd_optax.dtypes import is_random_key
 from wd_optax.masking import roles
 
 LARGEST = 32  # dimension of a stand-in
@@ -97,11 +98,6 @@ def real_values(leaf: Any) -> np.ndarray:
 def without_keys(params: optax.Params) -> optax.Params:
     """Replaces random keys, which no optimizer trains, by None."""
     return jax.tree.map(lambda x: None if is_random_key(x) else x, params)
-
-
-def is_random_key(x: Any) -> bool:
-    """Whether a leaf is an array of typed random keys."""
-    return bool(hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
 def _probe(

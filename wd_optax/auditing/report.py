@@ -173,10 +173,8 @@ class AuditReport(NamedTuple):
 
         """
         wrong = []
-        for regexes, expected, allowed in (
-            (decays, "decay", verdicts.HEALTHY),
-            (spares, "not decay", (verdicts.NO_DECAY,)),
-        ):
+        expectations = (decays, "decay", verdicts.HEALTHY), (spares, "not decay", (verdicts.NO_DECAY,))
+        for regexes, expected, allowed in expectations:
             if isinstance(regexes, str):
                 raise TypeError(f"{regexes!r} is one string: pass a list of regexes, [{regexes!r}]")
             for regex in regexes:

@@ -22,7 +22,7 @@ from wd_optax.auditing.probes import sample
 from wd_optax.auditing.responses import interpret
 from wd_optax.auditing.vectors import norm, odd_parts, removed_fraction
 
-POINTS = 200  # at most so many steps of a run are measured
+MOST_STEPS = 200  # at most so many steps of a run are measured
 DECADES = [0, *(2**i for i in range(21))]  # without a horizon
 LONG = 256  # steps until a rate that hasn't converged is accepted
 FLAT = 1e-4  # an interval is linear if it departs from a line by less than this share of the run's decay
@@ -86,7 +86,7 @@ def _refined(c: Callable[[int], np.ndarray], horizon: int) -> list[int]:
     """Steps of the horizon: evenly spaced, then the middles of the intervals that are least linear."""
     steps = sorted({round(i * (horizon - 1) / 16) for i in range(17)})
     intervals = [*itertools.pairwise(steps)]
-    while intervals and len(steps) < POINTS:
+    while intervals and len(steps) < MOST_STEPS:
         top = np.maximum(np.max([np.abs(c(step)) for step in steps], axis=0, initial=0), 1e-300)
         judged = []
         for a, b in (pair for pair in intervals if pair[1] - pair[0] > 1):
@@ -95,7 +95,7 @@ def _refined(c: Callable[[int], np.ndarray], horizon: int) -> list[int]:
             off = float(np.nanmax(np.abs(c(middle) - line) / top, initial=0)) * (b - a) / horizon
             steps.append(middle)
             judged += [(off, a, middle, b)] if off > FLAT else []
-        worst = sorted(judged, reverse=True)[: max(1, (POINTS - len(steps)) // 2)]
+        worst = sorted(judged, reverse=True)[: max(1, (MOST_STEPS - len(steps)) // 2)]
         intervals = [pair for _, a, middle, b in worst for pair in ((a, middle), (middle, b))]
     return sorted(steps)
 

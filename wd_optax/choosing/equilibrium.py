@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wd_optax import couplings
+from wd_optax.couplings import Coupling
 from wd_optax.hyperparams import Scalar, check_number, is_concrete
 
 OPTIMIZERS = {"adamw": "b1", "sgdw": "momentum", "sgd_l2": "momentum"}  # name: what its momentum is called
@@ -44,7 +45,7 @@ def equilibrium(
     gradient_rms: Scalar | None = None,
     b1: Scalar | None = None,
     momentum: Scalar | None = None,
-    coupling: str = "lr",
+    coupling: Coupling = "lr",
     peak_learning_rate: Scalar | None = None,
 ) -> Equilibrium:
     """The norm and angle per step at which a scale-invariant weight settles: AdamW √(ηC/(2λ)), √(2ηλ(1−β₁)/(1+β₁)).

@@ -13,6 +13,7 @@ import numpy as np
 
 from wd_optax import tables
 from wd_optax.choosing import schedules, timescales
+from wd_optax.couplings import Coupling
 from wd_optax.hyperparams import Schedule
 
 
@@ -25,7 +26,7 @@ class PublishedRun(NamedTuple):
     learning_rate: float  # η_max, the peak
     phases: tuple[schedules.Phase, ...]
     weight_decay: float  # λ
-    coupling: str  # see `wd_optax.decay_rate`
+    coupling: Coupling  # see `wd_optax.decay_rate`
     decay: Literal["decoupled", "coupled"]  # "coupled": λp is added to SGD's gradient
     steps: int
     dataset: str

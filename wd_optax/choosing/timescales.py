@@ -15,6 +15,7 @@ import numpy as np
 
 from wd_optax import couplings, tables
 from wd_optax.choosing.schedules import as_float, per_step
+from wd_optax.couplings import Coupling
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
 
 
@@ -85,7 +86,7 @@ def timescale(
     learning_rate: ScalarOrSchedule,
     steps: int | None = None,
     steps_per_epoch: float | None = None,
-    coupling: str = "lr",
+    coupling: Coupling = "lr",
     peak_learning_rate: Scalar | None = None,
 ) -> Timescale:
     """The effect of λ over a run: c̄ = 1 − (Π_t (1 − c_t))^(1/steps), half-life ln ½/ln(1 − c̄), timescale 1/c̄ in steps.
@@ -134,7 +135,7 @@ def weight_decay_for(
     learning_rate: ScalarOrSchedule,
     steps: int | None = None,
     steps_per_epoch: float | None = None,
-    coupling: str = "lr",
+    coupling: Coupling = "lr",
     peak_learning_rate: Scalar | None = None,
 ) -> float:
     """The λ with a given effect over a run: the root of Σ_t ln(1 − λ·a_t) = ln target, a_t = c_t/λ.
@@ -179,7 +180,7 @@ def weight_decay_for(
     return float(rate / largest)
 
 
-def _removed(coupling: str, etas: np.ndarray, decays: np.ndarray, peak: Scalar | None) -> np.ndarray:
+def _removed(coupling: Coupling, etas: np.ndarray, decays: np.ndarray, peak: Scalar | None) -> np.ndarray:
     """c_t at every step."""
     ratio, _ = couplings.parse_coupling("coupling", coupling)
     peak = etas.max() if peak is None else as_float("peak_learning_rate", peak)

@@ -46,7 +46,7 @@ def leaves(tree: Any) -> tuple[list[NamedLeaf], list[str]]:
         while len(path) > 1 and _wraps(path[-1]) and not any(other[: len(path) - 1] == path[:-1] for other in siblings):
             path = path[:-1]
         name = "/".join(map(_text, path))
-        if _is_masked(leaf):
+        if is_masked(leaf):
             masked.append(name)
         else:
             found.append(NamedLeaf(name, leaf, bool(path) and isinstance(path[-1], FlattenedIndexKey)))
@@ -76,13 +76,14 @@ def unwrap(params: Any) -> Any:
     return jax.tree.map(lambda x: _children(x)[0][1] if wraps(x) else x, params, is_leaf=wraps)
 
 
-def _is_masked(leaf: Any) -> bool:
+def is_masked(leaf: Any) -> bool:
+    """Whether `optax.masked` or `optax.partition` has put a placeholder in place of a leaf."""
     return isinstance(leaf, optax.MaskedNode)
 
 
 def _is_end(node: Any) -> bool:
     """None counts as a child: a layer without bias doesn't wrap its weight."""
-    return node is None or _is_masked(node)
+    return node is None or is_masked(node)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -17,7 +17,7 @@ as in `wd.adamw(..., rounding="stochastic")` in `apply_if_finite` with `optax.tr
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def parse_rounding(rounding: str) -> RoundingMode:
     return ROUNDINGS[rounding]
 
 
-def for_state(rounding: str | None) -> StateRounding:
+def for_state(rounding: Rounding | None) -> StateRounding:
     """How an optimizer with this `rounding` rounds its moments, if they are low-precision."""
     return "nearest" if rounding is None else parse_rounding(rounding).state
 
@@ -140,12 +140,12 @@ def round_updates(
 
 
 def rounded(
-    optimizer: optax.GradientTransformationExtraArgs, rounding: str | None, key: random_bits.Key
+    optimizer: optax.GradientTransformationExtraArgs, rounding: Rounding | None, key: random_bits.Key
 ) -> optax.GradientTransformationExtraArgs:
     """The `rounding` argument of every optimizer: None, or `optimizer` in float32 and then `round_updates`."""
     if rounding is None:
         return optimizer
-    tx = optax.chain(in_float32(optimizer), round_updates(cast(Rounding, rounding), key=key))
+    tx = optax.chain(in_float32(optimizer), round_updates(rounding, key=key))
 
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any

@@ -39,21 +39,18 @@ def start(rule: Rule | None, params: optax.Params, multipliers: Any, step: Step)
     _check_order(state)
 
     def attempt(params: optax.Params, state: optax.OptState, inner: optax.OptState) -> Any:
-        ones = lambda tree: jax.tree.map(lambda x: jnp.ones_like(x) if _is_float(x) else x, tree)
-        trees = {name: ones(getattr(step, name)) for name in ("gradients", "descent", "updates")}
-        r, new = direction(
-            rule, params, multipliers, state, step._replace(inner_state=ones(inner), **trees), stable=False
-        )
+        trees = {name: _ones(getattr(step, name)) for name in ("gradients", "descent", "updates")}
+        seen = step._replace(inner_state=_ones(inner), **trees)
+        r, new = direction(rule, params, multipliers, state, seen, stable=False)
         finite = tree_map(lambda r, p: jnp.all(jnp.isfinite(r) | ~jnp.isfinite(p)), r, params)
         return finite, new
 
     given = (params, state, step.inner_state)
     _, new = jax.eval_shape(attempt, *given)
     state = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, new)
-    is_traced = lambda tree: any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-    if not is_traced(given):
+    if not _is_traced(given):
         for path, finite in roles.flatten(jax.jit(attempt)(*given)[0])[0]:
-            if not is_traced(finite) and not finite:  # a rule may close over a tracer
+            if not _is_traced(finite) and not finite:  # a rule may close over a tracer
                 raise ValueError(
                     f"rule: its direction of decay at {path!r} is infinite or NaN where the parameter is finite, as "
                     "after a division by a norm of 0: give the leaf another rule with optax.partition, or the "
@@ -77,8 +74,8 @@ def direction(
     """
     if rule is None:
         return params, state
-    fill = lambda tree: tree if tree is None else jax.tree.map(_or_zeros, params, tree)
-    step = step._replace(gradients=fill(step.gradients), descent=fill(step.descent), updates=fill(step.updates))
+    trees = {name: _filled(getattr(step, name), params) for name in ("gradients", "descent", "updates")}
+    step = step._replace(**trees)
     like = next(tree for tree in (step.updates, step.descent, step.gradients) if tree is not None)
     decaying = _decaying(params, multipliers)
     decaying = tree_map(lambda p, u: p.astype(dtypes.arithmetic(p.dtype, u.dtype)), decaying, like)
@@ -96,20 +93,28 @@ def _decaying(params: optax.Params, multipliers: Any) -> optax.Params:
 
 def _check_order(state: optax.OptState) -> None:
     """Raises for a gate before an anchor in a chain: what the gate sets to 0, the anchor would move to −a."""
-    has = lambda kind, tree: any(
-        isinstance(x, kind) for x in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
-    )
+    is_ours = lambda x: isinstance(x, GateState | AnchorState)
     stages = state if type(state) is tuple else ()
-    for i, stage in enumerate(stages):
-        if has(GateState, stage) and has(AnchorState, stages[i + 1 :]):
+    kinds = [{type(x) for x in jax.tree.leaves(stage, is_leaf=is_ours)} for stage in stages]
+    for i, kind in enumerate(kinds):
+        if GateState in kind and any(AnchorState in later for later in kinds[i + 1 :]):
             raise ValueError(
                 "rule: cautious() comes before toward(...), and would gate decay to zero: the anchor goes first, as "
                 'optax.chain(wd.rules.toward("init"), wd.rules.cautious())'
             )
 
 
-def _or_zeros(p: jax.Array, u: Any) -> jax.Array:
-    return jnp.zeros_like(p) if u is None else u
+def _ones(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.ones_like(x) if _is_float(x) else x, tree)
+
+
+def _filled(tree: Any, params: optax.Params) -> Any:
+    """A tree of `Step` with zeros for leaves that are None."""
+    return tree if tree is None else jax.tree.map(lambda p, u: jnp.zeros_like(p) if u is None else u, params, tree)
+
+
+def _is_traced(tree: Any) -> bool:
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
 def _is_float(x: Any) -> bool:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from wd_optax.masking.paths import is_masked
+
 
 class Step(NamedTuple):
     """One step, as a rule sees it: `rule.update(p, rule_state, p, step=Step(...))`.
@@ -55,5 +57,5 @@ def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
             "known to optimizers and add_l2_to_loss, descent to all but with_decay, shrink and proximal, updates to "
             "those and to decoupled, sgdw and adamw"
         )
-    is_masked = lambda x: isinstance(x, optax.MaskedNode)
-    return jax.tree.map(lambda x, *xs: x if is_masked(x) else f(x, *xs), tree, *rest, is_leaf=is_masked)
+    keep = lambda x, *xs: x if is_masked(x) else f(x, *xs)
+    return jax.tree.map(keep, tree, *rest, is_leaf=is_masked)
