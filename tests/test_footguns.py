@@ -308,7 +308,7 @@ def test_f18_hyperparameters_of_bfloat16_parameters():
         updates["dense"]["bias"].astype(float), -0.1, rtol=2**-8
     )  # one step of Adam, in bfloat16
     for name in ("adamw", "adam_l2"):
-        with pytest.raises(TypeError, match=r"b2.* bfloat16 .*live in the state without optax.inject_hyperparams"):
+        with pytest.raises(TypeError, match=r"b2.* bfloat16 .*are in the state without optax.inject_hyperparams"):
             stepped(optax.inject_hyperparams(getattr(wd, name))(0.1, weight_decay=0.01), BFLOAT16, grads)
     mended = optax.inject_hyperparams(wd.adamw, static_args=("b1", "b2", "eps", "eps_root"))(0.1, weight_decay=0.01)
     assert optax.tree.norm(stepped(mended, BFLOAT16, grads)) < optax.tree.norm(BFLOAT16)

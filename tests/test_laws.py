@@ -30,6 +30,7 @@ from catalogue import (
     toward_average,
     without_decay,
 )
+from helpers import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
@@ -52,16 +53,6 @@ all_names = pytest.mark.parametrize(
 
 def rates(schedule):
     return [RATE / (1 + t) if schedule == "schedule" else RATE for t in range(STEPS)]
-
-
-def bits(tree):
-    """Leaves as integers: equal means equal to the bit, the sign of zero included."""
-    return [np.asarray(x).view(f"u{x.dtype.itemsize}") for x in jax.tree.leaves(tree)]
-
-
-def assert_same_bits(a, b):
-    chex.assert_trees_all_equal_structs(a, b)
-    chex.assert_trees_all_equal(bits(a), bits(b))
 
 
 @pytest.mark.parametrize(
@@ -214,8 +205,9 @@ def test_vmap_over_hyperparameters_equals_a_loop(name):
         return run(optimizer(name, mask="weights", **options), p, g, STEPS, "scan")[0]
 
     together = jax.vmap(jax.vmap(train, (None, 0)), (0, None))(values, values)
+    alone_at = jax.jit(train)
     for i, j in itertools.product(range(3), range(3)):
-        alone = train(values[i], values[j])
+        alone = alone_at(values[i], values[j])
         # the batched program may contract a·b + c differently: 3 steps of a few ulp
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i, j=j: x[i, j], together), alone, rtol=1e-5, atol=1e-6)
 

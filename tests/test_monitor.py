@@ -29,7 +29,10 @@ OPTAX = {
 }
 ALL = NAMES + list(OPTAX)
 build = lambda name: OPTAX[name]() if name in OPTAX else optimizer(name, mask="weights")
-pytestmark = pytest.mark.optax_promotes  # Optax's Adam, lion, ...; `test_strict_promotion` is the exception
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.optax_promotes,
+]  # Optax's Adam, lion, ...; `test_strict_promotion` is the exception
 
 
 def run(tx, p, gradients, mode):
@@ -555,7 +558,6 @@ def simulate(tx, w, steps):
     return jax.lax.scan(one, carry, jax.random.split(jax.random.key(1), steps))[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_equilibrium_is_what_random_gradients_reach(name):
     tx, options = RANDOM[name]

@@ -126,6 +126,7 @@ def test_what_is_refused():
         tx.update(GRADS, tx.init(PARAMS))
 
 
+@pytest.mark.slow
 def test_the_example_removes_each_rate_from_its_weights_and_learns(capsys):
     with flagged("muon", "--epochs=2") as example, jax.numpy_rank_promotion("allow"):
         results = example.run(epochs=2, muon_learning_rate=0.02, adam_learning_rate=1e-3, weight_decay=0.1, seed=0)

@@ -14,7 +14,7 @@ from test_precision_composes import normal, step, trained
 
 import wd_optax as wd
 
-pytestmark = pytest.mark.optax_promotes
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 
 MESHES = {"8": ((8,), ("x",)), "2x4": ((2, 4), ("x", "y"))}
 SHARDINGS = [

@@ -27,6 +27,7 @@ from catalogue import (
     toward_average,
     without_decay,
 )
+from helpers import assert_same_bits
 
 import wd_optax as wd
 from wd_optax.rules.toward import AnchorState
@@ -39,10 +40,6 @@ NO_GRADIENTS = ("add_decayed_weights", "shrink", "proximal")  # what they are gi
 
 def flat(tree):
     return [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
-
-
-def bits(tree):
-    return [np.asarray(x).view(f"u{x.dtype.itemsize}") for x in jax.tree.leaves(tree)]
 
 
 # r(p) from (p, p at init, the step without decay, the gradient, the inner state's floats, the averages so far)
@@ -171,7 +168,7 @@ def test_rules_are_bit_for_bit_what_anchor_and_cautious_were(direction, anchor, 
         for i in range(4):
             q, state = one(grads(p, i), state, q)
         ends.append(q)
-    chex.assert_trees_all_equal(*map(bits, ends))
+    assert_same_bits(*ends)
 
 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "anchor_cautious.npz")  # by the code before there were rules
@@ -271,6 +268,15 @@ def test_an_anchor_is_kept_for_the_leaves_that_can_decay_in_their_types():
     assert optax.tree.get(state, "anchor")["embed"]["embedding"].shape == (5, 3)
 
 
+@pytest.mark.parametrize("rule", ["identity", "cautious", "clip", "gradient", "inner state"])
+def test_a_rule_without_arrays_leaves_the_state_as_it_is_without_a_rule(rule):
+    p, g = params(), grads(params())
+    make = lambda rule: wd.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, rule=rule)
+    with jax.numpy_dtype_promotion("standard"):
+        state, plain = (make(rule).update(g, make(rule).init(p), p)[1] for rule in (RULES[rule](p), None))
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, plain)
+
+
 def test_a_state_takes_the_types_that_the_rule_returns_and_keeps_them():
     """A moving average of bfloat16 parameters is float32, for decay computes in float32."""
     p = params(jnp.bfloat16)
@@ -361,6 +367,16 @@ def test_infinite_parameters_are_not_the_rule_s_fault():
     wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, rule=wd.rules.toward("init")).init(p)  # inf − inf
 
 
+def test_a_state_of_an_optimizer_without_the_rule_is_refused_where_it_keeps_arrays():
+    p = params()
+    state = wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY).init(p)
+    tx = wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, rule=wd.rules.toward("init"))
+    with pytest.raises(ValueError, match=r"nothing for this rule.*wd\.migrate_state\(opt_state, optimizer, params\)"):
+        tx.update(grads(p), state, p)
+    state = wd.migrate_state(state, tx, p)
+    chex.assert_trees_all_equal(state.rule.anchor["attn"]["kernel"], p["attn"]["kernel"])
+
+
 def test_bad_anchors():
     p = params()
     with pytest.raises(ValueError, match=r'anchor=\'start\': use "init"'):
@@ -383,7 +399,7 @@ def test_bad_anchors():
 def test_zero_decay_is_bitwise_the_base_optimizer_with_any_rule(name, rule):
     p = params()
     tx = optimizer(name, mask=None, weight_decay=0.0, rate=0.0, rule=RULES[rule](p))
-    chex.assert_trees_all_equal(*(bits(run(t, p, grads(p), STEPS)[0]) for t in (tx, without_decay(name))))
+    assert_same_bits(*(run(t, p, grads(p), STEPS)[0] for t in (tx, without_decay(name))))
 
 
 @pytest.mark.parametrize("rule", ["init", "tree", "cautious", "average", "gradient", "inner state"])

@@ -17,7 +17,6 @@ from wd_optax.hyperparams import ScalarOrSchedule, evaluate, init_leaves, keep
 from wd_optax.masking import forms, masks
 from wd_optax.rules import apply
 from wd_optax.rules.apply import Rule
-from wd_optax.rules.cautious import is_gated
 from wd_optax.rules.step import Step
 
 
@@ -34,7 +33,7 @@ class DecayState(NamedTuple):
 
     step: jax.Array  # shape=(), dtype=int32: steps taken
     hyperparams: dict[str, jax.Array]  # shapes=(), dtype: JAX's default float
-    rule: optax.OptState  # the rule's state, such as an anchor; () without a rule
+    rule: optax.OptState  # the rule's state, such as an anchor; () for one without arrays
     inner: optax.OptState  # the wrapped optimizer's state
 
 
@@ -100,9 +99,9 @@ def decayed(
 
         def decay(updates: Any, inner_state: Any, descent: Any, finished: Any) -> tuple[Any, Any]:
             step = Step(state.step, values, rate(values), inner_state, gradients, descent, finished)
-            r, rule_state = apply.direction(rule, params, multipliers, state.rule, step)
+            r, rule_state, gated = apply.direction(rule, params, multipliers, state.rule, step)
             k = step.rate if grows else -step.rate
-            return _along(updates, params, multipliers, r, k, combine, gated=is_gated(state.rule)), rule_state
+            return _along(updates, params, multipliers, r, k, combine, gated=gated), rule_state
 
         if place == "before":
             descent = None if rule is None else jax.tree.map(jnp.negative, updates)

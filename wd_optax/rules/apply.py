@@ -8,7 +8,7 @@ import optax
 
 from wd_optax import dtypes, hyperparams
 from wd_optax.masking import forms, roles
-from wd_optax.rules.cautious import GateState
+from wd_optax.rules.cautious import GateState, is_gated
 from wd_optax.rules.step import Step, tree_map
 from wd_optax.rules.toward import AnchorState
 
@@ -26,7 +26,9 @@ def check(rule: Any) -> None:
 
 
 def start(rule: Rule | None, params: optax.Params, multipliers: Any, step: Step) -> optax.OptState:
-    """The rule's state, () without a rule. `step` has the inner optimizer's state, and hyperparameters, at init.
+    """The rule's state; () without a rule, and for a rule without arrays, so that a checkpoint fits them all.
+
+    `step` has the inner optimizer's state, and hyperparameters, at init.
 
     The rule is tried on these parameters, with gradients and a state of ones: its state takes the types that it returns
     (a moving average of bfloat16 parameters is float32), and it is refused where it changes a shape or makes a finite
@@ -41,13 +43,13 @@ def start(rule: Rule | None, params: optax.Params, multipliers: Any, step: Step)
     def attempt(params: optax.Params, state: optax.OptState, inner: optax.OptState) -> Any:
         trees = {name: _ones(getattr(step, name)) for name in ("gradients", "descent", "updates")}
         seen = step._replace(inner_state=_ones(inner), **trees)
-        r, new = direction(rule, params, multipliers, state, seen, stable=False)
+        r, new, _ = direction(rule, params, multipliers, state, seen, stable=False)
         finite = tree_map(lambda r, p: jnp.all(jnp.isfinite(r) | ~jnp.isfinite(p)), r, params)
         return finite, new
 
     given = (params, state, step.inner_state)
     _, new = jax.eval_shape(attempt, *given)
-    state = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, new)
+    state = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, new) if jax.tree.leaves(state) else ()
     if not _is_traced(given):
         for path, finite in roles.flatten(jax.jit(attempt)(*given)[0])[0]:
             if not _is_traced(finite) and not finite:  # a rule may close over a tracer
@@ -61,8 +63,10 @@ def start(rule: Rule | None, params: optax.Params, multipliers: Any, step: Step)
 
 def direction(
     rule: Rule | None, params: optax.Params, multipliers: Any, state: optax.OptState, step: Step, *, stable: bool = True
-) -> tuple[optax.Params, optax.OptState]:
-    """(r(p), the rule's new state): like the parameters, in float32 or wider, `optax.MaskedNode` where nothing decays.
+) -> tuple[optax.Params, optax.OptState, bool]:
+    """(r(p), the rule's new state, whether there is a gate in the rule).
+
+    r(p) is like the parameters, in float32 or wider, `optax.MaskedNode` where nothing decays.
 
     Args:
       rule: None is r(p) = p.
@@ -73,17 +77,30 @@ def direction(
       stable: keep the types of the state.
     """
     if rule is None:
-        return params, state
+        return params, state, False
     trees = {name: _filled(getattr(step, name), params) for name in ("gradients", "descent", "updates")}
     step = step._replace(**trees)
     like = next(tree for tree in (step.updates, step.descent, step.gradients) if tree is not None)
     decaying = _decaying(params, multipliers)
     decaying = tree_map(lambda p, u: p.astype(dtypes.arithmetic(p.dtype, u.dtype)), decaying, like)
+    if not jax.tree.leaves(state):
+        state = _without_arrays(rule, decaying)
     r, new = optax.with_extra_args_support(rule).update(decaying, state, decaying, step=step)
     _check_shapes(r, decaying)
     if stable:
         new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)
-    return r, new
+    return r, new if jax.tree.leaves(new) else (), is_gated(state)
+
+
+def _without_arrays(rule: Rule, decaying: optax.Params) -> optax.OptState:
+    """The state of a rule that has no arrays, which isn't kept."""
+    state = rule.init(decaying)
+    if jax.tree.leaves(state):
+        raise ValueError(
+            "rule: the optimizer's state has nothing for this rule, which keeps arrays, such as an anchor: start with "
+            "state = optimizer.init(params), or resume with state = wd.migrate_state(opt_state, optimizer, params)"
+        )
+    return state
 
 
 def _decaying(params: optax.Params, multipliers: Any) -> optax.Params:

@@ -31,7 +31,7 @@ def cautious() -> optax.GradientTransformationExtraArgs:
     than by plain decay.
 
     Returns:
-      A rule with a `GateState`, which has no arrays.
+      A rule without arrays: checkpoints fit optimizers with and without it.
 
     Example: u = 1 takes w down; u = −1 would take it up, and decay waits.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
