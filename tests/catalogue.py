@@ -171,3 +171,9 @@ RULES: dict[str, Callable[[Any], optax.GradientTransformation | None]] = {
     "gradient": lambda p: where_gradient_is_positive(),
     "inner state": lambda p: by_inner_state(),
 }
+
+
+def applies(name: str, rule: str) -> bool:
+    """Whether a transform takes a rule: some aren't given raw gradients, and a proximal step has no gate."""
+    no_gradients = ("add_decayed_weights", "shrink", "proximal")
+    return not (rule == "gradient" and name in no_gradients) and not (rule.endswith("cautious") and name == "proximal")

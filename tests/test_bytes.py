@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from catalogue import NAMES, optimizer, takes
+from catalogue import NAMES, applies, optimizer, takes
 from jax.sharding import NamedSharding, PartitionSpec
 
 import wd_optax as wd
@@ -66,7 +66,12 @@ AXES = {
     "anchor": {"rule": wd.rules.toward("init")},
     "momentum": {"momentum": 0.9},
 }
-CASES = [(name, axis) for name in NAMES for axis, options in AXES.items() if all(takes(name, o) for o in options)]
+CASES = [
+    (name, axis)
+    for name in NAMES
+    for axis, options in AXES.items()
+    if all(takes(name, o) for o in options) and applies(name, axis)
+]
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
 TRANSFERS = "infeed|outfeed|send|recv"
 OFF = {"kernel": 0.0}  # multipliers: nothing decays, and the program knows it

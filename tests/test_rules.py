@@ -15,10 +15,10 @@ from catalogue import (
     RATE,
     RULES,
     WEIGHT_DECAY,
+    applies,
     build,
     grads,
     half,
-    in_pairs,
     optimizer,
     params,
     run,
@@ -33,9 +33,6 @@ import wd_optax as wd
 from wd_optax.rules.toward import AnchorState
 
 STEPS = 3
-
-
-NO_GRADIENTS = ("add_decayed_weights", "shrink", "proximal")  # what they are given is something else
 
 
 def flat(tree):
@@ -69,21 +66,18 @@ def expected(name, rule, mask):
         inner = sum(np.sum(np.square(np.float64(x))) for x in floats)
         averages = [0.5 * a + 0.5 * x for a, x in zip(averages, p, strict=True)]
         seen = zip(p, p0, flat(updates), flat(gradients), averages, multipliers, strict=True)
-        p = [after_one(name, rule, x, s, RATE * m, ORACLES[rule](x, x0, s, g, inner, a)) for x, x0, s, g, a, m in seen]
+        p = [after_one(name, x, s, RATE * m, ORACLES[rule](x, x0, s, g, inner, a)) for x, x0, s, g, a, m in seen]
     return p
 
 
-def after_one(name, rule, p, s, c, r):
-    if name != "proximal":
-        return p + s - c * r
-    stopped = (r == 0) & rule.endswith("cautious")  # by the gate: that step is left as it is
-    return p + np.where(stopped, s, (s - c * r) / (1 + c))
+def after_one(name, p, s, c, r):
+    return p + (s - c * r) / (1 + c) if name == "proximal" else p + s - c * r
 
 
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(
     ("name", "rule"),
-    [(n, r) for n in NAMES for r in RULES if n != "adam_l2" and not (r == "gradient" and n in NO_GRADIENTS)],
+    [(n, r) for n in NAMES for r in RULES if n != "adam_l2" and applies(n, r)],
 )
 def test_decay_goes_along_the_rule(name, rule):
     """In one compiled loop, which also holds the state to one structure and its types."""
@@ -332,6 +326,18 @@ def test_a_rule_s_own_hyperparameters_are_swept_with_vmap(mode):
 stateless = lambda f: optax.stateless(lambda p, _: jax.tree.map(f, p))
 BAD = {
     "several": ((wd.rules.toward("init"), wd.rules.cautious()), TypeError, r"optax\.chain\(\*rules\)"),
+    "a gate around a gate": (
+        optax.masked(
+            optax.chain(wd.rules.cautious(), wd.rules.toward("init")), lambda p: jax.tree.map(lambda _: True, p)
+        ),
+        ValueError,
+        "the anchor goes first",
+    ),
+    "another state": (
+        optax.GradientTransformation(lambda p: jnp.zeros(()), lambda p, s, params=None: (p, s + jnp.ones(3))),
+        ValueError,
+        r"rule: update turns its state \(\) into \(3,\)",
+    ),
     "the gate first": (optax.chain(wd.rules.cautious(), wd.rules.toward("init")), ValueError, "the anchor goes first"),
     "a word": ("init", TypeError, r"rule='init': a rule is an Optax transformation, as wd\.rules\.toward\('init'\)"),
     "not called": (
@@ -359,6 +365,81 @@ def test_bad_rules(bad, name):
     p["embed"]["embedding"] = jnp.zeros_like(p["embed"]["embedding"])
     with pytest.raises(error, match=text):
         build(name, mask="weights", rule=rule).init(p)
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_proximal_takes_no_gate(penalty):
+    with pytest.raises(ValueError, match=r"proximal takes no gate.*use wd\.shrink"):
+        wd.proximal(0.1, penalty=penalty, rule=optax.chain(wd.rules.toward("init"), wd.rules.cautious())).init(params())
+
+
+def test_an_error_of_a_rule_says_where_it_was_tried():
+    def update(p, state, params=None, *, step):
+        return jax.tree.map(jnp.multiply, p, step.gradients), state
+
+    rule = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    with pytest.raises(ValueError) as caught:
+        wd.sgdw(0.1, weight_decay=0.1, rule=rule).init(params())  # the bias is masked out of p, not of the gradients
+    assert "wd.rules.tree_map" in caught.value.__notes__[-1]
+
+
+def test_gates_and_anchors_of_different_leaves_are_in_any_order():
+    p, g = params(), grads(params())
+    only = lambda name: {key: key == name for key in p} | {"frozen": None}
+    rule = optax.chain(
+        optax.masked(wd.rules.cautious(), only("attn")), optax.masked(wd.rules.toward("init"), only("embed"))
+    )
+    end, _ = run(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None, rule=rule), p, g, STEPS)
+    one = lambda rule: run(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None, rule=rule), p, g, STEPS)[0]
+    chex.assert_trees_all_close(end["attn"], one(wd.rules.cautious())["attn"], rtol=1e-6)
+    chex.assert_trees_all_close(end["embed"], one(wd.rules.toward("init"))["embed"], rtol=1e-6)
+
+
+@pytest.mark.optax_promotes
+def test_a_rule_that_divides_by_what_a_count_gives_is_tried_after_a_step():
+    def update(p, state, params=None, *, step):
+        unbiased = 1 - 0.9 ** optax.tree.get(step.inner_state, "count")
+        return jax.tree.map(lambda p: p / unbiased, p), state
+
+    rule = optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+    wd.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, rule=rule).init(params())
+    with pytest.raises(ValueError, match="infinite or NaN"):  # here the first step has a count of 0, too
+        wd.adam_l2(LEARNING_RATE, weight_decay=WEIGHT_DECAY, rule=rule).init(params())
+
+
+def test_low_precision_parameters_are_float32_for_a_rule_at_init_too():
+    p = params(jnp.bfloat16)
+    make = lambda rule: wd.sgdw(0.1, weight_decay=0.5, rule=rule)
+    state = make(optax.inject_hyperparams(optax.clip)(max_delta=0.3)).init(p)
+    assert state.rule.hyperparams["max_delta"].dtype == jnp.float32
+    labels = lambda tree: jax.tree.map(lambda x: "low" if x.dtype == jnp.bfloat16 else "float32", tree)
+    tx = make(optax.partition({"low": optax.set_to_zero(), "float32": optax.identity()}, labels))
+    updates, _ = tx.update(optax.tree.zeros_like(p), tx.init(p), p)
+    assert float(jnp.abs(updates["attn"]["kernel"]).max()) > 0
+
+
+def test_a_gradient_that_is_none_for_a_whole_subtree():
+    p, g = params(), grads(params())
+    g["embed"] = None
+    for rule in (None, optax.clip(0.5), wd.rules.toward("init"), wd.rules.cautious()):
+        tx = wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, rule=rule)
+        assert tx.update(g, tx.init(p), p)[0]["embed"] is None
+
+
+def test_a_mask_that_is_known_at_init_and_traced_at_update():
+    p = {"kernel": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    make = lambda m: wd.sgdw(0.1, weight_decay=0.5, mask={"kernel": 1.0, "b": m}, rule=wd.rules.toward("init"))
+    state = make(jnp.float32(0)).init(p)
+    with pytest.raises(ValueError, match=r"anchor: \['b'\] decays and has no anchor.*traced at both"):
+        jax.jit(lambda m: make(m).update(p, state, p))(jnp.float32(0))
+
+
+def test_an_anchor_is_placed_like_its_parameter():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    p = {"kernel": jax.device_put(jnp.ones((16, 2)), rows)}
+    state = wd.sgdw(0.1, weight_decay=0.5, rule=wd.rules.toward({"kernel": np.zeros((16, 2))})).init(p)
+    assert state.rule.anchor["kernel"].sharding.is_equivalent_to(rows, 2)
 
 
 def test_infinite_parameters_are_not_the_rule_s_fault():
@@ -394,7 +475,8 @@ def test_bad_anchors():
 
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(
-    ("name", "rule"), in_pairs([n for n in NAMES if n != "adam_l2"], ["init", "init, cautious", "average"])
+    ("name", "rule"),
+    [(n, r) for n in NAMES for r in ("init", "init, cautious", "average") if n != "adam_l2" and applies(n, r)],
 )
 def test_zero_decay_is_bitwise_the_base_optimizer_with_any_rule(name, rule):
     p = params()

@@ -28,7 +28,8 @@ class DecayState(NamedTuple):
     `nnx.Optimizer` `optimizer.opt_state.hyperparams["weight_decay"][...] = 0`. A schedule's value is recorded here. A
     JAX array is the caller's and has no leaf, so that under `optax.inject_hyperparams` each name is found once.
 
-    The counter is called `step`, so that `optax.tree.get(state, "count")` finds the `count` of the wrapped optimizer.
+    The counter is called `step`, so that `optax.tree.get(state, "count")` finds the `count` of the wrapped optimizer,
+    unless a rule has one, too.
     """
 
     step: jax.Array  # shape=(), dtype=int32: steps taken
@@ -86,7 +87,9 @@ def decayed(
         descent = params if place == "before" or descends else None
         gradients, finished = params if given == "gradients" else None, params if place == "after" else None
         step = Step(count, now, rate(now), inner_state, gradients, descent, finished)
-        return DecayState(count, values, apply.start(rule, params, masks.multipliers(mask, params), step), inner_state)
+        multipliers = masks.multipliers(mask, params)
+        rule_state = apply.start(rule, params, multipliers, step, gates=formula is None)
+        return DecayState(count, values, rule_state, inner_state)
 
     def update(updates: Any, state: DecayState, params: Any = None, **extra: Any) -> tuple[Any, DecayState]:
         if params is None:

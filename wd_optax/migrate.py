@@ -135,7 +135,12 @@ class _OldState:
         """Whether a field comes from the old state. Fields of rules and wrappers, and scalars, may be new."""
         there, number = self.named(new.name, _in_rule(new)), self.numbers[_in_rule(new), new.name]
         if _in_rule(new):
-            return len(there) in (1, number)
+            if there and len(there) != number:
+                raise ValueError(
+                    f"opt_state has {len(there)} trees named {new.name!r} in its rule, the optimizer has {number}: "
+                    "migrate to an optimizer with a rule of the same parts, or start it with optimizer.init(params)"
+                )
+            return bool(there)
         if new.holder in WRAPPERS:
             return new.name in CARRIED and len(there) in (1, number)
         return bool(there) or self.like_params(new.value)

@@ -47,9 +47,9 @@ def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTran
     doesn't vectorise sums, a monitored step takes 4 to 9 times a plain one (`benchmarks/step.py`); this is usually
     small next to the backward pass. `state.inner` is the plain optimizer's state, to step without the monitor.
 
-    d is exactly the decay −c·m·p for every decoupled decay to zero, cautious and proximal L2 included. The share of a
-    role is NaN where d is not a decay: where more than 1 % of ‖d‖² is on entries that it grows, overwrites (c ≥ 1), or
-    moves in the same direction when the weights are −p. So it is NaN for
+    d is exactly the decay −c·m·p for every decoupled decay to zero without a rule, for `cautious` and for proximal L2.
+    The share of a role is NaN where d is not a decay: where more than 1 % of ‖d‖² is on entries that it grows,
+    overwrites (c ≥ 1), or moves in the same direction when the weights are −p. So it is NaN for
       - a step whose size follows the weights: LAMB, LARS, DoWG, Adafactor's `multiply_by_parameter_scale`,
         `adaptive_grad_clip` where it clips.
       - steps onto a constraint where it is active: `keep_params_nonnegative`, L1 where `proximal` sets weights to 0.
@@ -57,6 +57,7 @@ def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTran
       - L2 in the gradient where Adam cancels it, as in its first step.
     And it is a number, but not −c·m·(p − a) or all of λ·p, for
       - decay toward an anchor a: d is −c·m·p; and L1 where no weight reaches 0: a constant, not counted.
+      - rules that bound or normalise r(p), such as `optax.clip`, sign or p/‖p‖: only its part that grows with p counts.
       - L2 in the gradient: what this step's λ·p does to this step; what momentum holds of earlier ones isn't counted.
       - wrappers that evaluate the loss in `update` (line searches): put the monitor inside.
 

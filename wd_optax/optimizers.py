@@ -6,7 +6,8 @@ Each is a direction in `wd_optax.decoupled` or `wd_optax.coupled`. What is true 
     - `learning_rate`, `weight_decay` are numbers, JAX arrays or schedules (step -> number), and leaves of the
       state: see `wd_optax.core.DecayState`. λ = 0 is bitwise the optimizer without decay; for `adam_l2` the gradient
       is, and under `jit` XLA may round the moments' (1 − b)·g + b·m in the other order, in the last bit.
-    - `optax.tree.get(state, "count")`, `"learning_rate"` and `"weight_decay"` find one leaf each.
+    - `optax.tree.get(state, "count")`, `"learning_rate"` and `"weight_decay"` find one leaf each, unless a rule
+      has a `count` of its own.
     - `mask="weights"` decays weights and embeddings, never biases, norms, scalars or tokens: see `wd_optax.masking`.
     - `coupling`, `peak_learning_rate`: c_t, the fraction of a weight removed per step: see `wd_optax.decay_rate`.
     - `rule`: r(p), toward what and when: None is r(p) = p, see `wd_optax.rules`.

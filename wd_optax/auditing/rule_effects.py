@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from wd_optax.auditing.ablations import LAMBDAS
-from wd_optax.auditing.harness import Harness
+from wd_optax.auditing.harness import Harness, numerics
 from wd_optax.auditing.measurements import HARD, Measurements
 from wd_optax.auditing.probes import sample
+from wd_optax.auditing.update_call import UpdateCall
 from wd_optax.core import DecayState
+from wd_optax.rules.apply import watch_rules
 
 CLEAR = 1e-6  # relative
 
@@ -26,7 +28,7 @@ def rule_effects(harness: Harness, measured: list[Measurements]) -> list[Measure
     Without a rule, a decay that depends on the gradient of each entry has passed a preconditioner, where λ cancels. A
     rule may look at the gradient, too, so that λ has to be changed to distinguish them.
     """
-    if not _has_rule(harness):
+    if not _has_rule(harness, measured):
         return measured
     without, doubled = (harness.edit_scalars(LAMBDAS, change) for change in (jnp.zeros_like, lambda x: 2 * x))
     if without is None or doubled is None:
@@ -41,10 +43,18 @@ def rule_effects(harness: Harness, measured: list[Measurements]) -> list[Measure
     return filled
 
 
-def _has_rule(harness: Harness) -> bool:
-    """Whether a decay of ours has a rule; the state of none is an empty tuple."""
-    nodes = jax.tree.leaves(harness.state, is_leaf=_is_decay)
-    return any(_is_decay(node) and not (type(node.rule) is tuple and not node.rule) for node in nodes)
+def _has_rule(harness: Harness, measured: list[Measurements]) -> bool:
+    """Whether a decay of ours has a rule. One without arrays shows in no state, but where the update is traced."""
+    decays = [node for node in jax.tree.leaves(harness.state, is_leaf=_is_decay) if _is_decay(node)]
+    if jax.tree.leaves([node.rule for node in decays]):
+        return True
+    if not decays or all(m.steady for m in measured):
+        return False
+    with numerics(harness.float64), watch_rules() as rules:
+        params, gradients = harness.trees.params(1), harness.trees.gradients(1)
+        update = UpdateCall(harness.optimizer, harness.extra_args, compiled=False)  # a compiled one is traced once
+        jax.eval_shape(update, gradients, harness.state, params)
+    return bool(rules)
 
 
 def _is_decay(node: Any) -> bool:

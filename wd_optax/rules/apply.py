@@ -1,5 +1,8 @@
 """A rule at work: its state at `init`, and the direction of decay at each step."""
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import jax
@@ -8,11 +11,12 @@ import optax
 
 from wd_optax import dtypes, hyperparams
 from wd_optax.masking import forms, roles
-from wd_optax.rules.cautious import GateState, is_gated
+from wd_optax.rules.cautious import is_gated
 from wd_optax.rules.step import Step, tree_map
 from wd_optax.rules.toward import AnchorState
 
 Rule: TypeAlias = optax.GradientTransformation
+_watched: contextvars.ContextVar[list[Rule] | None] = contextvars.ContextVar("rules", default=None)
 
 
 def check(rule: Any) -> None:
@@ -25,40 +29,66 @@ def check(rule: Any) -> None:
         hyperparams.check_transformation("rule", rule)
 
 
-def start(rule: Rule | None, params: optax.Params, multipliers: Any, step: Step) -> optax.OptState:
+@contextlib.contextmanager
+def watch_rules() -> Iterator[list[Rule]]:
+    """A list of the rules that are evaluated, or traced, in this context, in whatever they are wrapped."""
+    rules: list[Rule] = []
+    token = _watched.set(rules)
+    try:
+        yield rules
+    finally:
+        _watched.reset(token)
+
+
+def start(
+    rule: Rule | None, params: optax.Params, multipliers: Any, step: Step, *, gates: bool = True
+) -> optax.OptState:
     """The rule's state; () without a rule, and for a rule without arrays, so that a checkpoint fits them all.
 
-    `step` has the inner optimizer's state, and hyperparameters, at init.
+    The rule is tried on these parameters, with gradients and an inner state of ones. It is refused where it changes a
+    shape or its state's structure, or makes a finite parameter infinite or NaN; its state takes the types it returns.
 
-    The rule is tried on these parameters, with gradients and a state of ones: its state takes the types that it returns
-    (a moving average of bfloat16 parameters is float32), and it is refused where it changes a shape or makes a finite
-    parameter infinite or NaN.
+    Args:
+      rule: the rule.
+      params: all parameters.
+      multipliers: the mask's, like the parameters.
+      step: with the inner optimizer's state and hyperparameters at init.
+      gates: whether there may be a gate.
     """
     if rule is None:
         return ()
-    decaying = _decaying(params, multipliers)
-    state = rule.init(decaying)
-    _check_order(state)
+    state = _init(rule, params, multipliers)
+    if is_gated(state) and not gates:
+        raise ValueError(
+            "rule: proximal takes no gate such as cautious(), because a step without a penalty is no proximal step: "
+            "use wd.shrink"
+        )
 
     def attempt(params: optax.Params, state: optax.OptState, inner: optax.OptState) -> Any:
         trees = {name: _ones(getattr(step, name)) for name in ("gradients", "descent", "updates")}
-        seen = step._replace(inner_state=_ones(inner), **trees)
+        seen = step._replace(inner_state=_ones(inner, counts=step.updates is not None), **trees)
         r, new, _ = direction(rule, params, multipliers, state, seen, stable=False)
-        finite = tree_map(lambda r, p: jnp.all(jnp.isfinite(r) | ~jnp.isfinite(p)), r, params)
-        return finite, new
+        return tree_map(lambda r, p: jnp.all(jnp.isfinite(r) | ~jnp.isfinite(p)), r, params), new
 
     given = (params, state, step.inner_state)
-    _, new = jax.eval_shape(attempt, *given)
-    state = jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, new) if jax.tree.leaves(state) else ()
+    try:
+        _, new = jax.eval_shape(attempt, *given)
+    except Exception as error:
+        error.add_note("The rule was tried at init. Trees of its Step hold every leaf: see wd.rules.tree_map.")
+        raise
+    if jax.tree.leaves(state) and _shapes(state) != _shapes(new):
+        raise ValueError(f"rule: update turns its state {_shapes(state)} into {_shapes(new)}: both must be alike")
     if not _is_traced(given):
-        for path, finite in roles.flatten(jax.jit(attempt)(*given)[0])[0]:
+        for path, finite in roles.flatten(jax.jit(lambda *x: attempt(*x)[0])(*given))[0]:
             if not _is_traced(finite) and not finite:  # a rule may close over a tracer
                 raise ValueError(
                     f"rule: its direction of decay at {path!r} is infinite or NaN where the parameter is finite, as "
                     "after a division by a norm of 0: give the leaf another rule with optax.partition, or the "
                     "multiplier 0 in the mask"
                 )
-    return state
+    if _is_empty(state, params):
+        return ()
+    return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, new) if jax.tree.leaves(state) else state
 
 
 def direction(
@@ -78,13 +108,15 @@ def direction(
     """
     if rule is None:
         return params, state, False
+    if (watched := _watched.get()) is not None:
+        watched.append(rule)
     trees = {name: _filled(getattr(step, name), params) for name in ("gradients", "descent", "updates")}
     step = step._replace(**trees)
     like = next(tree for tree in (step.updates, step.descent, step.gradients) if tree is not None)
     decaying = _decaying(params, multipliers)
     decaying = tree_map(lambda p, u: p.astype(dtypes.arithmetic(p.dtype, u.dtype)), decaying, like)
     if not jax.tree.leaves(state):
-        state = _without_arrays(rule, decaying)
+        state = _without_arrays(rule, params, multipliers)
     r, new = optax.with_extra_args_support(rule).update(decaying, state, decaying, step=step)
     _check_shapes(r, decaying)
     if stable:
@@ -92,9 +124,17 @@ def direction(
     return r, new if jax.tree.leaves(new) else (), is_gated(state)
 
 
-def _without_arrays(rule: Rule, decaying: optax.Params) -> optax.OptState:
+def _init(rule: Rule, params: optax.Params, multipliers: Any) -> optax.OptState:
+    """The state for parameters in the types that `update` sees, float32 or wider; anchors keep the stored types."""
+    decaying = _decaying(params, multipliers)
+    upcast = tree_map(lambda p: jnp.asarray(p).astype(dtypes.arithmetic(p.dtype)), decaying)
+    stored = lambda node: node.stored_like(params) if isinstance(node, AnchorState) else node
+    return jax.tree.map(stored, rule.init(upcast), is_leaf=lambda node: isinstance(node, AnchorState))
+
+
+def _without_arrays(rule: Rule, params: optax.Params, multipliers: Any) -> optax.OptState:
     """The state of a rule that has no arrays, which isn't kept."""
-    state = rule.init(decaying)
+    state = _init(rule, params, multipliers)
     if jax.tree.leaves(state):
         raise ValueError(
             "rule: the optimizer's state has nothing for this rule, which keeps arrays, such as an anchor: start with "
@@ -108,34 +148,40 @@ def _decaying(params: optax.Params, multipliers: Any) -> optax.Params:
     return jax.tree.map(lambda p, m: optax.MaskedNode() if forms.is_zero(m) else p, params, multipliers)
 
 
-def _check_order(state: optax.OptState) -> None:
-    """Raises for a gate before an anchor in a chain: what the gate sets to 0, the anchor would move to −a."""
-    is_ours = lambda x: isinstance(x, GateState | AnchorState)
-    stages = state if type(state) is tuple else ()
-    kinds = [{type(x) for x in jax.tree.leaves(stage, is_leaf=is_ours)} for stage in stages]
-    for i, kind in enumerate(kinds):
-        if GateState in kind and any(AnchorState in later for later in kinds[i + 1 :]):
-            raise ValueError(
-                "rule: cautious() comes before toward(...), and would gate decay to zero: the anchor goes first, as "
-                'optax.chain(wd.rules.toward("init"), wd.rules.cautious())'
-            )
+def _ones(tree: Any, *, counts: bool = False) -> Any:
+    """Ones for floats; with `counts` for integer scalars, too: after a step, a count is at least 1."""
+    kinds = (jnp.inexact, jnp.integer) if counts else (jnp.inexact,)
 
+    def one(x: Any) -> Any:
+        is_kind = any(jnp.issubdtype(jnp.result_type(x), kind) for kind in kinds)
+        return jnp.ones_like(x) if is_kind and not (_is_integer(x) and jnp.ndim(x)) else x
 
-def _ones(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.ones_like(x) if _is_float(x) else x, tree)
+    return jax.tree.map(one, tree)
 
 
 def _filled(tree: Any, params: optax.Params) -> Any:
     """A tree of `Step` with zeros for leaves that are None."""
-    return tree if tree is None else jax.tree.map(lambda p, u: jnp.zeros_like(p) if u is None else u, params, tree)
+    fill = lambda u, p: optax.tree.zeros_like(p) if u is None else u  # None may be a leaf or a whole subtree
+    return tree if tree is None else jax.tree.map(fill, tree, params, is_leaf=lambda x: x is None)
+
+
+def _is_empty(state: optax.OptState, params: optax.Params) -> bool:
+    """Whether a state has no arrays; `optax.tree.map_params` passes a placeholder without leaves as parameters."""
+    if jax.tree.leaves(params):
+        return not jax.tree.leaves(state)
+    return not jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, type(params)))
 
 
 def _is_traced(tree: Any) -> bool:
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
 
 
-def _is_float(x: Any) -> bool:
-    return bool(jnp.issubdtype(jnp.result_type(x), jnp.inexact))
+def _is_integer(x: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(x), jnp.integer))
+
+
+def _shapes(state: optax.OptState) -> Any:
+    return jax.tree.map(jnp.shape, state)
 
 
 def _check_shapes(r: optax.Params, params: optax.Params) -> None:

@@ -24,7 +24,7 @@ class Step(NamedTuple):
     """
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32: steps taken before this one
-    hyperparams: dict[str, jax.Array]  # this step's: learning_rate (η_t), weight_decay (λ) or rate, where there are any
+    hyperparams: dict[str, jax.Array]  # this step's: learning_rate, weight_decay, peak_learning_rate; or rate
     rate: jax.Array  # shape=(), what r(p) is multiplied by: c_t, or λ where the learning rate comes later
     inner_state: optax.OptState  # the inner optimizer's: after this step, or before it where decay comes first
     gradients: optax.Updates | None  # raw; None in transforms that come later in a chain

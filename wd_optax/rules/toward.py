@@ -1,5 +1,6 @@
 """Decay toward an anchor: the parameters at `init`, or a tree of the caller's."""
 
+import operator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from wd_optax.masking import roles
+from wd_optax.masking.paths import is_masked
 from wd_optax.rules.step import tree_map
 
 
@@ -14,6 +16,10 @@ class AnchorState(NamedTuple):
     """The anchor: like the parameters, in their types; `optax.MaskedNode` for leaves that don't decay."""
 
     anchor: optax.Params
+
+    def stored_like(self, params: optax.Params) -> "AnchorState":
+        """The anchor in the types and on the devices of the parameters, of which there may be more."""
+        return AnchorState(tree_map(_stored_like, self.anchor, params))
 
 
 def toward(anchor: Literal["init"] | optax.Params) -> optax.GradientTransformation:
@@ -27,7 +33,8 @@ def toward(anchor: Literal["init"] | optax.Params) -> optax.GradientTransformati
       A rule with an `AnchorState`: one more array per decaying parameter, in its type.
 
     Raises:
-      ValueError: for another string at once; at `init` for a leaf that is missing or has another shape.
+      ValueError: for another string at once; at `init` for a leaf that is missing or has another shape, and where
+        another rule comes first in the chain: p − a is of the parameters.
 
     Example:
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -51,10 +58,29 @@ def toward(anchor: Literal["init"] | optax.Params) -> optax.GradientTransformati
         return AnchorState(_like(anchor, params))
 
     def update(updates: optax.Params, state: AnchorState, params: Any = None) -> tuple[optax.Params, AnchorState]:
-        del params
-        return tree_map(lambda p, a: p - a.astype(p.dtype), updates, state.anchor), state
+        if params is not None and any(map(operator.is_not, *map(jax.tree.leaves, (updates, params)))):
+            raise ValueError(
+                "rule: toward(...) comes after another rule, whose result isn't the parameters: the anchor goes first, "
+                'as in optax.chain(wd.rules.toward("init"), wd.rules.cautious())'
+            )
+        return jax.tree.map_with_path(_displacement, updates, state.anchor, is_leaf=is_masked), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _displacement(path: Any, p: Any, a: Any) -> Any:
+    if is_masked(a) and not is_masked(p):
+        raise ValueError(
+            f"anchor: {jax.tree_util.keystr(path)} decays and has no anchor, because its multiplier was 0 at init: "
+            "a mask with arrays must be known at init and update, or traced at both"
+        )
+    return p if is_masked(p) else p - a.astype(p.dtype)
+
+
+def _stored_like(a: jax.Array, p: jax.Array) -> jax.Array:
+    placed = isinstance(p, jax.Array) and not isinstance(p, jax.core.Tracer) and p.committed
+    a = a.astype(p.dtype)
+    return jax.device_put(a, p.sharding) if placed and not isinstance(a, jax.core.Tracer) else a
 
 
 def _like(anchor: optax.Params, params: optax.Params) -> optax.Params:
