@@ -511,7 +511,7 @@ def test_the_step_on_cpu_has_no_collective_in_its_optimizer() -> None:
 
 
 def test_collectives_are_counted_as_often_as_their_loop_runs() -> None:
-    mesh = jax.make_mesh((8,), ("x",))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P("x"), out_specs=P(), check_vma=False)
     def summed(a: jax.Array) -> jax.Array:
