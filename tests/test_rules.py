@@ -23,7 +23,6 @@ from catalogue import (
     params,
     run,
     step,
-    takes,
     toward_average,
     without_decay,
 )
@@ -165,7 +164,8 @@ def test_rules_are_bit_for_bit_what_anchor_and_cautious_were(direction, anchor, 
     assert_same_bits(*ends)
 
 
-GOLDENS = np.load(Path(__file__).parent / "goldens" / "anchor_cautious.npz")  # by the code before there were rules
+# By the code before there were rules, at commit 9db7002: the loop of the test below with its `anchor=` and `cautious=`.
+GOLDENS = np.load(Path(__file__).parent / "goldens" / "anchor_cautious.npz")
 
 
 @pytest.mark.optax_promotes
@@ -496,4 +496,3 @@ def test_one_program_for_all_steps_and_multi_steps_decay_once(rule):
     with jax.numpy_dtype_promotion("standard"):
         accumulated, _ = run(optax.MultiSteps(tx, every_k_schedule=2).gradient_transformation(), p, g, 4)
     chex.assert_trees_all_close(accumulated, q, rtol=1e-5, atol=1e-6)
-    assert takes("sgdw", "rule")

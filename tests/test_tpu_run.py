@@ -291,11 +291,11 @@ def test_a_second_run_on_the_same_folder_is_refused(left: pathlib.Path) -> None:
         [sys.executable, "-c", holder + "time.sleep(60)", str(left / "lock")], stdout=subprocess.PIPE
     ) as other:
         assert other.stdout.readline()
-        with pytest.raises(ValueError, match="is in use by process"), tpu_folder.locked(left):
-            pass
+        with pytest.raises(ValueError, match="is in use by process"):
+            tpu_folder.locked(left).__enter__()
         other.kill()
-    with tpu_folder.locked(left):  # let go of by the kill
-        pass
+    with tpu_folder.locked(left):  # the kill released it
+        assert (left / "lock").exists()
 
 
 # --- damaged checkpoints ----------------------------------------------------------------------------------------------

@@ -70,8 +70,9 @@ def add_decayed_weights(
 ) -> optax.GradientTransformationExtraArgs:
     """u ← u + λ·m·r(p): comes after the preconditioner and before the learning rate, which scales it.
 
-    Drop-in for `optax.add_decayed_weights`: it decays every leaf unless `mask="weights"` is given, where all else here
-    spares biases and norms by default. After the learning rate its sign is wrong and weights grow: there, use `shrink`.
+    Drop-in for `optax.add_decayed_weights`: it decays every leaf unless `mask="weights"` is given; everything else
+    here excludes biases and norms by default. After the learning rate its sign is wrong and weights grow: there, use
+    `shrink`.
 
     Args:
       weight_decay: λ ≥ 0, a number, an array or a schedule; removes η_t·λ of the weight per step.

@@ -37,7 +37,7 @@ def with_decay(
       optimizer: any Optax optimizer, its learning rate included and its own decay switched off (Optax's lion, adamw,
         nadamw, ... decay by default); extra arguments of `update` reach it.
       learning_rate: η_t, the optimizer's, to which the decay is coupled; editing this leaf in the state changes
-        the decay alone, for the optimizer keeps its own.
+        the decay alone, because the optimizer keeps its own.
       weight_decay: λ.
       mask, coupling, peak_learning_rate, rounding, key: see `wd_optax.optimizers`.
       rule: see `wd_optax.rules`; it sees the finished step, not the direction before the learning rate.
