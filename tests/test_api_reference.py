@@ -11,7 +11,7 @@ import pytest
 import wd_optax as wd
 
 ROOT = Path(__file__).parents[1]
-SPACES = ("precision", "rules")
+SPACES = ("precision", "prox", "rules")
 PUBLIC = [f"wd.{name}" for name in wd.__all__ if name not in SPACES]
 PUBLIC += [f"wd.{space}.{name}" for space in SPACES for name in getattr(wd, space).__all__]
 REFERENCE = (ROOT / "docs" / "api.md").read_text()

@@ -20,9 +20,10 @@ FLOORS = [
     {"dtypes", "hyperparams", "masking.paths", "masking.words", "optional", "tables", "version"},
     {"couplings", "masking.roles", "precision.casts", "precision.random_bits", "precision.upcasting"},
     {"choosing.schedules", "masking.errors", "partition", "precision.exact_steps", "state_fields"},
-    {"masking.forms", "precision.rounding", "step_sums"},
-    {"masking.masks", "precision.master_weights", "precision.state", "rules.step"},
-    {"penalties", "precision.__init__", "rules.cautious", "rules.toward"},
+    {"masking.matching", "momentum"},
+    {"masking.forms", "masking.slices", "precision.rounding", "step_sums"},
+    {"masking.masks", "precision.master_weights", "precision.state", "rules.norms", "rules.step"},
+    {"coupling_rules", "penalties", "precision.__init__", "prox", "rules.cautious", "rules.toward"},
     {"rules.apply"},
     {"core", "rules.__init__"},
     {"transforms", "wrappers"},
@@ -131,7 +132,7 @@ def test_only_the_runtime_dependencies_are_imported():
 
 
 def test_public_names_are_listed_documented_and_have_one_address():
-    spaces = {"precision", "rules"}
+    spaces = {"precision", "prox", "rules"}
     public = {name for name, x in vars(wd).items() if not name.startswith("_") and not inspect.ismodule(x)}
     assert public | spaces | {"__version__"} == set(wd.__all__)
     everything = {name: getattr(wd, name) for name in public - {"scale_by_adam"}}

@@ -2,7 +2,7 @@
 
 from optax import scale_by_adam
 
-from wd_optax import precision, rules
+from wd_optax import precision, prox, rules
 from wd_optax.auditing.audit import audit
 from wd_optax.auditing.explaining import explain
 from wd_optax.choosing.equilibrium import equilibrium
@@ -11,6 +11,7 @@ from wd_optax.choosing.sweeping.sweep import sweep
 from wd_optax.choosing.timescales import half_life, timescale, weight_decay_for
 from wd_optax.couplings import convert_weight_decay, decay_rate
 from wd_optax.masking.masks import multipliers, optax_mask
+from wd_optax.masking.slices import explain_slices
 from wd_optax.migrate import migrate_state
 from wd_optax.monitor import monitor_decay, read_decay
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
@@ -33,6 +34,7 @@ __all__ = [
     "decoupled",
     "equilibrium",
     "explain",
+    "explain_slices",
     "half_life",
     "l1_penalty",
     "l2_penalty",
@@ -42,6 +44,7 @@ __all__ = [
     "optax_mask",
     "partition",
     "precision",
+    "prox",
     "proximal",
     "published",
     "read_decay",

@@ -15,8 +15,12 @@ import optax
 from wd_optax import dtypes
 from wd_optax.hyperparams import ScalarOrSchedule, evaluate, init_leaves, keep
 from wd_optax.masking import forms, masks
+from wd_optax.masking.paths import is_masked
+from wd_optax.masking.slices import Slices, axes_tree, check_slices, slice_axes
+from wd_optax.prox import Prox, ProxMetric
 from wd_optax.rules import apply
 from wd_optax.rules.apply import Rule
+from wd_optax.rules.norms import use_slices
 from wd_optax.rules.step import Step
 
 
@@ -39,7 +43,7 @@ class DecayState(NamedTuple):
 
 
 Rate = Callable[[Mapping[str, jax.Array]], jax.Array]  # this step's hyperparameters -> what r(p) is multiplied by
-Formula = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # (u, r(p), k) -> u, entry by entry
+LeafRates = Callable[[optax.Params, Mapping[str, jax.Array]], Any]  # the same per leaf, as a tree of scalars
 
 
 def decayed(
@@ -53,7 +57,10 @@ def decayed(
     given: Literal["gradients", "direction", "step"] = "gradients",
     descends: bool = False,
     rule: Rule | None = None,
-    formula: Formula | None = None,
+    slices: Slices = None,
+    prox: Prox | None = None,
+    metric: ProxMetric | None = None,
+    leaf_rates: LeafRates | None = None,
     largest: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds a transformation that applies `inner` and decays before or after it.
@@ -68,13 +75,20 @@ def decayed(
       given: what `update` is called with; a rule sees gradients where it is these.
       descends: whether `inner` returns a direction u, so that the step is −η·u; else it returns the step.
       rule: see `wd_optax.rules`; None is r(p) = p.
-      formula: (step, r(p), rate·m) -> step, in place of the sum or difference.
+      slices: which axes count weights, see `wd_optax.masking.slices`.
+      prox: a proximal step in place of the difference, see `wd_optax.prox`.
+      metric: its metric, from the inner state; None is 1.
+      leaf_rates: the rate of each leaf, where they differ, in place of `rate`.
       largest: the largest fraction removed per step where m = 1, if it is known: then m·c must be below 1.
     """
     apply.check(rule)
+    check_slices(slices)
     inner = optax.with_extra_args_support(inner)
-    # A step takes off (−k)·r and not k·r: XLA on CPUs fuses a sum and a difference of two products in other orders.
-    combine, grows = formula or (lambda u, r, k: u + k * r), place == "before" or formula is not None
+
+    def rates(params: optax.Params, values: Mapping[str, jax.Array], multipliers: Any) -> Any:
+        c = rate(values)
+        each = leaf_rates(params, values) if leaf_rates else jax.tree.map(lambda m: c, multipliers)
+        return jax.tree.map(_times, multipliers, each)
 
     def init(params: optax.Params) -> DecayState:
         params = dtypes.as_arrays(params)
@@ -86,9 +100,11 @@ def decayed(
         now = evaluate(hyperparams, count, values)
         descent = params if place == "before" or descends else None
         gradients, finished = params if given == "gradients" else None, params if place == "after" else None
-        step = Step(count, now, rate(now), inner_state, gradients, descent, finished)
         multipliers = masks.multipliers(mask, params)
-        rule_state = apply.start(rule, params, multipliers, step, gates=formula is None)
+        each = rates(params, now, multipliers)
+        step = Step(count, now, rate(now), each, inner_state, gradients, descent, finished)
+        with use_slices(slice_axes(slices, params)):
+            rule_state = apply.start(rule, params, multipliers, step, gates=prox is None)
         return DecayState(count, values, rule_state, inner_state)
 
     def update(updates: Any, state: DecayState, params: Any = None, **extra: Any) -> tuple[Any, DecayState]:
@@ -98,13 +114,18 @@ def decayed(
         updates, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
         gradients = updates if given == "gradients" else None
         values = evaluate(hyperparams, state.step, state.hyperparams)
-        multipliers = masks.multipliers(mask, params)
+        multipliers, axes = masks.multipliers(mask, params), slice_axes(slices, params)
+        each = rates(params, values, multipliers)
 
         def decay(updates: Any, inner_state: Any, descent: Any, finished: Any) -> tuple[Any, Any]:
-            step = Step(state.step, values, rate(values), inner_state, gradients, descent, finished)
-            r, rule_state, gated = apply.direction(rule, params, multipliers, state.rule, step)
-            k = step.rate if grows else -step.rate
-            return _along(updates, params, multipliers, r, k, combine, gated=gated), rule_state
+            step = Step(state.step, values, rate(values), each, inner_state, gradients, descent, finished)
+            with use_slices(axes):
+                r, rule_state, gated = apply.direction(rule, params, multipliers, state.rule, step)
+            if prox is not None:
+                scale = metric(inner_state) if metric else jax.tree.map(lambda p: 1.0, params)
+                trees = r, each, axes_tree(axes, params), scale
+                return _map(_proximal(prox), updates, params, *trees), rule_state
+            return _map(_along(grows=place == "before", gated=gated), updates, params, r, each), rule_state
 
         if place == "before":
             descent = None if rule is None else jax.tree.map(jnp.negative, updates)
@@ -121,25 +142,48 @@ def decayed(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _along(
-    updates: Any, params: Any, multipliers: Any, r: Any, strength: jax.Array, formula: Formula, *, gated: bool
-) -> Any:
-    """Maps `formula` over the leaves that decay, with k = strength·m.
+Term = Callable[..., tuple[jax.Array, jax.Array]]  # (u, p, r, k, ...) -> (u with decay, where), in k's type
+
+
+def _map(term: Term, updates: Any, params: Any, r: Any, rates: Any, *rest: Any) -> Any:
+    """Maps `term` over the leaves that decay.
 
     Computed in float32 or wider, returned in the update's type. Where k is 0, or a gate says 0, the update comes back
     bit for bit, also where p is infinite; None leaves and leaves whose multiplier is 0 are not touched at all.
     """
 
-    def decay(u: Any, p: Any, m: Any, r: Any) -> Any:
-        if u is None or forms.is_zero(m):
+    def decay(u: Any, p: Any, r: Any, k: Any, *rest: Any) -> Any:
+        if u is None or forms.is_zero(k):
             return u
         dtype = dtypes.arithmetic(p.dtype, u.dtype)
-        k = (strength * jnp.asarray(m, strength.dtype)).astype(dtype)
-        along = jnp.asarray(r).astype(dtype)
-        use = (k != 0) & (along != 0) if gated else k != 0
-        return jnp.where(use, formula(u.astype(dtype), along, k).astype(u.dtype), u)
+        decayed, where = term(u.astype(dtype), jnp.asarray(r).astype(dtype), k.astype(dtype), *rest)
+        return jnp.where(where, decayed.astype(u.dtype), u)
 
-    return jax.tree.map(decay, updates, params, multipliers, r, is_leaf=lambda x: x is None)
+    return jax.tree.map(decay, updates, params, r, rates, *rest, is_leaf=lambda x: x is None)
+
+
+def _along(*, grows: bool, gated: bool) -> Term:
+    """u + k·r before the inner transformation, and step − k·r after it."""
+
+    def term(u: jax.Array, r: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # A step takes off (−k)·r and not k·r: XLA on CPUs fuses a sum and a difference of two products in other orders.
+        k = k if grows else -k
+        return u + k * r, (k != 0) & (r != 0) if gated else k != 0
+
+    return term
+
+
+def _proximal(prox: Prox) -> Term:
+    def term(u: jax.Array, r: jax.Array, k: jax.Array, axes: Any, metric: Any) -> tuple[jax.Array, jax.Array]:
+        metric = jnp.ones((), k.dtype) if is_masked(metric) else jnp.asarray(metric, k.dtype)
+        return prox(u, r, k, metric, axes), k != 0
+
+    return term
+
+
+def _times(m: Any, rate: jax.Array) -> Any:
+    """rate·m, where a multiplier that is known to be 0 stays it."""
+    return m if forms.is_zero(m) else rate * jnp.asarray(m, rate.dtype)
 
 
 def _descend(direction: optax.Updates, values: dict[str, jax.Array]) -> tuple[optax.Updates, optax.Updates]:

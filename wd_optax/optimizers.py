@@ -16,19 +16,21 @@ Each is a direction in `wd_optax.decoupled` or `wd_optax.coupled`. What is true 
     - A bad number is a ValueError at once, a mask that doesn't fit the parameters one at `init`, each naming the fix.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from wd_optax import hyperparams
+from wd_optax.coupling_rules import CouplingRules
 from wd_optax.couplings import Coupling
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
 from wd_optax.masking.masks import Mask
+from wd_optax.masking.slices import Slices
+from wd_optax.momentum import heavy_ball
 from wd_optax.precision.random_bits import Key
 from wd_optax.precision.rounding import Rounding, for_state
 from wd_optax.precision.state import low_precision_state
+from wd_optax.prox import Penalty, Prox, adam_metric
 from wd_optax.rules.apply import Rule
 from wd_optax.wrappers import build_coupled, build_decoupled
 
@@ -41,9 +43,11 @@ def sgdw(
     nesterov: bool = False,
     dampening: Scalar = 0.0,
     mask: Mask = "weights",
-    coupling: Coupling = "lr",
+    coupling: Coupling | CouplingRules = "lr",
     peak_learning_rate: Scalar | None = None,
     rule: Rule | None = None,
+    slices: Slices = None,
+    penalty: Penalty | Prox | None = None,
     accumulator_dtype: Any = None,
     rounding: Rounding | None = None,
     key: Key = 0,
@@ -71,10 +75,11 @@ def sgdw(
 
     Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 1.
     """
-    direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
+    direction = heavy_ball(momentum, nesterov, dampening, accumulator_dtype)
     return build_decoupled(
         "sgdw", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
-        peak_learning_rate=peak_learning_rate, rule=rule, rounding=rounding, key=key,
+        peak_learning_rate=peak_learning_rate, rule=rule, slices=slices, penalty=penalty, metric=None,
+        rounding=rounding, key=key,
     )  # fmt: skip
 
 
@@ -87,6 +92,7 @@ def sgd_l2(
     dampening: Scalar = 0.0,
     mask: Mask = "weights",
     rule: Rule | None = None,
+    slices: Slices = None,
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD on the loss plus λ/2·Σ m·p²: g ← g + λ·m·r(p), then b as in `sgdw`, p ← p − η_t·b.
@@ -108,8 +114,10 @@ def sgd_l2(
       >>> print(f"{updates['kernel'].item():.4f}")
       -0.0020
     """
-    direction = _momentum(momentum, nesterov, dampening, accumulator_dtype)
-    return build_coupled("sgd_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule)
+    direction = heavy_ball(momentum, nesterov, dampening, accumulator_dtype)
+    return build_coupled(
+        "sgd_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule, slices=slices
+    )
 
 
 def adamw(
@@ -120,9 +128,11 @@ def adamw(
     b2: Scalar = 0.999,
     eps: Scalar = 1e-8,
     mask: Mask = "weights",
-    coupling: Coupling = "lr",
+    coupling: Coupling | CouplingRules = "lr",
     peak_learning_rate: Scalar | None = None,
     rule: Rule | None = None,
+    slices: Slices = None,
+    penalty: Penalty | Prox | None = None,
     eps_root: Scalar = 0.0,
     mu_dtype: Any = None,
     nu_dtype: Any = None,
@@ -166,7 +176,8 @@ def adamw(
         direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
     return build_decoupled(
         "adamw", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
-        peak_learning_rate=peak_learning_rate, rule=rule, rounding=rounding, key=key,
+        peak_learning_rate=peak_learning_rate, rule=rule, slices=slices, penalty=penalty,
+        metric=None if penalty is None else adam_metric(b2, eps, eps_root), rounding=rounding, key=key,
     )  # fmt: skip
 
 
@@ -179,6 +190,7 @@ def adam_l2(
     eps: Scalar = 1e-8,
     mask: Mask = "weights",
     rule: Rule | None = None,
+    slices: Slices = None,
     eps_root: Scalar = 0.0,
     mu_dtype: Any = None,
     nesterov: bool = False,
@@ -206,38 +218,6 @@ def adam_l2(
     """
     hyperparams.check_precision(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     direction = optax.scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov=nesterov)
-    return build_coupled("adam_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule)
-
-
-class MomentumState(NamedTuple):
-    """Heavy-ball momentum, and the steps taken."""
-
-    count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32
-    trace: Any  # like the parameters; () without momentum
-
-
-def _momentum(
-    momentum: Scalar | None, nesterov: bool, dampening: Scalar, accumulator_dtype: Any
-) -> optax.GradientTransformation:
-    """PyTorch's heavy-ball buffer: b₀ = g₀ undamped, then b ← μ·b + (1 − τ)·g."""
-    damped = hyperparams.is_static(dampening) and dampening != 0  # an array may be 0
-    if damped and nesterov:
-        raise ValueError("nesterov=True takes no dampening, as in PyTorch: drop dampening")
-    if momentum is None and (nesterov or damped):
-        raise ValueError("nesterov and dampening act on the momentum buffer: give momentum, as momentum=0.9")
-    trace = None if momentum is None else optax.trace(momentum, nesterov, accumulator_dtype)
-    damps = trace is not None and (damped or not hyperparams.is_static(dampening))
-
-    def init(params: Any) -> MomentumState:
-        return MomentumState(jnp.zeros((), jnp.int32), () if trace is None else trace.init(params).trace)
-
-    def update(updates: Any, state: MomentumState, params: Any = None) -> tuple[Any, MomentumState]:
-        if damps:
-            factor = jnp.where(state.count == 0, 1.0, 1.0 - dampening)
-            updates = jax.tree.map(lambda g: factor.astype(g.dtype) * g, updates)
-        buffer: Any = ()
-        if trace is not None:
-            updates, (buffer,) = trace.update(updates, optax.TraceState(state.trace), params)
-        return updates, MomentumState(optax.safe_increment(state.count), buffer)
-
-    return optax.GradientTransformation(init, update)
+    return build_coupled(
+        "adam_l2", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule, slices=slices
+    )

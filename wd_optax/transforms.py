@@ -14,20 +14,19 @@ A stage sees only what comes before it: clipping before the decay does not clip 
 """
 
 import operator
-from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from wd_optax.core import Formula, decayed
+from wd_optax.core import decayed
 from wd_optax.hyperparams import ScalarOrSchedule, check_number, is_concrete
 from wd_optax.masking.masks import Mask
+from wd_optax.masking.slices import Slices
+from wd_optax.prox import Penalty, Prox, resolve_penalty
 from wd_optax.rules.apply import Rule
 
 
 def add_l2_to_loss(
-    weight_decay: ScalarOrSchedule, mask: Mask = "weights", *, rule: Rule | None = None
+    weight_decay: ScalarOrSchedule, mask: Mask = "weights", *, rule: Rule | None = None, slices: Slices = None
 ) -> optax.GradientTransformationExtraArgs:
     """g ← g + λ·m·r(p): the gradient of λ/2·Σ m·p², without touching the loss. Comes first in the chain.
 
@@ -35,6 +34,7 @@ def add_l2_to_loss(
       weight_decay: λ ≥ 0, a number, an array or a schedule.
       mask: which leaves, see `wd_optax.masking`; weights and embeddings by default, as the optimizers.
       rule: r, see `wd_optax.rules`: None is r(p) = p.
+      slices: which axes count weights, for rules with norms: see `wd_optax.explain_slices`.
 
     Returns:
       A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
@@ -59,6 +59,7 @@ def add_l2_to_loss(
         rate=operator.itemgetter("weight_decay"),
         place="before",
         rule=rule,
+        slices=slices,
     )
 
 
@@ -67,6 +68,7 @@ def add_decayed_weights(
     mask: Mask = None,
     *,
     rule: Rule | None = None,
+    slices: Slices = None,
 ) -> optax.GradientTransformationExtraArgs:
     """u ← u + λ·m·r(p): comes after the preconditioner and before the learning rate, which scales it.
 
@@ -78,6 +80,7 @@ def add_decayed_weights(
       weight_decay: λ ≥ 0, a number, an array or a schedule; removes η_t·λ of the weight per step.
       mask: which leaves, see `wd_optax.masking`; None, every leaf, is Optax's default: biases and norms decay too.
       rule: r, see `wd_optax.rules`: None is r(p) = p.
+      slices: which axes count weights, for rules with norms: see `wd_optax.explain_slices`.
 
     Returns:
       A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
@@ -103,11 +106,12 @@ def add_decayed_weights(
         place="before",
         given="direction",
         rule=rule,
+        slices=slices,
     )
 
 
 def shrink(
-    rate: ScalarOrSchedule, mask: Mask = "weights", *, rule: Rule | None = None
+    rate: ScalarOrSchedule, mask: Mask = "weights", *, rule: Rule | None = None, slices: Slices = None
 ) -> optax.GradientTransformationExtraArgs:
     """step ← step − c·m·r(p): comes after the learning rate, and removes `rate` of the weight per step.
 
@@ -116,6 +120,7 @@ def shrink(
         `wd_optax.decay_rate(...)`.
       mask: which leaves, see `wd_optax.masking`; weights and embeddings by default, as the optimizers.
       rule: r, see `wd_optax.rules`: None is r(p) = p.
+      slices: which axes count weights, for rules with norms: see `wd_optax.explain_slices`.
 
     Returns:
       A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
@@ -141,29 +146,18 @@ def shrink(
         place="after",
         given="step",
         rule=rule,
+        slices=slices,
         largest=float(rate) if not callable(rate) and is_concrete(rate) else None,
     )
 
 
-Penalty = Literal["l2", "l1"]
-
-
-def _proximal_l2(step: jax.Array, r: jax.Array, c: jax.Array) -> jax.Array:
-    """Prox of c/2·(p − a)², with a = p − r: (p + step + c·a)/(1 + c), as a step."""
-    return (step - c * r) / (1 + c)
-
-
-def _proximal_l1(step: jax.Array, r: jax.Array, c: jax.Array) -> jax.Array:
-    """Prox of c·|p − a|, with a = p − r: soft thresholding, as a step; entries within c of a come out as a."""
-    moved = r + step
-    return jnp.where(jnp.abs(moved) <= c, -r, step - c * jnp.sign(moved))
-
-
-PROXIMAL: dict[Penalty, Formula] = {"l2": _proximal_l2, "l1": _proximal_l1}
-
-
 def proximal(
-    rate: ScalarOrSchedule, mask: Mask = "weights", *, penalty: Penalty = "l2", rule: Rule | None = None
+    rate: ScalarOrSchedule,
+    mask: Mask = "weights",
+    *,
+    penalty: Penalty | Prox = "l2",
+    rule: Rule | None = None,
+    slices: Slices = None,
 ) -> optax.GradientTransformationExtraArgs:
     """p ← argmin_x ½·|x − (p + step)|² + c·m·penalty(x − a), a = p − r(p): comes last, after the learning rate.
 
@@ -199,8 +193,6 @@ def proximal(
       {'w': Array([0.  , 0.95], dtype=float32)}
     """
     check_number("rate", rate)
-    if penalty not in PROXIMAL:
-        raise ValueError(f"penalty={penalty!r} has no proximal step here: use one of {', '.join(map(repr, PROXIMAL))}")
     return decayed(
         "proximal",
         optax.identity(),
@@ -210,5 +202,6 @@ def proximal(
         place="after",
         given="step",
         rule=rule,
-        formula=PROXIMAL[penalty],
+        slices=slices,
+        prox=resolve_penalty(penalty),
     )

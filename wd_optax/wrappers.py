@@ -9,13 +9,16 @@ from typing import Any
 import jax
 import optax
 
-from wd_optax import couplings
+from wd_optax import coupling_rules
 from wd_optax.core import decayed
+from wd_optax.coupling_rules import CouplingRules
 from wd_optax.couplings import Coupling
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule, check_number, check_transformation
 from wd_optax.masking.masks import Mask
+from wd_optax.masking.slices import Slices
 from wd_optax.precision.random_bits import Key
 from wd_optax.precision.rounding import Rounding, rounded
+from wd_optax.prox import Penalty, Prox, ProxMetric, resolve_penalty
 from wd_optax.rules.apply import Rule
 
 
@@ -25,9 +28,12 @@ def with_decay(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule,
     mask: Mask = "weights",
-    coupling: Coupling = "lr",
+    coupling: Coupling | CouplingRules = "lr",
     peak_learning_rate: Scalar | None = None,
     rule: Rule | None = None,
+    slices: Slices = None,
+    penalty: Penalty | Prox | None = None,
+    metric: ProxMetric | None = None,
     rounding: Rounding | None = None,
     key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -61,7 +67,8 @@ def with_decay(
     """
     return build_decoupled(
         "with_decay", optimizer, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
-        peak_learning_rate=peak_learning_rate, rule=rule, rounding=rounding, key=key, finished=True,
+        peak_learning_rate=peak_learning_rate, rule=rule, slices=slices, penalty=penalty, metric=metric,
+        rounding=rounding, key=key, finished=True,
     )  # fmt: skip
 
 
@@ -71,9 +78,12 @@ def decoupled(
     *,
     weight_decay: ScalarOrSchedule,
     mask: Mask = "weights",
-    coupling: Coupling = "lr",
+    coupling: Coupling | CouplingRules = "lr",
     peak_learning_rate: Scalar | None = None,
     rule: Rule | None = None,
+    slices: Slices = None,
+    penalty: Penalty | Prox | None = None,
+    metric: ProxMetric | None = None,
     rounding: Rounding | None = None,
     key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -109,7 +119,8 @@ def decoupled(
     """
     return build_decoupled(
         "decoupled", direction, learning_rate, weight_decay=weight_decay, mask=mask, coupling=coupling,
-        peak_learning_rate=peak_learning_rate, rule=rule, rounding=rounding, key=key,
+        peak_learning_rate=peak_learning_rate, rule=rule, slices=slices, penalty=penalty, metric=metric,
+        rounding=rounding, key=key,
     )  # fmt: skip
 
 
@@ -120,6 +131,7 @@ def coupled(
     weight_decay: ScalarOrSchedule,
     mask: Mask = "weights",
     rule: Rule | None = None,
+    slices: Slices = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Any direction with L2 in the gradient: u = direction(g + λ·m·r(p)), p ← p − η_t·u.
 
@@ -145,7 +157,9 @@ def coupled(
       >>> print(f"{updates['kernel'].item():.4f}")
       -0.0100
     """
-    return build_coupled("coupled", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule)
+    return build_coupled(
+        "coupled", direction, learning_rate, weight_decay=weight_decay, mask=mask, rule=rule, slices=slices
+    )
 
 
 def build_decoupled(
@@ -155,23 +169,27 @@ def build_decoupled(
     *,
     weight_decay: ScalarOrSchedule,
     mask: Mask,
-    coupling: Coupling,
+    coupling: Coupling | CouplingRules,
     peak_learning_rate: Scalar | None,
     rule: Rule | None,
+    slices: Slices,
+    penalty: Penalty | Prox | None,
+    metric: ProxMetric | None,
     rounding: Rounding | None,
     key: Key,
     finished: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`decoupled` for a direction, `with_decay` for a finished optimizer, under the name that errors call it."""
-    peak, largest = couplings.resolve_rates(
-        coupling, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate
+    peak, largest, rate, leaf_rates = coupling_rules.resolve(
+        coupling, mask, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate
     )
+    prox = resolve_penalty(penalty, metric)
     hyperparams = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     if peak is not None:
         hyperparams["peak_learning_rate"] = peak
     tx = decayed(
         name, _never_skipping(name, inner), hyperparams, mask=mask, place="after", descends=not finished, rule=rule,
-        rate=lambda values: couplings.removed(coupling, **values), largest=largest,
+        slices=slices, prox=prox, metric=metric, rate=rate, leaf_rates=leaf_rates, largest=largest,
     )  # fmt: skip
     return rounded(tx, rounding, key)
 
@@ -184,6 +202,7 @@ def build_coupled(
     weight_decay: ScalarOrSchedule,
     mask: Mask,
     rule: Rule | None,
+    slices: Slices,
 ) -> optax.GradientTransformationExtraArgs:
     """`coupled`, under the name that errors call it."""
     check_number("learning_rate", learning_rate)
@@ -191,7 +210,7 @@ def build_coupled(
     hyperparams = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     return decayed(
         name, _never_skipping(name, direction), hyperparams, mask=mask, place="before", descends=True, rule=rule,
-        rate=operator.itemgetter("weight_decay"),
+        slices=slices, rate=operator.itemgetter("weight_decay"),
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def _prune(tree: Any) -> Any:
     return {key: _prune(value) for key, value in tree.items() if jax.tree.leaves(value)}
 
 
-def group(params: optax.Params, keys: Iterable[Hashable], pruned: bool = False) -> Kinds:
+def group_leaves(params: optax.Params, keys: Iterable[Hashable], pruned: bool = False) -> Kinds:
     """One kind for every key, represented by its first leaf."""
     keys, first = list(keys), dict[Hashable, int]()
     for i, key in enumerate(keys):
@@ -74,7 +74,7 @@ def group(params: optax.Params, keys: Iterable[Hashable], pruned: bool = False) 
 
 def one_each(params: optax.Params) -> Kinds:
     """Every leaf is a kind of its own."""
-    return group(params, range(len(jax.tree.leaves(params))))
+    return group_leaves(params, range(len(jax.tree.leaves(params))))
 
 
 def group_by_path(
@@ -84,7 +84,7 @@ def group_by_path(
     if len(parameters) <= FEW:
         return one_each(params)
     keys = [(re.sub(r"\d+", "*", p.path), p.shape, str(p.dtype)) for p in parameters]
-    ways = (group(params, keys, pruned) for pruned in (True, False))
+    ways = (group_leaves(params, keys, pruned) for pruned in (True, False))
     return next((kinds for kinds in ways if _accepts(optimizer, kinds.tree())), one_each(params))
 
 
@@ -110,7 +110,7 @@ def split_unlike(harness: Harness, step: int, kinds: Kinds, loops: bool) -> Kind
     digits = dict(zip(shown, _steps_in_two_digits(harness, step, kinds, shown, loops), strict=True))
     of_kind = {kinds.kind_of[i]: digits[i] for i in kinds.chosen}
     keys = ((kind, digits.get(i, of_kind[kind])) for i, kind in enumerate(kinds.kind_of))
-    return group(kinds.params, keys, kinds.pruned)
+    return group_leaves(kinds.params, keys, kinds.pruned)
 
 
 def _steps_in_two_digits(

@@ -3,16 +3,16 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Protocol, TypeGuard
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeGuard
 
 import jax
 import numpy as np
 
 from wd_optax.masking import paths, roles
 from wd_optax.masking.errors import most_similar, refuse, refuse_to_guess
+from wd_optax.masking.matching import Regex, compile_regex, first_matches
 
 Multiplier = bool | float | np.number[Any] | np.ndarray[Any, Any] | jax.Array  # shape=()
-Regex = str | re.Pattern[str]
 MaskRules = list[Regex] | Sequence[tuple[Regex, Multiplier | Literal["weights"]]]  # str is a Sequence[str]
 
 
@@ -113,41 +113,21 @@ def _by_leaf(value: object, p: roles.Parameter) -> Decision:
 def _by_rules(rules: list[tuple[Regex, object]], found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
     compiled = []
     for regex, value in rules:
-        pattern = _compile(regex)
+        pattern = compile_regex("mask", regex)
         matching = [p for p in found if pattern.search(p.path)]
         by_role = isinstance(value, str) and value == "weights"
         compiled.append((pattern, None if by_role else _multiplier(value, f"rule {pattern.pattern!r}", matching)))
-    used, decided = set(), []
-    for p in found:
-        i = next((i for i, (pattern, _) in enumerate(compiled) if pattern.search(p.path)), None)
+    decided = []
+    for p, i in zip(found, first_matches("mask", [pattern for pattern, _ in compiled], found, hidden), strict=True):
         if i is None:
             decided.append(Decision(0.0, "no rule matches"))
             continue
-        used.add(i)
         pattern, multiplier = compiled[i]
         decision = _by_role(p) if multiplier is None else Decision(multiplier, "")
         because = decision.reason and f": {decision.reason}"
         decided.append(decision._replace(reason=f"rule {pattern.pattern!r}{because}"))
     refuse_to_guess([p for p, decision in zip(found, decided, strict=True) if decision.by_role])
-    if found and not hidden:  # in a tree cut by masked() or partition() a rule may be for the other part
-        for i, (pattern, _) in enumerate(compiled):
-            if i not in used:
-                _refuse_unused(pattern, found)
     return decided
-
-
-def _refuse_unused(pattern: re.Pattern[str], found: list[roles.Parameter]) -> NoReturn:
-    taken = [p for p in found if pattern.search(p.path)]
-    if taken:
-        refuse(
-            f"mask rule {pattern.pattern!r} decides nothing, because earlier rules take all it matches: "
-            "the first match wins, so put it before them",
-            taken,
-        )
-    refuse(
-        f"mask rule {pattern.pattern!r} matches no parameter: correct the regex or drop the rule; the nearest are",
-        most_similar(pattern.pattern, found),
-    )
 
 
 def _by_tree(mask: Any, found: list[roles.Parameter], hidden: list[str]) -> list[Decision]:
@@ -196,13 +176,6 @@ def _multiplier(value: object, where: str, about: list[roles.Parameter]) -> floa
     if not 0 <= float(value) < math.inf:
         refuse(f"mask: {where} is {value!r}: a multiplier scales the decay; it must be finite and ≥ 0", about)
     return float(value)
-
-
-def _compile(regex: Regex) -> re.Pattern[str]:
-    try:
-        return re.compile(regex)
-    except re.error as error:
-        raise ValueError(f"mask rule {regex!r} is not a regular expression: {error}") from None
 
 
 def _as_rules(mask: Mask) -> list[tuple[Regex, object]]:

@@ -6,7 +6,8 @@ without a rule. What Optax has is a rule as it is: `optax.clip(delta)` is Huber 
 """
 
 from wd_optax.rules.cautious import cautious
+from wd_optax.rules.norms import slice_norms
 from wd_optax.rules.step import Step, tree_map
 from wd_optax.rules.toward import toward
 
-__all__ = ["Step", "cautious", "toward", "tree_map"]
+__all__ = ["Step", "cautious", "slice_norms", "toward", "tree_map"]

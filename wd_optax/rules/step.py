@@ -25,7 +25,8 @@ class Step(NamedTuple):
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32: steps taken before this one
     hyperparams: dict[str, jax.Array]  # this step's: learning_rate, weight_decay, peak_learning_rate; or rate
-    rate: jax.Array  # shape=(), what r(p) is multiplied by: c_t, or λ where the learning rate comes later
+    rate: jax.Array  # shape=(), c_t; λ where the learning rate comes later, or where the coupling is a list of rules
+    rates: optax.Params  # scalars, what r(p) is multiplied by: c_t·m of each leaf, or λ·m; 0.0 where it never decays
     inner_state: optax.OptState  # the inner optimizer's: after this step, or before it where decay comes first
     gradients: optax.Updates | None  # raw; None in transforms that come later in a chain
     descent: optax.Updates | None  # −u, the step before the learning rate; None where only the finished step is known

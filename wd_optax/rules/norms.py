@@ -1,0 +1,59 @@
+"""Norms of weights, one per slice where a leaf holds several."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wd_optax import dtypes
+from wd_optax.masking import paths
+from wd_optax.masking.slices import SliceAxes
+
+_axes: contextvars.ContextVar[Mapping[str, SliceAxes] | None] = contextvars.ContextVar("slices", default=None)
+
+
+@contextlib.contextmanager
+def use_slices(axes: Mapping[str, SliceAxes]) -> Iterator[None]:
+    """In this context the leaves at these paths hold several weights, counted along these axes."""
+    token = _axes.set(axes)
+    try:
+        yield
+    finally:
+        _axes.reset(token)
+
+
+def slice_norms(tree: optax.Params) -> optax.Params:
+    """‖p‖ of each weight: √Σ|p|² over all axes but those that `slices=` of the optimizer names.
+
+    Args:
+      tree: parameters as a rule gets them, or another tree with their paths and shapes.
+
+    Returns:
+      A tree like it of norms in float32 (float64 for float64 leaves), with reduced axes of size 1: they broadcast
+      against the leaves. Outside an optimizer with `slices=` each leaf is one weight.
+
+    Example: a stack of two layers; in `rule.init` and `rule.update` the optimizer's `slices` hold.
+      >>> import jax.numpy as jnp, optax, wd_optax as wd
+      >>> unit = optax.stateless(lambda p, _: wd.rules.tree_map(jnp.divide, p, wd.rules.slice_norms(p)))
+      >>> params = {"blocks": jnp.array([[3.0, 4.0], [6.0, 8.0]])}
+      >>> for slices in (None, [("blocks", 1)]):
+      ...     tx = wd.sgdw(0.1, weight_decay=1.0, rule=unit, slices=slices)
+      ...     updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+      ...     print([[f"{u:.3f}" for u in row] for row in updates["blocks"]])
+      [['-0.027', '-0.036'], ['-0.054', '-0.072']]
+      [['-0.060', '-0.080'], ['-0.060', '-0.080']]
+    """
+    axes = _axes.get() or {}
+    flat = [slice_norm(p, axes.get(path, ())) for path, p in paths.flatten(tree)[0]]
+    return jax.tree.unflatten(jax.tree.structure(tree), flat)
+
+
+def slice_norm(x: jax.Array, axes: SliceAxes) -> jax.Array:
+    """√Σ|x|² over all axes but `axes`, which stay; the others have size 1."""
+    x = jnp.asarray(x)
+    x = x.astype(dtypes.arithmetic(x.dtype))
+    reduced = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    return jnp.sqrt(jnp.sum(jnp.real(x * jnp.conj(x)), axis=reduced, keepdims=True))
