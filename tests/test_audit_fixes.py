@@ -126,6 +126,9 @@ CASES = {
     "coupled, with a rate": Case(
         lambda: wd.adam_l2(LR, weight_decay=WD), optax.adam(LR), options={"learning_rate": LR}, paths=("kernel",)
     ),
+    "penalty without its metric": Case(
+        lambda: optax.chain(optax.adam(LR), wd.proximal(LR * WD, penalty="l1")), paths=("kernel",)
+    ),
     "too little": Case(lambda weight_decay=1e-4: OURS(weight_decay=weight_decay), options={"horizon": 100}),
     "not scaled by the learning rate": Case(
         lambda: optax.adafactor(LR, weight_decay_rate=WD), optax.adafactor(LR)

@@ -54,6 +54,30 @@ CASES = {
 }
 
 
+PENALTIES = {
+    "sgdw, l2": (wd.sgdw(LR, weight_decay=WD, penalty="l2"), "decays", ""),
+    "sgdw, l1": (wd.sgdw(LR, weight_decay=WD, penalty="l1"), "not proportional", ""),
+    "adamw, l2": (wd.adamw(LR, weight_decay=WD, penalty="l2"), "proximal", ""),
+    "adamw, l1": (wd.adamw(LR, weight_decay=WD, penalty="l1"), "proximal", ""),
+    "sgdw, huber": (wd.sgdw(LR, weight_decay=WD, penalty="huber"), "proximal", ""),
+    "sgdw, group": (wd.sgdw(LR, weight_decay=WD, penalty="group"), "proximal", ""),
+    "adamw, group": (wd.adamw(LR, weight_decay=WD, penalty="group"), "proximal", ""),
+    "adam, proximal l2": (optax.chain(optax.adam(LR), wd.proximal(1e-3)), "not scaled by lr", ""),
+    "adam, proximal l1": (
+        optax.chain(optax.adam(LR), wd.proximal(1e-3, penalty="l1")), "not proportional", "penalty without its metric"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_penalty_is_no_coupling(name):
+    """Its decay depends on the gradient of each entry, and λ doesn't cancel."""
+    optimizer, verdict, finding = PENALTIES[name]
+    report = audit(optimizer, P)
+    assert [row.verdict for row in report.rows] == ["no decay", verdict]
+    assert {f.rule for f in report.findings} - {"not scaled by the learning rate"} == ({finding} if finding else set())
+
+
 @functools.cache
 def audited(name):
     return audit(wd.adamw(LR, weight_decay=WD, rule=CASES[name][0]), P)

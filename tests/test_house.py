@@ -24,7 +24,7 @@ FLOORS = [
     {"masking.forms", "masking.slices", "precision.rounding", "step_sums"},
     {"masking.masks", "precision.master_weights", "precision.state", "rules.norms", "rules.step"},
     {"coupling_rules", "penalties", "precision.__init__", "prox", "rules.cautious", "rules.toward"},
-    {"rules.apply"},
+    {"rules.apply", "watching"},
     {"core", "rules.__init__"},
     {"transforms", "wrappers"},
     {"choosing.equilibrium", "choosing.timescales", "migrate", "monitor", "optimizers"},

@@ -22,6 +22,7 @@ from wd_optax.rules import apply
 from wd_optax.rules.apply import Rule
 from wd_optax.rules.norms import use_slices
 from wd_optax.rules.step import Step
+from wd_optax.watching import Decay, note
 
 
 class DecayState(NamedTuple):
@@ -118,6 +119,7 @@ def decayed(
         each = rates(params, values, multipliers)
 
         def decay(updates: Any, inner_state: Any, descent: Any, finished: Any) -> tuple[Any, Any]:
+            note(Decay(name, rule, prox, metric))
             step = Step(state.step, values, rate(values), each, inner_state, gradients, descent, finished)
             with use_slices(axes):
                 r, rule_state, gated = apply.direction(rule, params, multipliers, state.rule, step)

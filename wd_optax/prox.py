@@ -138,3 +138,8 @@ def resolve_penalty(penalty: Penalty | Prox | None, metric: ProxMetric | None = 
         f"penalty={penalty!r} has no proximal step here: use one of {', '.join(map(repr, PENALTIES))}, or "
         "wd.prox.elastic(l1_ratio), wd.prox.huber(delta), wd.prox.group(axis)"
     )
+
+
+def penalty_name(prox: Prox | None) -> str:
+    """What `penalty=` calls a proximal step, "custom" for another one; "" without one."""
+    return "" if prox is None else next((name for name, known in PENALTIES.items() if known is prox), "custom")

@@ -118,6 +118,13 @@ def _is_masked_state(node: Any) -> bool:
     return type(node).__name__ == "MaskedState"
 
 
+def _metric_missed(evidence: Evidence) -> Leaves | None:
+    """A penalty other than L2, which is AdamProx there, after Adam without its metric."""
+    if not evidence.nodes("nu"):
+        return None
+    return _where(lambda row, m: m.penalty not in ("", "l2") and not m.metric and row.decays)(evidence)
+
+
 def _too_much(evidence: Evidence, leaves: Leaves) -> str:
     c = max(evidence.measured[i].removed for i in leaves)
     left = (
@@ -162,6 +169,9 @@ RULES: list[FindingRule] = [
     FindingRule("warning", "coupled", _has_verdict(verdicts.COUPLED),
                 "the decay passes through the preconditioner, which divides it by the size of the gradients: weights "
                 "with large gradients hardly decay", fixes.around),
+    FindingRule("warning", "penalty without its metric", _metric_missed,
+                "after Adam, whose own step is about as large as the learning rate, a proximal step with the threshold "
+                "lr·λ sets nothing to zero: the loss plus λ·penalty is not what this minimises", fixes.in_metric),
     FindingRule("warning", "too little", _has_verdict(verdicts.TOO_LITTLE),
                 "over the whole horizon less than 0.01 % is removed", fixes.rescale),
     FindingRule("warning", "not scaled by the learning rate", _has_verdict(verdicts.UNSCALED),

@@ -95,6 +95,16 @@ def around(evidence: Evidence, leaves: Leaves) -> str:
     )
 
 
+def in_metric(evidence: Evidence, leaves: Leaves) -> str:
+    """The penalty in Adam's metric."""
+    penalty = evidence.measured[leaves[0]].penalty
+    word = "penalty" if penalty == "custom" else f'"{penalty}"'
+    return (
+        f"wd.adamw({evidence.learning_rate()}, weight_decay=weight_decay, penalty={word})"
+        "  # weight_decay: λ of the penalty; with your b1, b2, eps"
+    )
+
+
 def once(evidence: Evidence, leaves: Leaves) -> str:
     """No decay in all stages but one; lists what each adds where a chain shows it."""
     found = sorted({f"{rate:.4g}" for i in leaves for rate in evidence.measured[i].stage_rates}, key=float)

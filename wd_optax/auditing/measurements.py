@@ -62,7 +62,9 @@ class Measurements(NamedTuple):
     step_lr: float = math.nan  # the learning rate of the step, where its size shows one
     proportional_step: bool = False  # the step is proportional to the gradient
     decaying_stages: int = 1  # as far as they can be distinguished
-    has_rule: bool = False  # a decay rule may act on it
+    has_rule: bool = False  # a decay rule or a penalty may act on it
+    penalty: str = ""  # of a proximal step: "l1", ..., "custom"; "" without one
+    metric: bool = False  # whether that step is in the optimizer's metric
     lambda_cancels: bool = False  # doubling λ doesn't change the rate; measured where a rule may act
     stage_rates: tuple[float, ...] = ()  # what each of these stages of a chain adds, as a fraction of the weight
     random: bool = False

@@ -1,4 +1,4 @@
-"""What a decay rule (`rule=`) does to the decay, measured by setting λ in the state to zero.
+"""What a decay rule or a penalty (`rule=`, `penalty=`) does to the decay, measured by setting λ in the state to zero.
 
 The difference d(s, k) of the steps from s·p with λ and without it is the decay alone, entry by entry. A gate makes
 some entries of d(s, k) zero and leaves the others as they are at a zero gradient, d(s, 0).
@@ -17,18 +17,25 @@ from wd_optax.auditing.measurements import HARD, Measurements
 from wd_optax.auditing.probes import sample
 from wd_optax.auditing.update_call import UpdateCall
 from wd_optax.core import DecayState
-from wd_optax.rules.apply import watch_rules
+from wd_optax.prox import penalty_name
+from wd_optax.watching import Decay, watch_decays
 
 CLEAR = 1e-6  # relative
 
 
 def rule_effects(harness: Harness, measured: list[Measurements]) -> list[Measurements]:
-    """Marks leaves whose decay is gated, and those whose λ cancels, if the optimizer has a rule.
+    """Marks leaves whose decay is gated, and those whose λ cancels, if the optimizer has a rule or a penalty.
 
-    Without a rule, a decay that depends on the gradient of each entry has passed a preconditioner, where λ cancels. A
-    rule may look at the gradient, too, so that λ has to be changed to distinguish them.
+    Without either, a decay that depends on the gradient of each entry has passed a preconditioner, where λ cancels. A
+    rule may look at the gradient, too, and a penalty's metric does, so that λ has to be changed to distinguish them.
     """
-    if not _has_rule(harness, measured):
+    decays = _decays(harness)
+    penalties = [decay for decay in decays if decay.prox is not None]
+    if penalties:
+        penalty = penalties[0]
+        measured = [m._replace(penalty=penalty_name(penalty.prox), metric=penalty.metric is not None) for m in measured]
+        return [m._replace(has_rule=True) for m in measured]
+    if not any(decay.rule is not None for decay in decays):
         return measured
     without, doubled = (harness.edit_scalars(LAMBDAS, change) for change in (jnp.zeros_like, lambda x: 2 * x))
     if without is None or doubled is None:
@@ -43,18 +50,15 @@ def rule_effects(harness: Harness, measured: list[Measurements]) -> list[Measure
     return filled
 
 
-def _has_rule(harness: Harness, measured: list[Measurements]) -> bool:
-    """Whether a decay of ours has a rule. One without arrays shows in no state, but where the update is traced."""
-    decays = [node for node in jax.tree.leaves(harness.state, is_leaf=_is_decay) if _is_decay(node)]
-    if jax.tree.leaves([node.rule for node in decays]):
-        return True
-    if not decays or all(m.steady for m in measured):
-        return False
-    with numerics(harness.float64), watch_rules() as rules:
+def _decays(harness: Harness) -> list[Decay]:
+    """The decays of ours. A rule or a penalty without arrays shows in no state, but where the update is traced."""
+    if not any(map(_is_decay, jax.tree.leaves(harness.state, is_leaf=_is_decay))):
+        return []
+    with numerics(harness.float64), watch_decays() as decays:
         params, gradients = harness.trees.params(1), harness.trees.gradients(1)
         update = UpdateCall(harness.optimizer, harness.extra_args, compiled=False)  # a compiled one is traced once
         jax.eval_shape(update, gradients, harness.state, params)
-    return bool(rules)
+    return decays
 
 
 def _is_decay(node: Any) -> bool:

@@ -18,11 +18,19 @@ LOST = "lost in rounding"
 TOO_MUCH = "too much"
 TOO_LITTLE = "too little"
 NOT_PROPORTIONAL = "not proportional"
+PROXIMAL = "proximal"
 VARIES = "varies within the leaf"
 LATER = "not yet"
 UNKNOWN = "unknown"
 
-HEALTHY = (DECAYS, UNSCALED, MOMENTUM, NOT_PROPORTIONAL, VARIES)  # weights shrink, at a rate that was asked for
+HEALTHY = (
+    DECAYS,
+    UNSCALED,
+    MOMENTUM,
+    NOT_PROPORTIONAL,
+    VARIES,
+    PROXIMAL,
+)  # weights shrink, at a rate that was asked for
 SHRINKS = (*HEALTHY, COUPLED, NORMALISED, TWICE, TOO_MUCH, TOO_LITTLE)  # weights shrink, whatever else is wrong
 HALF = 0.5  # the c from which one step removes more of the weight than it leaves
 NOTICED = 1e-4  # a tenth of the least that any published run removes over its whole horizon
@@ -41,6 +49,7 @@ def classify(m: Measurements) -> str:
         (NOT_PROPORTIONAL, m.gated or (m.steady and not m.linear)),
         (NORMALISED, not m.steady and m.normalised),
         (COUPLED, _is_coupled(m)),
+        (PROXIMAL, not m.steady and m.penalty != ""),
         (UNKNOWN, not m.steady),
         (TOO_MUCH, m.removed >= HALF),
         (UNKNOWN, math.isnan(m.retained)),
@@ -69,7 +78,7 @@ def dependence(m: Measurements) -> str:
 
 def removed_per_step(m: Measurements) -> float:
     """What a step removes: the mean over the horizon if there is one; nan if it isn't one number."""
-    if not m.settled or classify(m) in (UNKNOWN, COUPLED):
+    if not m.settled or classify(m) in (UNKNOWN, COUPLED, PROXIMAL):
         return math.nan
     if not m.decays:
         return 0.0

@@ -1,8 +1,5 @@
 """A rule at work: its state at `init`, and the direction of decay at each step."""
 
-import contextlib
-import contextvars
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import jax
@@ -16,7 +13,6 @@ from wd_optax.rules.step import Step, tree_map
 from wd_optax.rules.toward import AnchorState
 
 Rule: TypeAlias = optax.GradientTransformation
-_watched: contextvars.ContextVar[list[Rule] | None] = contextvars.ContextVar("rules", default=None)
 
 
 def check(rule: Any) -> None:
@@ -27,17 +23,6 @@ def check(rule: Any) -> None:
         raise TypeError("rule: got a sequence, expected one rule: optax.chain(*rules) applies them one after another")
     if rule is not None:
         hyperparams.check_transformation("rule", rule)
-
-
-@contextlib.contextmanager
-def watch_rules() -> Iterator[list[Rule]]:
-    """A list of the rules that are evaluated, or traced, in this context, in whatever they are wrapped."""
-    rules: list[Rule] = []
-    token = _watched.set(rules)
-    try:
-        yield rules
-    finally:
-        _watched.reset(token)
 
 
 def start(
@@ -108,8 +93,6 @@ def direction(
     """
     if rule is None:
         return params, state, False
-    if (watched := _watched.get()) is not None:
-        watched.append(rule)
     trees = {name: _filled(getattr(step, name), params) for name in ("gradients", "descent", "updates")}
     step = step._replace(**trees)
     like = next(tree for tree in (step.updates, step.descent, step.gradients) if tree is not None)

@@ -1,0 +1,39 @@
+"""What decays where an update is traced: a rule or a penalty without arrays shows in no state."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import optax
+
+from wd_optax.prox import Prox, ProxMetric
+
+
+class Decay(NamedTuple):
+    """One decay of ours, at work."""
+
+    name: str  # "adamw", "proximal", ...
+    rule: optax.GradientTransformation | None
+    prox: Prox | None
+    metric: ProxMetric | None
+
+
+_watched: contextvars.ContextVar[list[Decay] | None] = contextvars.ContextVar("decays", default=None)
+
+
+@contextlib.contextmanager
+def watch_decays() -> Iterator[list[Decay]]:
+    """A list of the decays that are evaluated, or traced, in this context, in whatever they are wrapped."""
+    decays: list[Decay] = []
+    token = _watched.set(decays)
+    try:
+        yield decays
+    finally:
+        _watched.reset(token)
+
+
+def note(decay: Decay) -> None:
+    """Adds a decay to the list of the context, if it has one."""
+    if (watched := _watched.get()) is not None:
+        watched.append(decay)
