@@ -17,6 +17,7 @@ from wd_optax.monitor import monitor_decay, read_decay
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
 from wd_optax.partition import partition
 from wd_optax.penalties import l1_penalty, l2_penalty, weight_norm
+from wd_optax.rules.missed_decay import materialize
 from wd_optax.transforms import add_decayed_weights, add_l2_to_loss, proximal, shrink
 from wd_optax.version import __version__
 from wd_optax.wrappers import coupled, decoupled, with_decay
@@ -38,6 +39,7 @@ __all__ = [
     "half_life",
     "l1_penalty",
     "l2_penalty",
+    "materialize",
     "migrate_state",
     "monitor_decay",
     "multipliers",

@@ -122,12 +122,12 @@ def decayed(
             note(Decay(name, rule, prox, metric))
             step = Step(state.step, values, rate(values), each, inner_state, gradients, descent, finished)
             with use_slices(axes):
-                r, rule_state, gated = apply.direction(rule, params, multipliers, state.rule, step)
+                r, k, rule_state, gated = apply.direction(rule, params, multipliers, state.rule, step)
             if prox is not None:
                 scale = metric(inner_state) if metric else jax.tree.map(lambda p: 1.0, params)
-                trees = r, each, axes_tree(axes, params), scale
+                trees = r, k, axes_tree(axes, params), scale
                 return _map(_proximal(prox), updates, params, *trees), rule_state
-            return _map(_along(grows=place == "before", gated=gated), updates, params, r, each), rule_state
+            return _map(_along(grows=place == "before", gated=gated), updates, params, r, k), rule_state
 
         if place == "before":
             descent = None if rule is None else jax.tree.map(jnp.negative, updates)

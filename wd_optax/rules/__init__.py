@@ -5,9 +5,11 @@ without a rule. What Optax has is a rule as it is: `optax.clip(delta)` is Huber 
 `optax.masked` and `optax.partition` give leaves different ones.
 """
 
+from wd_optax.rules.active_rows import active_rows
 from wd_optax.rules.cautious import cautious
+from wd_optax.rules.low_rank import low_rank
 from wd_optax.rules.norms import slice_norms
 from wd_optax.rules.step import Step, tree_map
 from wd_optax.rules.toward import toward
 
-__all__ = ["Step", "cautious", "slice_norms", "toward", "tree_map"]
+__all__ = ["Step", "active_rows", "cautious", "low_rank", "slice_norms", "toward", "tree_map"]

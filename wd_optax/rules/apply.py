@@ -8,11 +8,13 @@ import optax
 
 from wd_optax import dtypes, hyperparams
 from wd_optax.masking import forms, roles
+from wd_optax.masking.paths import is_masked
 from wd_optax.rules.cautious import is_gated
-from wd_optax.rules.step import Step, tree_map
+from wd_optax.rules.step import Displacement, Step, tree_map
 from wd_optax.rules.toward import AnchorState
 
 Rule: TypeAlias = optax.GradientTransformation
+_TREES = ("updates", "descent", "gradients")  # of a `Step`, the last in a step first
 
 
 def check(rule: Any) -> None:
@@ -49,13 +51,18 @@ def start(
             "use wd.shrink"
         )
 
-    def attempt(params: optax.Params, state: optax.OptState, inner: optax.OptState) -> Any:
-        trees = {name: _ones(getattr(step, name)) for name in ("gradients", "descent", "updates")}
-        seen = step._replace(inner_state=_ones(inner, counts=step.updates is not None), **trees)
-        r, new, _ = direction(rule, params, multipliers, state, seen, stable=False)
+    def attempt(params: optax.Params, state: optax.OptState, inner: optax.OptState, one: jax.Array) -> Any:
+        trees = {name: _ones(getattr(step, name), one) for name in _TREES}
+        seen = step._replace(inner_state=_ones(inner, one, counts=step.updates is not None), **trees)
+        r, _, new, _ = direction(rule, params, multipliers, state, seen, stable=False)
         return tree_map(lambda r, p: jnp.all(jnp.isfinite(r) | ~jnp.isfinite(p)), r, params), new
 
-    given = (params, state, step.inner_state)
+    given = (
+        params,
+        state,
+        step.inner_state,
+        jnp.ones(()),
+    )  # XLA would fold reductions of a literal 1, which takes long
     try:
         _, new = jax.eval_shape(attempt, *given)
     except Exception as error:
@@ -78,8 +85,8 @@ def start(
 
 def direction(
     rule: Rule | None, params: optax.Params, multipliers: Any, state: optax.OptState, step: Step, *, stable: bool = True
-) -> tuple[optax.Params, optax.OptState, bool]:
-    """(r(p), the rule's new state, whether there is a gate in the rule).
+) -> tuple[optax.Params, Any, optax.OptState, bool]:
+    """(r(p), what it is multiplied by, the rule's new state, whether there is a gate in the rule).
 
     r(p) is like the parameters, in float32 or wider, `optax.MaskedNode` where nothing decays.
 
@@ -92,19 +99,23 @@ def direction(
       stable: keep the types of the state.
     """
     if rule is None:
-        return params, state, False
-    trees = {name: _filled(getattr(step, name), params) for name in ("gradients", "descent", "updates")}
-    step = step._replace(**trees)
-    like = next(tree for tree in (step.updates, step.descent, step.gradients) if tree is not None)
+        return params, step.rates, state, False
+    trees = {name: _filled(getattr(step, name), params) for name in _TREES}
+    given = next(tree for tree in (getattr(step, name) for name in _TREES) if tree is not None)
+    step = step._replace(**trees, rates=_zero_where_none(given, step.rates))
+    like = _filled(given, params)
     decaying = _decaying(params, multipliers)
     decaying = tree_map(lambda p, u: p.astype(dtypes.arithmetic(p.dtype, u.dtype)), decaying, like)
     if not jax.tree.leaves(state):
         state = _without_arrays(rule, params, multipliers)
-    r, new = optax.with_extra_args_support(rule).update(decaying, state, decaying, step=step)
+    returned, new = optax.with_extra_args_support(rule).update(decaying, state, decaying, step=step)
+    r = jax.tree.map(lambda x: x.value if isinstance(x, Displacement) else x, returned)
     _check_shapes(r, decaying)
+    one = lambda x, k: jnp.ones_like(k) if isinstance(x, Displacement) else k
+    rates = jax.tree.map(one, returned, step.rates, is_leaf=is_masked)
     if stable:
         new = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), new, state)
-    return r, new if jax.tree.leaves(new) else (), is_gated(state)
+    return r, rates, new if jax.tree.leaves(new) else (), is_gated(state)
 
 
 def _init(rule: Rule, params: optax.Params, multipliers: Any) -> optax.OptState:
@@ -131,21 +142,28 @@ def _decaying(params: optax.Params, multipliers: Any) -> optax.Params:
     return jax.tree.map(lambda p, m: optax.MaskedNode() if forms.is_zero(m) else p, params, multipliers)
 
 
-def _ones(tree: Any, *, counts: bool = False) -> Any:
-    """Ones for floats; with `counts` for integer scalars, too: after a step, a count is at least 1."""
+def _ones(tree: Any, one: jax.Array, *, counts: bool = False) -> Any:
+    """`one` for floats; with `counts` for integer scalars, too: after a step, a count is at least 1."""
     kinds = (jnp.inexact, jnp.integer) if counts else (jnp.inexact,)
 
-    def one(x: Any) -> Any:
+    def fill(x: Any) -> Any:
         is_kind = any(jnp.issubdtype(jnp.result_type(x), kind) for kind in kinds)
-        return jnp.ones_like(x) if is_kind and not (_is_integer(x) and jnp.ndim(x)) else x
+        filled = is_kind and not (_is_integer(x) and jnp.ndim(x))
+        return jnp.broadcast_to(one.astype(jnp.result_type(x)), jnp.shape(x)) if filled else x
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(fill, tree)
 
 
 def _filled(tree: Any, params: optax.Params) -> Any:
     """A tree of `Step` with zeros for leaves that are None."""
     fill = lambda u, p: optax.tree.zeros_like(p) if u is None else u  # None may be a leaf or a whole subtree
     return tree if tree is None else jax.tree.map(fill, tree, params, is_leaf=lambda x: x is None)
+
+
+def _zero_where_none(given: Any, rates: Any) -> Any:
+    """The rates with 0.0 where the update is None, and comes back as it is."""
+    fill = lambda u, k: jax.tree.map(lambda _: 0.0, k) if u is None else k  # None may be a leaf or a whole subtree
+    return jax.tree.map(fill, given, rates, is_leaf=lambda x: x is None)
 
 
 def _is_empty(state: optax.OptState, params: optax.Params) -> bool:

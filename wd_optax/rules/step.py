@@ -1,5 +1,6 @@
 """What a rule may look at: `Step`, and a `tree_map` that skips the leaves that don't decay."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,11 +27,45 @@ class Step(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as in Optax; shape=(), dtype=int32: steps taken before this one
     hyperparams: dict[str, jax.Array]  # this step's: learning_rate, weight_decay, peak_learning_rate; or rate
     rate: jax.Array  # shape=(), c_t; λ where the learning rate comes later, or where the coupling is a list of rules
-    rates: optax.Params  # scalars, what r(p) is multiplied by: c_t·m of each leaf, or λ·m; 0.0 where it never decays
+    rates: optax.Params  # scalars, what r(p) is multiplied by: c_t·m of each leaf, or λ·m; 0.0 where nothing decays
     inner_state: optax.OptState  # the inner optimizer's: after this step, or before it where decay comes first
     gradients: optax.Updates | None  # raw; None in transforms that come later in a chain
     descent: optax.Updates | None  # −u, the step before the learning rate; None where only the finished step is known
     updates: optax.Updates | None  # the finished step without decay; None where decay comes before it
+
+
+class Displacement:
+    """What a rule may return for a leaf in place of r: k·r itself, so that it also acts where the rate k is 0.
+
+    The rule must be the last of a chain, because a later one would need r: any use but `.value` raises.
+    """
+
+    def __init__(self, value: jax.Array):
+        self.value = value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what JAX and Python look for on any object
+            raise AttributeError(name)
+        raise ValueError(_LAST)
+
+    def _refuse(self, *others: Any) -> Any:
+        raise ValueError(_LAST)
+
+    __neg__ = __abs__ = __getitem__ = _refuse
+    __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __radd__ = __rsub__ = __rmul__ = __rtruediv__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+
+_LAST = (
+    'rule: active_rows(policy="lazy") comes last in a chain, because a later rule would change what its rows have '
+    'caught up with: put the other rule on other leaves, optax.partition({...}, labels), or use policy="skip"'
+)
+
+
+def refuse_after_another(name: str, fix: str, updates: Any, params: Any) -> None:
+    """Raises where another rule comes first in a chain: what this rule gets aren't the parameters."""
+    if params is not None and any(map(operator.is_not, *map(jax.tree.leaves, (updates, params)))):
+        raise ValueError(f"rule: {name} comes after another rule, whose result isn't the parameters: {fix}")
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
