@@ -170,6 +170,10 @@ RULES: dict[str, Callable[[Any], optax.GradientTransformation | None]] = {
     "average": lambda p: toward_average(0.5),
     "gradient": lambda p: where_gradient_is_positive(),
     "inner state": lambda p: by_inner_state(),
+    "norm": lambda p: wd.rules.toward_norm("init", ratio=0.5),
+    "elastic": lambda p: wd.rules.elastic(0.25),
+    "group": lambda p: wd.rules.group(),
+    "moving average": lambda p: wd.rules.toward_average(0.5),
 }
 
 

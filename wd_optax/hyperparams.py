@@ -47,6 +47,13 @@ def check_number(name: str, value: ScalarOrSchedule | None, *, below: float = ma
         raise ValueError(f"{name}={value!r} must be {limit} and not negative: pass {name} in [0, {below:g})")
 
 
+def check_scalar(name: str, value: Any, *, below: float = math.inf) -> None:
+    """`check_number` of a number that no schedule may give."""
+    if callable(value):
+        raise TypeError(f"{name} must be a number or a scalar array, got {value!r}: this argument takes no schedule")
+    check_number(name, value, below=below)
+
+
 def _check_array(name: str, value: jax.Array | np.ndarray[Any, Any] | np.generic) -> None:
     """Raises unless an array is one real number."""
     if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):

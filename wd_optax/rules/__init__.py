@@ -7,9 +7,27 @@ without a rule. What Optax has is a rule as it is: `optax.clip(delta)` is Huber 
 
 from wd_optax.rules.active_rows import active_rows
 from wd_optax.rules.cautious import cautious
+from wd_optax.rules.constrained import constrained
 from wd_optax.rules.low_rank import low_rank
 from wd_optax.rules.norms import slice_norms
+from wd_optax.rules.penalties import elastic, group, l1
 from wd_optax.rules.step import Step, tree_map
 from wd_optax.rules.toward import toward
+from wd_optax.rules.toward_average import toward_average
+from wd_optax.rules.toward_norm import toward_norm
 
-__all__ = ["Step", "active_rows", "cautious", "low_rank", "slice_norms", "toward", "tree_map"]
+__all__ = [
+    "Step",
+    "active_rows",
+    "cautious",
+    "constrained",
+    "elastic",
+    "group",
+    "l1",
+    "low_rank",
+    "slice_norms",
+    "toward",
+    "toward_average",
+    "toward_norm",
+    "tree_map",
+]

@@ -11,8 +11,9 @@ import optax
 from wd_optax.masking import paths
 from wd_optax.masking.paths import is_masked
 from wd_optax.rules.cautious import GateState
+from wd_optax.rules.checks import check_is_first
 from wd_optax.rules.missed_decay import RowsState, add_step, catch_up_to, missed, no_rows
-from wd_optax.rules.step import Displacement, Step, refuse_after_another, tree_map
+from wd_optax.rules.step import Displacement, Step, tree_map
 
 RowAxes = int | tuple[int, ...]
 
@@ -106,7 +107,7 @@ def _lazy(axes: tuple[int, ...]) -> optax.GradientTransformationExtraArgs:
         updates: optax.Params, state: RowsState, params: Any = None, *, step: Step
     ) -> tuple[optax.Params, RowsState]:
         fix = 'give the leaves separate rules by optax.partition({...}, labels), or use policy="skip"'
-        refuse_after_another('active_rows(policy="lazy")', fix, updates, params)
+        check_is_first('active_rows(policy="lazy")', updates, params, fix)
         if step.updates is None:
             raise ValueError(
                 'rule: active_rows(policy="lazy") needs the finished step, and here the decay comes before it: use it '

@@ -12,7 +12,7 @@ from wd_optax.hyperparams import Scalar, check_number
 from wd_optax.masking import paths, roles
 from wd_optax.masking.errors import most_similar, refuse
 from wd_optax.masking.matching import Regex, compile_regex
-from wd_optax.rules.step import refuse_after_another
+from wd_optax.rules.checks import check_is_first
 
 Pairs = Sequence[tuple[Regex, str, Scalar]]
 _Matched = dict[tuple[str, str], Scalar]  # the paths of A and B -> s
@@ -63,7 +63,7 @@ def low_rank(pairs: Pairs) -> optax.GradientTransformation:
         updates: optax.Params, state: optax.EmptyState, params: Any = None
     ) -> tuple[optax.Params, optax.EmptyState]:
         fix = "it goes first, as in optax.chain(wd.rules.low_rank([...]), wd.rules.cautious())"
-        refuse_after_another("low_rank(...)", fix, updates, params)
+        check_is_first("low_rank(...)", updates, params, fix)
         flat, _ = paths.flatten(updates)
         factors: dict[str, jax.Array] = dict(flat)
         r: dict[str, jax.Array] = {}

@@ -46,8 +46,21 @@ def slice_norms(tree: optax.Params) -> optax.Params:
       [['-0.027', '-0.036'], ['-0.054', '-0.072']]
       [['-0.060', '-0.080'], ['-0.060', '-0.080']]
     """
+    return group_norms(tree, ())
+
+
+def group_norms(tree: optax.Params, axis: SliceAxes) -> optax.Params:
+    """`slice_norms` of groups: along `axis` (which may count from the end) a weight is divided, too."""
     axes = _axes.get() or {}
-    flat = [slice_norm(p, axes.get(path, ())) for path, p in paths.flatten(tree)[0]]
+    flat = []
+    for path, p in paths.flatten(tree)[0]:
+        rank = jnp.ndim(p)
+        if any(not -rank <= i < rank for i in axis):
+            raise ValueError(
+                f"axis={axis} is out of range for {path!r} of shape {jnp.shape(p)}: give this leaf another rule with "
+                "optax.partition, or the multiplier 0 in the mask"
+            )
+        flat.append(slice_norm(p, (*axes.get(path, ()), *(i % rank for i in axis))))
     return jax.tree.unflatten(jax.tree.structure(tree), flat)
 
 

@@ -1,6 +1,5 @@
 """What a rule may look at: `Step`, and a `tree_map` that skips the leaves that don't decay."""
 
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -60,12 +59,6 @@ _LAST = (
     'rule: active_rows(policy="lazy") comes last in a chain, because a later rule would change what its rows have '
     'caught up with: put the other rule on other leaves, optax.partition({...}, labels), or use policy="skip"'
 )
-
-
-def refuse_after_another(name: str, fix: str, updates: Any, params: Any) -> None:
-    """Raises where another rule comes first in a chain: what this rule gets aren't the parameters."""
-    if params is not None and any(map(operator.is_not, *map(jax.tree.leaves, (updates, params)))):
-        raise ValueError(f"rule: {name} comes after another rule, whose result isn't the parameters: {fix}")
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -1,19 +1,20 @@
 """Decay toward an anchor: the parameters at `init`, or a tree of the caller's."""
 
-import operator
+import difflib
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from wd_optax.masking import roles
+from wd_optax.masking import paths
 from wd_optax.masking.paths import is_masked
+from wd_optax.rules.checks import check_has_state, check_is_first
 from wd_optax.rules.step import tree_map
 
 
 class AnchorState(NamedTuple):
-    """The anchor: like the parameters, in their types; `optax.MaskedNode` for leaves that don't decay."""
+    """The anchor: like the parameters, in their types; `optax.MaskedNode` for leaves without one."""
 
     anchor: optax.Params
 
@@ -25,25 +26,31 @@ class AnchorState(NamedTuple):
 def toward(anchor: Literal["init"] | optax.Params) -> optax.GradientTransformation:
     """r(p) = p − a: decay toward the anchor a in place of zero, as L2-SP and fine-tuning have it.
 
+    A tree may be partial: leaves that it doesn't name have no anchor and decay to zero, r(p) = p. In it, entries of
+    leaves that never decay are ignored.
+
     Args:
-      anchor: "init" (the parameters at `init`), or a tree with the parameters' paths and shapes. Both are copied into
+      anchor: "init" (the parameters at `init`), or a tree with paths and shapes of parameters. Both are copied into
         the state, so that parameters can be donated; only leaves that can decay are.
 
     Returns:
-      A rule with an `AnchorState`: one more array per decaying parameter, in its type.
+      A rule with an `AnchorState`: one more array per anchored parameter, in its type.
 
     Raises:
-      ValueError: for another string at once; at `init` for a leaf that is missing or has another shape, and where
-        another rule comes first in the chain: p − a is of the parameters.
+      ValueError: for another string at once; at `init` for an entry that belongs to no parameter or has another
+        shape, and where another rule comes first in the chain: p − a is of the parameters.
 
-    Example:
+    Example: the backbone decays to where it starts, and the new head to zero.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
-      >>> tx = wd.sgdw(0.1, weight_decay=0.5, rule=wd.rules.toward("init"))
-      >>> start = {"kernel": jnp.array([[2.0]])}
-      >>> moved = {"kernel": jnp.array([[3.0]])}
+      >>> start = {"backbone": {"kernel": jnp.array([[2.0]])}, "head": {"kernel": jnp.array([[2.0]])}}
+      >>> moved = {"backbone": {"kernel": jnp.array([[3.0]])}, "head": {"kernel": jnp.array([[3.0]])}}
+      >>> rule = wd.rules.toward({"backbone": start["backbone"]})
+      >>> tx = wd.sgdw(0.1, weight_decay=0.5, rule=rule)
       >>> updates, _ = tx.update(optax.tree.zeros_like(moved), tx.init(start), moved)
-      >>> print(f"{updates['kernel'].item():.3f}")  # −η·λ·(3 − 2)
-      -0.050
+      >>> for part in updates:  # −η·λ·(3 − 2) and −η·λ·3
+      ...     print(part, f"{updates[part]['kernel'].item():.3f}")
+      backbone -0.050
+      head -0.150
 
     Reference: Xuhong et al. 2018, arXiv 1802.01483 (L2-SP).
     """
@@ -51,6 +58,9 @@ def toward(anchor: Literal["init"] | optax.Params) -> optax.GradientTransformati
         raise ValueError(
             f'anchor={anchor!r}: use "init" (the parameters at init) or a tree of arrays; decay to zero needs no rule'
         )
+    if not isinstance(anchor, str) and not jax.tree.leaves(anchor):
+        raise ValueError("anchor: the tree has no arrays, so it anchors nothing; decay to zero needs no rule")
+    named = None if isinstance(anchor, str) else {path for path, _ in paths.flatten(anchor)[0]}
 
     def init(params: optax.Params) -> AnchorState:
         if isinstance(anchor, str):
@@ -58,23 +68,16 @@ def toward(anchor: Literal["init"] | optax.Params) -> optax.GradientTransformati
         return AnchorState(_like(anchor, params))
 
     def update(updates: optax.Params, state: AnchorState, params: Any = None) -> tuple[optax.Params, AnchorState]:
-        if params is not None and any(map(operator.is_not, *map(jax.tree.leaves, (updates, params)))):
-            raise ValueError(
-                "rule: toward(...) comes after another rule, whose result isn't the parameters: the anchor goes first, "
-                'as in optax.chain(wd.rules.toward("init"), wd.rules.cautious())'
-            )
-        return jax.tree.map_with_path(_displacement, updates, state.anchor, is_leaf=is_masked), state
+        fix = 'the anchor goes first, as in optax.chain(wd.rules.toward("init"), wd.rules.cautious())'
+        check_is_first("toward(...)", updates, params, fix)
+        check_has_state("anchor", updates, state.anchor, named)
+        return tree_map(_displacement, updates, state.anchor), state
 
     return optax.GradientTransformation(init, update)
 
 
-def _displacement(path: Any, p: Any, a: Any) -> Any:
-    if is_masked(a) and not is_masked(p):
-        raise ValueError(
-            f"anchor: {jax.tree_util.keystr(path)} decays and has no anchor, because its multiplier was 0 at init: "
-            "a mask with arrays must be known at init and update, or traced at both"
-        )
-    return p if is_masked(p) else p - a.astype(p.dtype)
+def _displacement(p: Any, a: Any) -> Any:
+    return p if is_masked(a) else p - a.astype(p.dtype)
 
 
 def _stored_like(a: jax.Array, p: jax.Array) -> jax.Array:
@@ -84,15 +87,35 @@ def _stored_like(a: jax.Array, p: jax.Array) -> jax.Array:
 
 
 def _like(anchor: optax.Params, params: optax.Params) -> optax.Params:
-    """A copy of the anchor in the structure and types of the parameters."""
-    given = dict(roles.flatten(anchor)[0])
+    """A copy of the anchor in the structure and types of the parameters, `optax.MaskedNode` where it has nothing."""
+    given = dict(paths.flatten(anchor)[0])
+    found, hidden = paths.flatten(jax.tree.map(_hide_none, params, is_leaf=lambda x: x is None))
+    _check_entries(given, [path for path, _ in found], hidden)
     leaves = []
-    for path, p in roles.flatten(params)[0]:
-        if path not in given or jnp.shape(given[path]) != jnp.shape(p):
-            got = f"shape {jnp.shape(given[path])}" if path in given else "nothing"
+    for path, p in found:
+        a = given.get(path)
+        if a is not None and jnp.shape(a) != jnp.shape(p):
             raise ValueError(
-                f"anchor at {path!r}: expected shape {jnp.shape(p)} like the parameter, got {got}: "
-                'pass a tree with the parameters\' paths and shapes, or wd.rules.toward("init")'
+                f"anchor at {path!r}: expected shape {jnp.shape(p)} like the parameter, got shape {jnp.shape(a)}: "
+                'pass a tree with the parameters\' shapes, or wd.rules.toward("init")'
             )
-        leaves.append(jnp.array(given[path], dtype=p.dtype))
+        leaves.append(optax.MaskedNode() if a is None else jnp.array(a, dtype=p.dtype))
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _hide_none(p: Any) -> Any:
+    """A parameter that is None, as in a tree of which a part is trained, has a path and never decays."""
+    return optax.MaskedNode() if p is None else p
+
+
+def _check_entries(given: dict[str, Any], found: list[str], hidden: list[str]) -> None:
+    """Raises for an entry that belongs to no parameter; a placeholder of `optax.partition` may hide a subtree."""
+    shown, masked = set(found), set(hidden)
+    wrong = [path for path in given if path not in shown and masked.isdisjoint(paths.prefixes(path))]
+    if wrong and (found or hidden):
+        nearest = difflib.get_close_matches(wrong[0], [*found, *hidden], n=3, cutoff=0)
+        others = f" and {len(wrong) - 1} more entries belong" if len(wrong) > 1 else " belongs"
+        raise ValueError(
+            f"anchor: {wrong[0]!r}{others} to no parameter: the nearest are {', '.join(map(repr, nearest))}; drop "
+            "what isn't of this tree, or rename it"
+        )
