@@ -625,3 +625,34 @@ def test_bad_input_is_refused_with_its_fix(bad, error, says):
     arguments = {"learning_rate": 0.01, "weight_decay": 0.1} | bad
     with pytest.raises(error, match=says):
         equilibrium(arguments.pop("learning_rate"), **arguments)
+
+
+# --- Slices ----------------------------------------------------------------------------------------------------------
+
+
+def test_with_slices_the_angle_of_a_role_is_the_mean_over_its_weights():
+    """In one vector a small weight that turns by 0.3 is hidden by a large one that turns by 0.01."""
+    base, across = jnp.array([[[1.0, 0.0]]]), jnp.array([[[0.0, 1.0]]])
+    sizes = jnp.array([100.0, 1.0, 0.0])[:, None, None]  # the last has no direction and isn't counted
+    steps = jnp.array([100 * np.tan(0.01), np.tan(0.3), 0.5], jnp.float32)[:, None, None]
+    p = {"blocks": {"kernel": sizes * base}, "head": {"kernel": 2 * across[0]}, "steps": jnp.arange(2)}
+    u = {"blocks": {"kernel": steps * across}, "head": {"kernel": 2 * base[0]}, "steps": None}
+
+    def info(slices):
+        tx = monitor_decay(optax.identity(), slices=slices)
+        return read_decay(tx.update(u, tx.init(p), p)[1])["weight"]
+
+    one, sliced, leaves = info(None), info([("blocks", 1)]), info([("head", 0)])
+    assert float(sliced.angle) == pytest.approx((0.01 + 0.3 + np.pi / 4) / 3, rel=1e-5)  # float32's tan
+    stack = np.arctan(np.linalg.norm(steps) / np.linalg.norm(sizes))
+    assert float(leaves.angle) == pytest.approx((stack + np.pi / 4) / 2, rel=1e-5)
+    assert float(one.angle) < 0.05
+    for other in (sliced, leaves):
+        chex.assert_trees_all_close(other._replace(angle=0), one._replace(angle=0), rtol=1e-6)
+
+
+def test_slices_that_do_not_fit_are_errors():
+    with pytest.raises(ValueError, match="slices rule 'nothing' matches no parameter"):
+        monitor_decay(optax.identity(), slices=[("nothing", 1)]).init(params())
+    with pytest.raises(TypeError, match="slices='blocks'"):
+        monitor_decay(optax.identity(), slices="blocks")

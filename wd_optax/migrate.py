@@ -18,10 +18,10 @@ from wd_optax.state_fields import Field
 
 COUNT_FIELDS = ("count", "step", "gradient_step")  # of the optimizer, of ours, of MultiSteps
 # Fields of wrappers that are carried over where both states have them; `anchor` was a field of DecayState in 0.1.0.
-CARRIED = ("anchor", "residual", "master", "mini_step", "acc_grads")
+CARRIED = ("anchor", "residual", "master", "mini_step", "acc_grads", "radius")
 # The other fields of wrappers are `optimizer`'s own.
 WRAPPERS = (
-    "DecayState", "RoundState", "MasterState", "MultiStepsState", "ApplyIfFiniteState",
+    "DecayState", "RadiusState", "RoundState", "MasterState", "MultiStepsState", "ApplyIfFiniteState",
     "InjectStatefulHyperparamsState", "InjectHyperparamsState", "WrappedScheduleState",
 )  # fmt: skip
 SAME_MOMENT = {"MomentumState": "TraceState"}  # two types that hold the same moment
@@ -47,8 +47,8 @@ def migrate_state(
 
     Returns:
       `optimizer.init(params)` with every moment and count found in `opt_state`, in `optimizer`'s types; learning
-      rate and weight decay are `optimizer`'s own. The rule's state (such as an anchor), rounding residuals, float32
-      copies and the pending gradients of `MultiSteps` are carried over where both states have them.
+      rate and weight decay are `optimizer`'s own. The rule's state (such as an anchor), radii, rounding residuals,
+      float32 copies and the pending gradients of `MultiSteps` are carried over where both states have them.
 
     Raises:
       ValueError: where a moment is missing, found twice, of another shape or would be dropped, as amsgrad's `nu_max`;

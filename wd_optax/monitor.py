@@ -12,6 +12,7 @@ from jax import lax
 from wd_optax import step_sums
 from wd_optax.masking import roles
 from wd_optax.masking.roles import ROLES, Role
+from wd_optax.masking.slices import SliceAxes, Slices, check_slices, slice_axes
 
 
 class DecayInfo(NamedTuple):
@@ -26,7 +27,9 @@ class DecayInfo(NamedTuple):
     weight_norm: jax.Array  # ‖p‖, before the step
     update_norm: jax.Array  # ‖u‖, as the optimizer returns it: before `apply_updates` rounds it to the parameters' type
     decay_share: jax.Array  # ‖d‖/(‖d‖ + ‖u − d‖): 0 no decay, 1 only decay, NaN not proportional; see `monitor_decay`
-    angle: jax.Array  # ∠(p, p + u) in radians, the role as one vector; 0 where p is 0; see above
+    angle: (
+        jax.Array
+    )  # ∠(p, p + u) in radians, the role as one vector, or the mean over slices; 0 where p is 0; see above
 
 
 class DecayMonitorState(NamedTuple):
@@ -36,7 +39,9 @@ class DecayMonitorState(NamedTuple):
     info: DecayInfo  # shapes=(5,), dtype=float32: the last step; zeros before the first, except size
 
 
-def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def monitor_decay(
+    optimizer: optax.GradientTransformation, *, slices: Slices = None
+) -> optax.GradientTransformationExtraArgs:
     """Wraps `optimizer` and records, per role, ‖p‖, ‖u‖, the decay share and the angle between p and p + u.
 
     Updates are the optimizer's own: bit for bit outside jit, and to an ulp under jit, because XLA may contract products
@@ -52,7 +57,8 @@ def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTran
     overwrites (c ≥ 1), or moves in the same direction when the weights are −p. So it is NaN for
       - a step whose size follows the weights: LAMB, LARS, DoWG, Adafactor's `multiply_by_parameter_scale`,
         `adaptive_grad_clip` where it clips.
-      - steps onto a constraint where it is active: `keep_params_nonnegative`, L1 where `proximal` sets weights to 0.
+      - steps onto a constraint where it is active: `keep_params_nonnegative`, L1 where `proximal` sets weights to 0,
+        `project` and `hyperball`, whose steps depend on where p is and not on how far it has come from 0.
       - a `with_master_weights` inside, which sets the weights from its copy: monitor inside it.
       - L2 in the gradient where Adam cancels it, as in its first step.
     And it is a number, but not −c·m·(p − a) or all of λ·p, for
@@ -65,6 +71,8 @@ def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTran
 
     Args:
       optimizer: any complete Optax optimizer: the monitor goes around a chain. Extra arguments reach it.
+      slices: which axes count weights, see `wd_optax.explain_slices`: then the angle of a role is the mean over its
+        weights. Else the role is one vector, in which large weights hide how far small ones turn.
 
     Returns:
       A transformation with a `DecayMonitorState`; read it with `read_decay`. `update` needs the parameters.
@@ -87,11 +95,13 @@ def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTran
     expect: `wd_optax.equilibrium`.
 
     """
+    check_slices(slices)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> DecayMonitorState:
         state = inner.init(params)
         _refuse_wrong_order(state)
+        _leaf_axes(slices, params)  # raises where they don't fit
         zeros = (jnp.zeros((len(ROLES),), jnp.float32) for _ in step_sums.StepSummary._fields)
         return DecayMonitorState(state, DecayInfo(_sizes(params), *zeros))
 
@@ -106,7 +116,7 @@ def monitor_decay(optimizer: optax.GradientTransformation) -> optax.GradientTran
         # recomputes the update there; one trace would write it to memory, because the sums come before the step.
         steps = step_sums.leaf_steps(lambda p: inner.update(updates, state.inner, p, **extra)[0], params)
         groups = [ROLES.index(parameter.role) for parameter in roles.parameters(params)]
-        squares, summaries = step_sums.summarize(steps, groups, len(ROLES))
+        squares, summaries = step_sums.summarize(steps, groups, len(ROLES), _leaf_axes(slices, params))
         updates = _add_dependency(updates, squares, jax.tree.structure(params))
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         columns = map(jnp.stack, zip(*summaries, strict=True))
@@ -212,3 +222,12 @@ def _sizes(params: optax.Params) -> jax.Array:
     for p in roles.parameters(params):
         sizes[p.role] += math.prod(p.shape)
     return jnp.stack([jnp.float32(size) for size in sizes.values()])
+
+
+def _leaf_axes(slices: Slices, params: optax.Params) -> list[SliceAxes] | None:
+    """The axes of each leaf that count weights; None without `slices`."""
+    if slices is None:
+        return None
+    axes, found = slice_axes(slices, params), roles.parameters(params)
+    # Integers are measured as an empty leaf.
+    return [axes.get(p.path, ()) if jnp.issubdtype(p.dtype, jnp.inexact) else () for p in found]

@@ -27,7 +27,10 @@ class LeafStep(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Sums over the entries of a leaf or of a role: scalars, float64 on a CPU and at least float32 elsewhere."""
+    """Sums over the entries of a leaf or of a role: scalars, float64 on a CPU and at least float32 elsewhere.
+
+    Of a leaf that holds several weights they are arrays at first, one entry for each.
+    """
 
     pp: jax.Array  # |p|²
     uu: jax.Array
@@ -47,7 +50,8 @@ class StepSummary(NamedTuple):
 
 
 Summaries = tuple[list[jax.Array], list[StepSummary]]
-SumAll = Callable[..., tuple[jax.Array, ...]]  # arrays of one shape -> the sum of each
+LeafAxes = tuple[int, ...]
+SumAll = Callable[..., tuple[jax.Array, ...]]  # axes to keep, arrays of one shape -> the sums of each
 
 
 def leaf_steps(step: Callable[[optax.Params], optax.Updates], params: optax.Params) -> list[LeafStep]:
@@ -74,8 +78,12 @@ def leaf_steps(step: Callable[[optax.Params], optax.Updates], params: optax.Para
     return lax.stop_gradient([next(measured) if f else empty for f in is_float])
 
 
-def summarize(steps: Sequence[LeafStep], groups: Sequence[int], n: int) -> Summaries:
+def summarize(
+    steps: Sequence[LeafStep], groups: Sequence[int], n: int, slices: Sequence[LeafAxes] | None = None
+) -> Summaries:
     """(|p|² of each leaf, the `StepSummary` of each of n groups), float32 scalars; `groups`: each leaf's index.
+
+    With `slices`, the axes of each leaf that count weights, the angle of a group is the mean of its weights' angles.
 
     On a CPU each leaf takes one loop with float64 accumulators: as fast as with float32, where 3·10⁷ equal entries lose
     6 % of their norm, and nothing is written out. Elsewhere `jnp.sum` adds in a tree, in float32.
@@ -83,13 +91,21 @@ def summarize(steps: Sequence[LeafStep], groups: Sequence[int], n: int) -> Summa
 
     def summaries(sum_all: SumAll, dtype: DTypeLike, *leaves: LeafStep) -> Summaries:
         sums = [[jnp.zeros((), dtype)] * len(Sums._fields) for _ in range(n)]
+        turned = [[jnp.zeros((), dtype)] * 2 for _ in range(n)]
         squares = []
-        for leaf, group in zip(leaves, groups, strict=True):
-            leaf_sums = _leaf_sums(leaf, sum_all, dtype)
+        for leaf, group, axes in zip(leaves, groups, slices or [()] * len(leaves), strict=True):
+            each = _weight_sums(leaf, sum_all, dtype, axes)
+            leaf_sums = _leaf_sums(leaf, each)
             squares.append(leaf_sums.pp)
             sums[group] = [a + b for a, b in zip(sums[group], leaf_sums, strict=True)]
-        found: Summaries = jax.tree.map(lambda x: x.astype(jnp.float32), (squares, [_summary(Sums(*s)) for s in sums]))
-        return found
+            turned[group] = [a + b for a, b in zip(turned[group], _angle_and_count(each), strict=True)]
+        found = [_summary(Sums(*s)) for s in sums]
+        if slices is not None:
+            found = [
+                x._replace(angle=angle / _one_for_zero(count)) for x, (angle, count) in zip(found, turned, strict=True)
+            ]
+        in_float32: Summaries = jax.tree.map(lambda x: x.astype(jnp.float32), (squares, found))
+        return in_float32
 
     def on_cpu(*leaves: LeafStep) -> Summaries:
         with jax.enable_x64(True):
@@ -141,40 +157,57 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.real(jnp.conj(a) * b)
 
 
-def _leaf_sums(leaf: LeafStep, sum_all: SumAll, dtype: DTypeLike) -> Sums:
+def _weight_sums(leaf: LeafStep, sum_all: SumAll, dtype: DTypeLike, axes: LeafAxes) -> Sums:
     p, d, mirrored = (x.astype(dtypes.arithmetic(x.dtype)) for x in (leaf.p, leaf.d, leaf.mirrored))
     shrinks = _dot(d, d + REPLACED * p) < 0  # −REPLACED·p < d < 0 for p > 0: no decay grows or overwrites a weight
     odd = ~(_dot(d, mirrored) > 0)  # decay of −p has the opposite sign, or is 0 where it is cautious
     p, u, d = (x.astype(dtypes.arithmetic(x.dtype, dtype)) for x in (leaf.p, leaf.u, leaf.d))
     dd = _dot(d, d)
     contradiction = jnp.where(shrinks & odd, jnp.zeros_like(dd), dd)
-    sums = Sums(*sum_all(_dot(p, p), _dot(u, u), _dot(p, u), dd, _dot(u - d, u - d), contradiction))
+    return Sums(*sum_all(axes, _dot(p, p), _dot(u, u), _dot(p, u), dd, _dot(u - d, u - d), contradiction))
+
+
+def _leaf_sums(leaf: LeafStep, each: Sums) -> Sums:
+    sums = Sums(*(jnp.sum(x) if x.ndim else x for x in each))
     noise = 4 * float(jnp.finfo(leaf.u.dtype).eps)
     return sums._replace(xx=jnp.where(sums.xx > noise**2 * sums.uu, sums.xx, jnp.zeros_like(sums.xx)))
 
 
-def _sum_each(*terms: jax.Array) -> tuple[jax.Array, ...]:
-    return tuple(map(jnp.sum, terms))
+def _sum_each(kept: LeafAxes, *terms: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(jnp.sum(x, axis=_others(x, kept)) for x in terms)
 
 
-def _sum_fused(*terms: jax.Array) -> tuple[jax.Array, ...]:
+def _sum_fused(kept: LeafAxes, *terms: jax.Array) -> tuple[jax.Array, ...]:
     """One `lax.reduce` of all terms. With a sum for each, XLA's CPU compiler writes u and d to memory.
 
     (tests/test_bytes.py: test_the_monitor_reads_once_more_what_the_step_reads)
     """
     add = lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True))
     zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
-    return tuple(lax.reduce(terms, zeros, add, tuple(range(terms[0].ndim))))
+    return tuple(lax.reduce(terms, zeros, add, _others(terms[0], kept)))
+
+
+def _others(x: jax.Array, kept: LeafAxes) -> LeafAxes:
+    return tuple(axis for axis in range(x.ndim) if axis not in kept)
+
+
+def _angle(sums: Sums) -> jax.Array:
+    """arctan2 of the update's parts across and along p, because arccos loses small angles; 0 where p is 0."""
+    p = jnp.sqrt(sums.pp)
+    along = sums.pu / _one_for_zero(p)
+    across = jnp.sqrt(jnp.maximum(sums.uu - along**2, jnp.zeros_like(p)))
+    return jnp.where(p > 0, jnp.arctan2(across, p + along), jnp.zeros_like(p))
+
+
+def _angle_and_count(each: Sums) -> tuple[jax.Array, jax.Array]:
+    """The sum of the angles of the weights that aren't 0, and how many these are."""
+    return jnp.sum(_angle(each)), jnp.sum((each.pp > 0).astype(each.pp.dtype))
 
 
 def _summary(sums: Sums) -> StepSummary:
-    """The angle is arctan2 of the update's parts across and along p, because arccos loses small angles."""
     p, u, d, r = (jnp.sqrt(x) for x in (sums.pp, sums.uu, sums.dd, sums.rr))
-    along = sums.pu / _one_for_zero(p)
-    across = jnp.sqrt(jnp.maximum(sums.uu - along**2, jnp.zeros_like(u)))
-    angle = jnp.where(p > 0, jnp.arctan2(across, p + along), jnp.zeros_like(p))
     share = jnp.where(sums.xx > CONTRADICTED * sums.dd, jnp.full_like(d, jnp.nan), d / _one_for_zero(d + r))
-    return StepSummary(p, u, share, angle)
+    return StepSummary(p, u, share, _angle(sums))
 
 
 def _one_for_zero(x: jax.Array) -> jax.Array:

@@ -188,7 +188,7 @@ def build_decoupled(
     if peak is not None:
         hyperparams["peak_learning_rate"] = peak
     tx = decayed(
-        name, _never_skipping(name, inner), hyperparams, mask=mask, place="after", descends=not finished, rule=rule,
+        name, never_skipping(name, inner), hyperparams, mask=mask, place="after", descends=not finished, rule=rule,
         slices=slices, prox=prox, metric=metric, rate=rate, leaf_rates=leaf_rates, largest=largest,
     )  # fmt: skip
     return rounded(tx, rounding, key)
@@ -209,17 +209,20 @@ def build_coupled(
     check_number("weight_decay", weight_decay)
     hyperparams = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     return decayed(
-        name, _never_skipping(name, direction), hyperparams, mask=mask, place="before", descends=True, rule=rule,
+        name, never_skipping(name, direction), hyperparams, mask=mask, place="before", descends=True, rule=rule,
         slices=slices, rate=operator.itemgetter("weight_decay"),
     )  # fmt: skip
 
 
 # States of Optax's wrappers that return no step from some updates.
 SKIPPING = (optax.MultiStepsState, optax.ApplyIfFiniteState, optax.ConditionallyMaskState)
+_WHY = "the decay around it would act on the skipped ones, too"
 
 
-def _never_skipping(name: str, optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`optimizer`, refused at `init` where it skips updates: the decay around it would not be skipped."""
+def never_skipping(
+    name: str, optimizer: optax.GradientTransformation, why: str = _WHY
+) -> optax.GradientTransformationExtraArgs:
+    """`optimizer`, refused at `init` where it skips updates: what is around it, such as the decay, would not skip."""
     check_transformation("optimizer" if name == "with_decay" else "direction", optimizer)
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -229,9 +232,8 @@ def _never_skipping(name: str, optimizer: optax.GradientTransformation) -> optax
         for node in filter(is_skipping, jax.tree.leaves(state, is_leaf=is_skipping)):
             wrapper = type(node).__name__.removesuffix("State")
             raise ValueError(
-                f"{name}: the optimizer has a {wrapper} inside, which skips updates, and the decay around it would act "
-                f"on the skipped ones, too. Put {wrapper} outside: optax.MultiSteps(wd.{name}(optimizer, ...), k), "
-                f"optax.apply_if_finite(wd.{name}(optimizer, ...), n)"
+                f"{name}: the optimizer has a {wrapper} inside, which skips updates, and {why}. Put {wrapper} outside: "
+                f"optax.MultiSteps(wd.{name}(optimizer, ...), k), optax.apply_if_finite(wd.{name}(optimizer, ...), n)"
             )
         return state
 
