@@ -65,6 +65,9 @@ AXES = {
     "clip": {"rule": optax.clip(0.5)},
     "anchor": {"rule": wd.rules.toward("init")},
     "momentum": {"momentum": 0.9},
+    "l1": {"penalty": "l1"},
+    "elastic": {"penalty": "elastic"},
+    "coupling by rule": {"coupling": [("kernel", "corrected")]},
 }
 CASES = [
     (name, axis)
@@ -103,6 +106,15 @@ def test_no_host_transfer_and_no_collective_when_sharded(name, axis):
     found = traffic(optimizer(name, **AXES[axis]), sharding=NamedSharding(mesh, PartitionSpec("data")))
     assert f"[{ROWS // 8},{COLUMNS}]" in found.text  # it is sharded
     assert not re.search(rf" ({COLLECTIVES}|{TRANSFERS})(-start)?\(|callback", found.text)
+
+
+def test_a_group_penalty_takes_its_norms_before_the_step():
+    """p and g once more for the norms; a CPU writes p + step between them, and reads it twice."""
+    groups, plain = traffic(optimizer("sgdw", penalty="group")), traffic(optimizer("sgdw"))
+    assert groups.bytes - plain.bytes <= 8 + 4 + 4 + 4 + SCALARS
+    assert groups.copies == 0
+    assert groups.not_aliased == 0
+    assert groups.temporary <= 4 + SCALARS
 
 
 def test_a_collective_and_a_transfer_would_be_seen():

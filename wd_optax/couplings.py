@@ -92,8 +92,9 @@ def resolve_rates(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule,
     peak_learning_rate: Scalar | None = None,
+    below: float = 1.0,
 ) -> Rates:
-    """The peak and the largest c_t, after checks of every number and array that is known now, and of c_t < 1."""
+    """The peak and the largest c_t, after checks of every number and array that is known now, and of c_t < below."""
     check_number("learning_rate", learning_rate)
     check_number("weight_decay", weight_decay)
     peak = resolve_peak(coupling, learning_rate, peak_learning_rate)
@@ -105,11 +106,11 @@ def resolve_rates(
     if len(known) < len(needed):
         return Rates(peak, None)
     c: float = removed(coupling, **{"learning_rate": None} | known)
-    if c >= 1:
+    if c >= below:
         given = "" if eta is None else f"learning_rate={eta!r} and "
         raise ValueError(
             f"weight_decay={weight_decay!r} with {given}coupling={coupling!r} removes "
-            f"{c:.3g} of each weight per step; it must be below 1: lower weight_decay"
+            f"{c:.3g} of each weight per step; it must be below {below:g}: lower weight_decay"
         )
     return Rates(peak, c)
 

@@ -9,8 +9,14 @@ Each is a direction in `wd_optax.decoupled` or `wd_optax.coupled`. What is true 
     - `optax.tree.get(state, "count")`, `"learning_rate"` and `"weight_decay"` find one leaf each, unless a rule
       has a `count` of its own.
     - `mask="weights"` decays weights and embeddings, never biases, norms, scalars or tokens: see `wd_optax.masking`.
-    - `coupling`, `peak_learning_rate`: c_t, the fraction of a weight removed per step: see `wd_optax.decay_rate`.
+    - `coupling`, `peak_learning_rate`: c_t, the fraction of a weight removed per step: see `wd_optax.decay_rate`. Rules
+      give each parameter its own, the first match decides: [("blocks/.*kernel", "corrected"), (".*", "lr")] is AdamC.
     - `rule`: r(p), toward what and when: None is r(p) = p, see `wd_optax.rules`.
+    - `slices`: which axes of a leaf count weights, for every norm: [("blocks", 1)] for layers stacked along axis 0, see
+      `wd_optax.explain_slices`; None is one weight per leaf.
+    - `penalty`: decay by a proximal step in place of −c_t·m·r(p): "l2", "l1", "elastic", "huber", "group" or one of
+      `wd_optax.prox`. It minimises loss + λ·m·penalty (with "constant" + (λ/η)·, with "schedule" + (λ/η_max)·); c_t is
+      a threshold, in units of the weight for "l1", and may be 1 or more. It takes no gate such as `cautious`.
     - `rounding`, `key`: None, "nearest", "stochastic", "compensated" or "compensated_all": the optimizer computes in
       float32, and its step is rounded so that low-precision parameters keep it: see `wd_optax.precision.round_updates`.
     - A bad number is a ValueError at once, a mask that doesn't fit the parameters one at `init`, each naming the fix.
@@ -62,7 +68,9 @@ def sgdw(
       momentum: μ.
       nesterov: use g + μ·b in place of b.
       dampening: τ; none with Nesterov, as in PyTorch.
-      mask, coupling, peak_learning_rate, rule, rounding, key: see the module.
+      mask, coupling, peak_learning_rate, rule, slices, rounding, key: see the module.
+      penalty: see the module. Momentum accumulates gradients and not thresholds: with it the fixed points minimise
+        loss + (1 − μ)/(1 − τ)·λ·penalty. Without it "l1" has few exact zeros where gradients are of small batches.
       accumulator_dtype: the type of b, by default the parameters'.
 
     Example: momentum and a zero gradient; the decay is η·λ·p, and isn't accumulated.
@@ -104,7 +112,7 @@ def sgd_l2(
       learning_rate: η_t.
       weight_decay: λ.
       momentum, nesterov, dampening, accumulator_dtype: see `sgdw`.
-      mask, rule: see the module.
+      mask, rule, slices: see the module.
 
     Example:
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -150,7 +158,10 @@ def adamw(
       b1, b2, eps, eps_root, mu_dtype, nesterov: as in `optax.scale_by_adam`.
       nu_dtype: the type of the second moment; stored with nearest rounding, or stochastic where `rounding` asks for
         more than nearest: see `wd_optax.precision.low_precision_state`.
-      mask, coupling, peak_learning_rate, rule, rounding, key: see the module.
+      mask, coupling, peak_learning_rate, rule, slices, rounding, key: see the module.
+      penalty: see the module; a proximal step in Adam's metric D = √v̂ + ε (ProxGen): "l1" is a soft threshold at
+        η·λ/D per entry. λ is in units of the loss, as `adam_l2`'s and not as decay's: where gradients are small, so is
+        D, and an entry without a gradient goes to 0 in its first step.
 
     Example: λ is live: switch decay off in the middle of a run.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -165,7 +176,7 @@ def adamw(
       >>> print(f"{updates['kernel'].item():.4f}")
       -0.0000
 
-    Reference: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2.
+    References: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2; Yun et al. 2021, arXiv 2007.07114 (ProxGen).
     """
     hyperparams.check_precision(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     how = for_state(rounding)
@@ -204,7 +215,7 @@ def adam_l2(
       learning_rate: η_t.
       weight_decay: λ.
       b1, b2, eps, eps_root, mu_dtype, nesterov: as in `optax.scale_by_adam`.
-      mask, rule: see the module.
+      mask, rule, slices: see the module.
 
     Example: with a zero gradient the step is η, whatever λ is.
       >>> import jax.numpy as jnp, optax, wd_optax as wd

@@ -22,6 +22,7 @@ from wd_optax.hyperparams import ScalarOrSchedule, check_number, is_concrete
 from wd_optax.masking.masks import Mask
 from wd_optax.masking.slices import Slices
 from wd_optax.prox import Penalty, Prox, resolve_penalty
+from wd_optax.prox_checks import fitted
 from wd_optax.rules.apply import Rule
 
 
@@ -162,23 +163,30 @@ def proximal(
     """p ← argmin_x ½·|x − (p + step)|² + c·m·penalty(x − a), a = p − r(p): comes last, after the learning rate.
 
     With "l2", ½·x², that is (p + step)/(1 + c): stable at any rate, and AdamW + O(η²) for c = η·λ.
-    With "l1", |x|, that is soft thresholding by c: the one decay that makes weights exactly zero. An update has the
+    With "l1", |x|, that is soft thresholding by c: weights become exactly zero. An update has the
     gradient's type: a float32 weight reaches zero in up to three steps under bfloat16 gradients, and comes within
     3·10⁻⁸ of it under float16's; in `in_float32(optax.chain(..., wd.proximal(...)))` it reaches zero in one.
 
+    After plain SGD, with c = η·λ, the fixed points minimise loss + λ·m·penalty. After Adam and other directions that
+    rescale gradients they minimise nothing of the kind: a threshold of η·λ never wins against Adam's own step, about η
+    in size, so that "l1" makes no zeros and hardly shrinks. There use `penalty=` of `wd_optax.adamw`, or of
+    `wd_optax.decoupled` with a `metric=`.
+
     Args:
-      rate: c ≥ 0, for "l1" in units of the weight: a number, an array or a schedule; with
-        `wd_optax.decay_rate(λ, learning_rate=η)`, after plain SGD, the steps minimise the loss plus λ·penalty. After
-        Adam and the like they don't: the threshold η·λ never wins against Adam's own step, about η in size.
+      rate: c ≥ 0, for "l1" in units of the weight: a number, an array or a schedule, such as
+        `wd_optax.decay_rate(λ, learning_rate=η)`.
       mask: which leaves, see `wd_optax.masking`; weights and embeddings by default, as the optimizers.
-      penalty: "l2" or "l1".
-      rule: r, see `wd_optax.rules`: it says toward what, a = p − r(p); None is a = 0.
+      penalty: "l2" (½·|x|²), "l1" (|x|), "elastic" (half of each), "huber" (δ = 1), "group" (‖x‖ of each weight); one
+        of `wd.prox.elastic(l1_ratio)`, `huber(delta)`, `group(axis)`; or a function as `wd_optax.prox` has it.
+      rule: r, see `wd_optax.rules`: it says toward what, a = p − r(p); None is a = 0. It takes no gate.
+      slices: which axes count weights, for "group": see `wd_optax.explain_slices`.
 
     Returns:
       A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
 
     Raises:
-      ValueError, TypeError: for a bad rate or penalty at once, for a mask or rule that doesn't fit at `init`.
+      ValueError, TypeError: for a bad rate or penalty at once, for a mask, rule, penalty or slices that don't fit at
+        `init`.
 
     References:
       Parikh & Boyd 2014, "Proximal Algorithms", sections 6.1.1 and 6.5.2;
@@ -193,9 +201,10 @@ def proximal(
       {'w': Array([0.  , 0.95], dtype=float32)}
     """
     check_number("rate", rate)
+    prox = resolve_penalty(penalty)
     return decayed(
         "proximal",
-        optax.identity(),
+        fitted("proximal", optax.identity(), prox, metric="euclidean", mask=mask, slices=slices),
         {"rate": rate},
         mask=mask,
         rate=operator.itemgetter("rate"),
@@ -203,5 +212,5 @@ def proximal(
         given="step",
         rule=rule,
         slices=slices,
-        prox=resolve_penalty(penalty),
+        prox=prox,
     )

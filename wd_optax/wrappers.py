@@ -19,6 +19,8 @@ from wd_optax.masking.slices import Slices
 from wd_optax.precision.random_bits import Key
 from wd_optax.precision.rounding import Rounding, rounded
 from wd_optax.prox import Penalty, Prox, ProxMetric, resolve_penalty
+from wd_optax.prox_checks import fitted
+from wd_optax.prox_metrics import Euclidean
 from wd_optax.rules.apply import Rule
 
 
@@ -33,7 +35,7 @@ def with_decay(
     rule: Rule | None = None,
     slices: Slices = None,
     penalty: Penalty | Prox | None = None,
-    metric: ProxMetric | None = None,
+    metric: ProxMetric | Euclidean | None = None,
     rounding: Rounding | None = None,
     key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -45,8 +47,9 @@ def with_decay(
       learning_rate: η_t, the optimizer's, to which the decay is coupled; editing this leaf in the state changes
         the decay alone, because the optimizer keeps its own.
       weight_decay: λ.
-      mask, coupling, peak_learning_rate, rounding, key: see `wd_optax.optimizers`.
+      mask, coupling, peak_learning_rate, slices, rounding, key: see `wd_optax.optimizers`.
       rule: see `wd_optax.rules`; it sees the finished step, not the direction before the learning rate.
+      penalty, metric: as for `decoupled`; the metric reads the state of `optimizer`.
 
     Averaging wrappers such as schedule-free go outside, so that every sequence they keep decays:
     `optax.contrib.schedule_free(wd.with_decay(optax.sgd(lr), ...), lr)`. `optax.contrib.cocob`, `madgrad` and
@@ -55,7 +58,7 @@ def with_decay(
     `optax.MultiSteps` and `apply_if_finite` go outside, too: they skip updates, and a decay around them would not.
 
     Raises:
-      ValueError: at `init`, for an optimizer that skips updates.
+      ValueError: at `init`, for an optimizer that skips updates, or whose steps need a metric for `penalty`.
 
     Example:
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -83,7 +86,7 @@ def decoupled(
     rule: Rule | None = None,
     slices: Slices = None,
     penalty: Penalty | Prox | None = None,
-    metric: ProxMetric | None = None,
+    metric: ProxMetric | Euclidean | None = None,
     rounding: Rounding | None = None,
     key: Key = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -97,14 +100,17 @@ def decoupled(
         climbs: the step is −η·u. Extra arguments of `update` reach it.
       learning_rate: η_t.
       weight_decay: λ.
-      mask, coupling, peak_learning_rate, rule, rounding, key: see `wd_optax.optimizers`.
+      mask, coupling, peak_learning_rate, rule, slices, rounding, key: see `wd_optax.optimizers`.
+      penalty: decay by its proximal step, see `wd_optax.prox`: minimises loss + λ·m·penalty if D is `metric`.
+      metric: what the direction divides the gradient by, a function from its state to D: `wd.prox.adam_metric(b2, eps)`
+        for Adam's; None is D = 1, refused for directions that rescale gradients, unless you say "euclidean".
 
     Returns:
       A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
 
     Raises:
-      ValueError, TypeError: for a bad number at once; at `init` for a mask or rule that doesn't fit, and for a
-        direction that skips updates, such as `optax.MultiSteps`.
+      ValueError, TypeError: for a bad number at once; at `init` for a mask, rule, penalty or metric that doesn't fit,
+        and for a direction that skips updates, such as `optax.MultiSteps`.
 
     Example: Lion; halving η in the state halves step and decay.
       >>> import jax.numpy as jnp, optax, wd_optax as wd
@@ -141,7 +147,7 @@ def coupled(
       direction: what comes before the learning rate, as for `decoupled`.
       learning_rate: η_t, a live leaf.
       weight_decay: λ.
-      mask, rule: see `wd_optax.optimizers`.
+      mask, rule, slices: see `wd_optax.optimizers`.
 
     Returns:
       A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
@@ -174,22 +180,24 @@ def build_decoupled(
     rule: Rule | None,
     slices: Slices,
     penalty: Penalty | Prox | None,
-    metric: ProxMetric | None,
+    metric: ProxMetric | Euclidean | None,
     rounding: Rounding | None,
     key: Key,
     finished: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """`decoupled` for a direction, `with_decay` for a finished optimizer, under the name that errors call it."""
     peak, largest, rate, leaf_rates = coupling_rules.resolve(
-        coupling, mask, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate
-    )
+        coupling, mask, learning_rate=learning_rate, weight_decay=weight_decay, peak_learning_rate=peak_learning_rate,
+        fraction=penalty is None,
+    )  # fmt: skip
     prox = resolve_penalty(penalty, metric)
+    inner = fitted(name, never_skipping(name, inner), prox, metric=metric, mask=mask, slices=slices)
     hyperparams = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     if peak is not None:
         hyperparams["peak_learning_rate"] = peak
     tx = decayed(
-        name, never_skipping(name, inner), hyperparams, mask=mask, place="after", descends=not finished, rule=rule,
-        slices=slices, prox=prox, metric=metric, rate=rate, leaf_rates=leaf_rates, largest=largest,
+        name, inner, hyperparams, mask=mask, place="after", descends=not finished, rule=rule, slices=slices, prox=prox,
+        metric=metric if callable(metric) else None, rate=rate, leaf_rates=leaf_rates, largest=largest,
     )  # fmt: skip
     return rounded(tx, rounding, key)
 

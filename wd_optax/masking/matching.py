@@ -14,6 +14,8 @@ def compile_regex(argument: str, regex: Regex) -> re.Pattern[str]:
     """The compiled regex of a rule of `argument`, such as "mask"."""
     try:
         return re.compile(regex)
+    except TypeError:
+        raise TypeError(f"{argument}: {regex!r} is not a regular expression: expected a string, such as '.*'") from None
     except re.error as error:
         raise ValueError(f"{argument} rule {regex!r} is not a regular expression: {error}") from None
 

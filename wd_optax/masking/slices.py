@@ -13,6 +13,7 @@ the n leading axes, a tuple these axes, and a leaf that no rule matches is one w
 
 import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -137,9 +138,10 @@ def _normalise(pattern: str, axes: Any, p: roles.Parameter) -> SliceAxes:
     given = tuple(map(operator.index, axes)) if isinstance(axes, list | tuple) else tuple(range(axes))
     normal = sorted(axis + rank if axis < 0 else axis for axis in given)
     if any(not 0 <= axis < rank for axis in normal):
+        said = f"axes {axes!r}" if isinstance(axes, list | tuple) else f"{axes} leading axes"
         refuse(
-            f"slices rule {pattern!r} says axes {axes!r}, and {p.path!r} has rank {rank}: give it a rule of its own "
-            f"before this one, such as (r'^{p.path}$', 0)",
+            f"slices rule {pattern!r} says {said}, and {p.path!r} has rank {rank}: give it a rule of its own "
+            f"before this one, such as (r'^{re.escape(p.path)}$', 0)",
             [p],
         )
     if len(set(normal)) < len(normal):
