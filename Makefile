@@ -6,7 +6,7 @@ VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: demo map examples faults gallery test test-all test-fast test-interop test-lowest test-tpu format clean
+.PHONY: claims demo map examples faults gallery test test-all test-fast test-interop test-lowest test-tpu format clean
 
 # $(call environment,FOLDER,CONSTRAINTS,EXTRAS). A folder that this rule made with another Python is made anew.
 define environment
@@ -36,6 +36,10 @@ map: $(VENV)/.installed-$(VERSION)
 # Every example at its defaults: writes examples/pictures, and what they print into the documents.
 gallery: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python examples/gallery.py
+
+# Published claims, each measured by a small program: writes out/claims, and docs/claims.md; about three minutes.
+claims: $(VENV)/.installed-$(VERSION)
+	$(BIN)/python -m claims.run --docs=docs/claims.md
 
 # Every example in a short setting.
 examples: $(VENV)/.installed-$(VERSION)

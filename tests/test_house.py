@@ -184,7 +184,7 @@ def identifiers(tree):
                 yield name
 
 
-@pytest.mark.parametrize("folder", ["wd_optax", "examples", "benchmarks"])
+@pytest.mark.parametrize("folder", ["wd_optax", "examples", "benchmarks", "claims"])
 def test_identifiers_are_ascii(folder):
     for path in (ROOT / folder).rglob("*.py"):
         assert [name for name in identifiers(ast.parse(path.read_text())) if not name.isascii()] == [], path.name

@@ -602,9 +602,9 @@ def test_arrays_of_learning_rates():
     ("bad", "error", "says"),
     [
         (
-            {"optimizer": "lion"},
+            {"optimizer": "lamb"},
             ValueError,
-            "optimizer='lion' has no formula here: use one of 'adamw', 'sgdw', 'sgd_l2'",
+            "optimizer='lamb' has no formula here: use one of 'adamw', 'sgdw', 'sgd_l2', 'lion'",
         ),
         ({"momentum": 0.9}, ValueError, "momentum=0.9: adamw's momentum is called b1"),
         ({"b1": 0.9, "optimizer": "sgdw"}, ValueError, "b1=0.9: sgdw's momentum is called momentum"),

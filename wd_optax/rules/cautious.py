@@ -30,8 +30,9 @@ def cautious(strict: bool = False) -> optax.GradientTransformationExtraArgs:
     nothing decays there, and entries whose step underflows to 0 do.
 
     With `optax.chain(wd.rules.toward(a), wd.rules.cautious())` entries decay toward a where the step doesn't move away
-    from it. The minimum of the loss is unbiased with exact gradients only; under noise it is pulled toward zero, less
-    than by plain decay.
+    from it. With exact gradients and η → 0 the minimum of the loss is unbiased; at a finite η correlated weights open
+    each other's gates and stay O(η·λ) away from it. Under noise it is pulled toward zero, less than by plain decay:
+    `wd_optax.choosing.equilibrium.cautious_minimum` says where to.
 
     Args:
       strict: whether an entry with a step of 0 keeps its value.

@@ -1,0 +1,57 @@
+"""Measures published claims about weight decay; prints one table and writes it with one picture per claim.
+
+python -m claims.run                                # all, about three minutes on two cores
+python -m claims.run --only=equilibrium,grokking    # some of them
+python -m claims.run --docs=docs/claims.md          # all, and the committed page (`make claims`)
+"""
+
+import pathlib
+import time
+
+import console
+import intervals
+from absl import app, flags, logging
+
+from claims import registry, table
+from claims.claim import Claim
+
+_ONLY = flags.DEFINE_list("only", [], "Claims to measure, by the names of their files; all by default.")
+_OUT = flags.DEFINE_string("out", "out/claims", "Folder for claims.md and the pictures; created if missing.")
+_DOCS = flags.DEFINE_string("docs", None, "A file for the page without pictures; needs all claims.")
+
+
+def choose(only: list[str]) -> dict[str, Claim]:
+    """The claims with these names, or all.
+
+    Raises:
+      app.UsageError: for a name without a file.
+    """
+    claims = registry.load()
+    if unknown := set(only) - set(claims):
+        raise app.UsageError(f"--only: no claims {', '.join(sorted(unknown))}; there are {', '.join(claims)}")
+    return {name: claim for name, claim in claims.items() if not only or name in only}
+
+
+def main(argv: list[str]) -> None:
+    """Runs the claims one after another."""
+    del argv
+    console.plain()
+    if _DOCS.value and _ONLY.value:
+        raise app.UsageError("--docs: the page has all claims; drop --only")
+    claims, out, found, start = choose(_ONLY.value), pathlib.Path(_OUT.value), {}, time.monotonic()
+    for name, claim in claims.items():
+        begun = time.monotonic()
+        measured = claim.measure()
+        found[name] = table.rows(claim, measured)
+        table.draw(name, claim, measured, out)
+        logging.info("%5.1f s  %s", time.monotonic() - begun, name)
+    (out / "claims.md").write_text(table.page(claims, found, pictures=True))
+    if _DOCS.value:
+        pathlib.Path(_DOCS.value).write_text(table.page(claims, found))
+    print(table.console(claims, found))
+    seconds = f"{time.monotonic() - start:.0f} s, {time.process_time():.0f} s of CPU time"
+    print(f"\n{seconds}; {intervals.MEANING}. Table and pictures: {out}")
+
+
+if __name__ == "__main__":
+    app.run(main)
