@@ -17,7 +17,8 @@ from sklearn.linear_model import ElasticNet, Lasso, MultiTaskLasso
 
 import wd_optax as wd
 from wd_optax import prox
-from wd_optax.prox_checks import ADAPTIVE
+from wd_optax.prox import steps
+from wd_optax.prox.checks import ADAPTIVE
 
 # --- Each proximal step, in float64 ----------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ def test_a_group_s_metric_has_a_gradient():
     np.testing.assert_allclose(slopes[1], (above - below) / 0.02, rtol=2e-2)  # a difference over a tenth
 
 
-@pytest.mark.parametrize("name", prox.PENALTIES)
+@pytest.mark.parametrize("name", steps.PENALTIES)
 def test_complex_leaves_shrink_in_absolute_value(name):
     """Of p·e^{iφ} the step is that of p, turned: a penalty is of |p|."""
     p, u = np.float32(numbers(3, 4)), np.float32(0.1 * numbers(3, 4, seed=1))
@@ -536,8 +537,8 @@ def test_a_penalty_takes_no_gate(name):
 
 
 def test_every_penalty_is_a_word_and_a_function_of_one_leaf():
-    assert set(prox.PENALTIES) == {"l2", "l1", "elastic", "huber", "group"}
+    assert set(steps.PENALTIES) == {"l2", "l1", "elastic", "huber", "group"}
     leaf = jnp.ones((2, 3))
-    for (name, penalty), k in itertools.product(prox.PENALTIES.items(), (0.1, 10.0)):
+    for (name, penalty), k in itertools.product(steps.PENALTIES.items(), (0.1, 10.0)):
         got = penalty(0 * leaf, leaf, jnp.float32(k), jnp.float32(1), ())
         assert -1 <= float(got.min()) <= float(got.max()) < 0, name

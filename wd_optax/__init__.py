@@ -10,7 +10,6 @@ from wd_optax.choosing.published import published
 from wd_optax.choosing.sweeping.sweep import sweep
 from wd_optax.choosing.timescales import half_life, timescale, weight_decay_for
 from wd_optax.couplings import convert_weight_decay, decay_rate
-from wd_optax.hyperball import hyperball
 from wd_optax.masking.masks import multipliers, optax_mask
 from wd_optax.masking.slices import explain_slices
 from wd_optax.migrate import migrate_state
@@ -18,7 +17,8 @@ from wd_optax.monitor import monitor_decay, read_decay
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
 from wd_optax.partition import partition
 from wd_optax.penalties import l1_penalty, l2_penalty, weight_norm
-from wd_optax.projection import project
+from wd_optax.projection.hyperball import hyperball
+from wd_optax.projection.project import project
 from wd_optax.rules.missed_decay import materialize
 from wd_optax.transforms import add_decayed_weights, add_l2_to_loss, proximal, shrink
 from wd_optax.version import __version__

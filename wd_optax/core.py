@@ -17,7 +17,8 @@ from wd_optax.hyperparams import ScalarOrSchedule, evaluate, init_leaves, keep
 from wd_optax.masking import forms, masks
 from wd_optax.masking.paths import is_masked
 from wd_optax.masking.slices import Slices, axes_tree, check_slices, slice_axes
-from wd_optax.prox import Prox, ProxMetric
+from wd_optax.prox.metrics import ProxMetric
+from wd_optax.prox.steps import Prox
 from wd_optax.rules import apply
 from wd_optax.rules.apply import Rule
 from wd_optax.rules.norms import use_slices

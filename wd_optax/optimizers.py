@@ -36,7 +36,8 @@ from wd_optax.momentum import heavy_ball
 from wd_optax.precision.random_bits import Key
 from wd_optax.precision.rounding import Rounding, for_state
 from wd_optax.precision.state import low_precision_state
-from wd_optax.prox import Penalty, Prox, adam_metric
+from wd_optax.prox.metrics import adam_metric
+from wd_optax.prox.steps import Penalty, Prox
 from wd_optax.rules.apply import Rule
 from wd_optax.wrappers import build_coupled, build_decoupled
 

@@ -21,8 +21,8 @@ from wd_optax.core import decayed
 from wd_optax.hyperparams import ScalarOrSchedule, check_number, is_concrete
 from wd_optax.masking.masks import Mask
 from wd_optax.masking.slices import Slices
-from wd_optax.prox import Penalty, Prox, resolve_penalty
-from wd_optax.prox_checks import fitted
+from wd_optax.prox.checks import fitted
+from wd_optax.prox.steps import Penalty, Prox, resolve_penalty
 from wd_optax.rules.apply import Rule
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import optax
 
-from wd_optax.prox import Prox, ProxMetric
+from wd_optax.prox.metrics import ProxMetric
+from wd_optax.prox.steps import Prox
 
 
 class Decay(NamedTuple):

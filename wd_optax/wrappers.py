@@ -18,9 +18,9 @@ from wd_optax.masking.masks import Mask
 from wd_optax.masking.slices import Slices
 from wd_optax.precision.random_bits import Key
 from wd_optax.precision.rounding import Rounding, rounded
-from wd_optax.prox import Penalty, Prox, ProxMetric, resolve_penalty
-from wd_optax.prox_checks import fitted
-from wd_optax.prox_metrics import Euclidean
+from wd_optax.prox.checks import fitted
+from wd_optax.prox.metrics import Euclidean, ProxMetric
+from wd_optax.prox.steps import Penalty, Prox, resolve_penalty
 from wd_optax.rules.apply import Rule
 
 

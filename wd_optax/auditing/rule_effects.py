@@ -17,7 +17,7 @@ from wd_optax.auditing.measurements import HARD, Measurements
 from wd_optax.auditing.probes import sample
 from wd_optax.auditing.update_call import UpdateCall
 from wd_optax.core import DecayState
-from wd_optax.prox import penalty_name
+from wd_optax.prox.steps import penalty_name
 from wd_optax.watching import Decay, watch_decays
 
 CLEAR = 1e-6  # relative

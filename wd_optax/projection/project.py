@@ -19,8 +19,8 @@ from wd_optax.hyperparams import Scalar, ScalarOrSchedule, check_number, is_conc
 from wd_optax.masking import forms, masks, roles
 from wd_optax.masking.masks import Mask
 from wd_optax.masking.slices import SliceAxes, Slices, slice_axes
-from wd_optax.prox import Prox
-from wd_optax.radius import keep_radius, onto_sphere, radius_of, refuse_fractions
+from wd_optax.projection.radius import keep_radius, onto_sphere, radius_of, refuse_fractions
+from wd_optax.prox.steps import Prox
 
 Projection: TypeAlias = Callable[[jax.Array], jax.Array]  # one weight -> its nearest point in a set, of the same shape
 
@@ -64,7 +64,7 @@ def project(
       Wen, Dang, Lyu, Ma & Liang 2026, arXiv 2606.16899 (the sphere); Ren et al. 2026, arXiv 2603.28743, section 3.1
       (decay does nothing on it to first order).
     """
-    _check(onto)
+    _check_onto(onto)
     inner = keep_radius("project", optax.identity(), mask, slices) if isinstance(onto, str) else optax.identity()
     prox = _by_function(onto) if callable(onto) else _to_radius
     hyperparams: dict[str, ScalarOrSchedule] = {} if isinstance(onto, str) or callable(onto) else {"radius": onto}
@@ -106,7 +106,7 @@ def _each_weight(function: Projection, axes: SliceAxes) -> Projection:
 _ONTO = 'use "init", a radius, or a function that projects one weight'
 
 
-def _check(onto: object) -> None:
+def _check_onto(onto: object) -> None:
     if isinstance(onto, str) and onto != "init":
         raise ValueError(f"onto={onto!r}: {_ONTO}")
     if isinstance(onto, str) or callable(onto):

@@ -1,26 +1,4 @@
-"""Penalties by their proximal steps: what decay minimises, exactly, in the metric of the optimizer.
-
-    p ← argmin_x ½·(x − (p + step))ᵀ·D·(x − (p + step)) + c·m·penalty(x − a)
-
-D is the metric, by which the direction divides the gradient: 1 for SGD, √v̂ + ε for Adam. With c = η·λ the fixed points
-are the minima of loss + λ·m·penalty(x − a), whatever D is; with D = 1 after Adam they aren't (ProxGen, Yun, Lozano &
-Yang 2021, arXiv 2007.07114). The anchor a is 0 unless a rule says otherwise. With y = p + step and k = c·m, for a = 0:
-
-    "l2"       ½·|x|²                                       D·y/(D + k), which never crosses 0
-    "l1"       |x|                                          soft threshold at k/D: exact zeros
-    "elastic"  l1_ratio·|x| + (1 − l1_ratio)·½·|x|²         `elastic(0.5)`
-    "huber"    ½·|x|² up to δ, then δ·|x| − ½·δ²            `huber(1.0)`
-    "group"    ‖x‖ of each weight, or of each row, ...      `group()`: zeros of whole groups
-
-Any function `(step, r, k, D, axes) -> step` is a penalty, too. It gets one leaf: the step before it, r = p − a, k = c·m
-as a scalar, D as a scalar or an array, and the axes of `slices=`; arrays in float32 or wider, of one type. It returns
-the minimiser less p, such as −r for x = 0:
-
-    def l0(step, r, k, metric, axes):  # |x|⁰ counts the entries that aren't 0: a hard threshold
-        return jnp.where(metric * (r + step) ** 2 <= 2 * k, -r, step)
-
-    wd.adamw(1e-3, weight_decay=1e-2, penalty=l0)
-"""
+"""The proximal step of each penalty, as `wd_optax.prox` has it."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -28,17 +6,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from wd_optax import prox_metrics
 from wd_optax.hyperparams import Scalar, check_number, is_concrete
 from wd_optax.masking.slices import SliceAxes
-from wd_optax.prox_metrics import adam_metric, rms_metric
+from wd_optax.prox.metrics import adam_metric, rms_metric
 from wd_optax.rules.norms import slice_norm
 
-__all__ = ["adam_metric", "elastic", "group", "huber", "rms_metric"]
-
-Prox = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, SliceAxes], jax.Array]  # see the module
+Prox = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, SliceAxes], jax.Array]  # see `wd_optax.prox`
 Penalty = Literal["l2", "l1", "elastic", "huber", "group"]
-ProxMetric = prox_metrics.DirectionMetric
 # Of Newton's method in `_solve_norm`. Over 4,000 random groups of 2 to 10⁴ entries with D in 10⁻⁸ … 1, and k up to the
 # threshold or within 10⁻⁶ of it, the minimiser is within 4 roundings of ‖y‖ after at most 9 steps in float32 and 11 in
 # float64, half of them after 1; a search for worse ones found none.

@@ -13,7 +13,7 @@ from wd_optax.masking.masks import Mask
 from wd_optax.masking.slices import SliceAxes, Slices
 from wd_optax.precision.random_bits import Key
 from wd_optax.precision.rounding import Rounding, rounded
-from wd_optax.radius import keep_radius, onto_sphere, radius_of, refuse_fractions, scale_to
+from wd_optax.projection.radius import keep_radius, onto_sphere, radius_of, refuse_fractions, scale_to
 from wd_optax.rules.norms import slice_norm
 from wd_optax.wrappers import never_skipping
 

@@ -18,11 +18,11 @@ from wd_optax import dtypes, state_fields
 from wd_optax.hyperparams import Scalar, check_number
 from wd_optax.masking.paths import is_masked
 
-DirectionMetric = Callable[[optax.OptState], optax.Params]
+ProxMetric = Callable[[optax.OptState], optax.Params]
 Euclidean = Literal["euclidean"]
 
 
-def adam_metric(b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0) -> DirectionMetric:
+def adam_metric(b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0) -> ProxMetric:
     """D = √(ν/(1 − b2ᵗ) + eps_root) + eps, by which `optax.scale_by_adam` divides m̂; `wd_optax.adamw` knows its own.
 
     It fits every direction that divides by this, such as `optax.adam`, `nadam`, `yogi` and `adabelief`; not `adamax`,
@@ -59,7 +59,7 @@ def adam_metric(b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0) 
     return metric
 
 
-def rms_metric(field: str = "nu", *, eps: Scalar = 0.0, eps_root: Scalar = 0.0) -> DirectionMetric:
+def rms_metric(field: str = "nu", *, eps: Scalar = 0.0, eps_root: Scalar = 0.0) -> ProxMetric:
     """D = √(ν + eps_root) + eps, without a correction of bias, of the field `field` of the direction's state.
 
         optax.rmsprop     rms_metric(eps_root=1e-8), or rms_metric(eps=1e-8) with eps_in_sqrt=False

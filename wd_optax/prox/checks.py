@@ -12,8 +12,8 @@ from wd_optax.masking import forms, masks, paths
 from wd_optax.masking.paths import is_masked
 from wd_optax.masking.roles import Shape
 from wd_optax.masking.slices import SliceAxes, Slices, slice_axes
-from wd_optax.prox import Prox
-from wd_optax.prox_metrics import DirectionMetric, Euclidean
+from wd_optax.prox.metrics import Euclidean, ProxMetric
+from wd_optax.prox.steps import Prox
 
 # States of optax and optax.contrib whose step isn't the gradient's size, and the metric of the direction with Optax's
 # defaults; "" where the metric has no short formula. Of Optax's adamax, which has Adam's state, D is `nu`.
@@ -42,7 +42,7 @@ def fitted(
     inner: optax.GradientTransformation,
     prox: Prox | None,
     *,
-    metric: DirectionMetric | Euclidean | None,
+    metric: ProxMetric | Euclidean | None,
     mask: masks.Mask,
     slices: Slices,
 ) -> optax.GradientTransformationExtraArgs:
@@ -96,9 +96,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
 
 
-def check_metric(
-    name: str, metric: DirectionMetric | Euclidean | None, inner_state: optax.OptState, params: Any
-) -> None:
+def check_metric(name: str, metric: ProxMetric | Euclidean | None, inner_state: optax.OptState, params: Any) -> None:
     """Raises for a direction whose step isn't the gradient's size, and no metric that says so."""
     if metric is not None:
         return

@@ -1,0 +1,1 @@
+"""Weights on a sphere or in another set, in place of a decay toward zero."""
