@@ -6,7 +6,7 @@ VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: claims demo map examples faults gallery test test-all test-fast test-interop test-lowest test-tpu format clean
+.PHONY: claims demo map transfer examples faults gallery test test-all test-fast test-interop test-lowest test-tpu format clean
 
 # $(call environment,FOLDER,CONSTRAINTS,EXTRAS). A folder that this rule made with another Python is made anew.
 define environment
@@ -33,6 +33,10 @@ demo: $(VENV)/.installed-$(VERSION)
 map: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python examples/lr_wd_map.py
 
+# The exponents of the best λ over width, dataset and batch: measured, and what papers say.
+transfer: $(VENV)/.installed-$(VERSION)
+	$(BIN)/python examples/transfer.py
+
 # Every example at its defaults: writes examples/pictures, and what they print into the documents.
 gallery: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python examples/gallery.py
@@ -57,6 +61,7 @@ examples: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python examples/finetune_anchor.py --steps=100 --epochs=10 --seeds=4
 	$(BIN)/python examples/bf16_decay.py --task=digits --steps=100 --seeds=4
 	$(BIN)/python examples/lr_wd_map.py --model=mlp --points=4 --seeds=2 --epochs=10
+	$(BIN)/python examples/transfer.py --task=width --points=5 --seeds=2 --epochs=10
 	$(BIN)/python examples/tpu_run.py --steps=20 --log_every=10 --layers=2 --width=64 --context=64
 
 test: $(VENV)/.installed-$(VERSION)

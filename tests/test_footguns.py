@@ -38,10 +38,10 @@ def parameters(name):
     return inspect.signature(getattr(wd, name)).parameters
 
 
-DECAYING = [
+DECAYING = [  # `transfer` decays nothing: its λ is that of a run, which may know it
     name
     for name in wd.__all__
-    if inspect.isfunction(getattr(wd, name)) and {"weight_decay", "rate"} & {*parameters(name)}
+    if inspect.isfunction(getattr(wd, name)) and {"weight_decay", "rate"} & {*parameters(name)} and name != "transfer"
 ]
 TRANSFORMS = [
     name

@@ -30,7 +30,10 @@ FLOORS = [
     {"core", "projection.radius", "rules.__init__"},
     {"projection.project", "transforms", "wrappers"},
     {"choosing.equilibrium", "choosing.timescales", "migrate", "monitor", "optimizers", "projection.hyperball"},
-    {"choosing.published"},
+    {"choosing.runs"},
+    {"choosing.published", "choosing.transfer_rules"},
+    {"choosing.transfer_table"},
+    {"choosing.transfer"},
     {"auditing.arguments", "auditing.chain_closures", "auditing.probes", "auditing.text", "auditing.vectors"},
     {"auditing.update_call"},
     {"auditing.harness"},
@@ -50,6 +53,8 @@ FLOORS = [
         "choosing.sweeping.dataset",
         "choosing.sweeping.memory",
         "choosing.sweeping.multihost",
+        "choosing.sweeping.optimum_plot",
+        "choosing.sweeping.power_law",
         "choosing.sweeping.values",
     },
     {
@@ -61,6 +66,7 @@ FLOORS = [
     {
         "choosing.sweeping.heatmap",
         "choosing.sweeping.identity",
+        "choosing.sweeping.optimum",
         "choosing.sweeping.separability",
         "choosing.sweeping.trace",
     },

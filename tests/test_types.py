@@ -46,6 +46,8 @@ wd.decoupled(optax.scale_by_adam(), 1e-3, weight_decay=0.1, penalty="huber", met
 wd.decoupled(optax.scale_by_adam(), 1e-3, weight_decay=0.1, penalty="l2", metric="euclidean")
 table: str = str(wd.explain_slices([("kernel", 1)], params))
 weight_decay: float = wd.weight_decay_for(learning_rate=1e-3, timescale_steps=1000)
+run = wd.Run(batch=32, steps=100, schedule=cosine, learning_rate=1e-3, weight_decay=0.1)
+transferred: float = wd.transfer(source=run, target=wd.Run(batch=64, steps=50), hold="timescale_run").weight_decay
 """
 WRONG = """\
 wd.adamw(1e-3)
@@ -70,6 +72,8 @@ wd.decoupled(optax.scale_by_adam(), 1e-3, weight_decay=0.1, penalty="l1", metric
 wd.prox.elastic("0.5")
 wd.rules.cautious(3)
 wd.weight_decay_for(learning_rate=1e-3, timescale_steps=1000, coupling="cosine")
+wd.transfer(source=wd.Run(batch=1, steps=1), target=wd.Run(batch=1, steps=1), hold="tau")
+wd.Run(batch=32)
 """
 
 

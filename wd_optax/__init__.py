@@ -7,8 +7,10 @@ from wd_optax.auditing.audit import audit
 from wd_optax.auditing.explaining import explain
 from wd_optax.choosing.equilibrium import equilibrium
 from wd_optax.choosing.published import published
+from wd_optax.choosing.runs import Run
 from wd_optax.choosing.sweeping.sweep import sweep
 from wd_optax.choosing.timescales import half_life, timescale, weight_decay_for
+from wd_optax.choosing.transfer import transfer
 from wd_optax.couplings import convert_weight_decay, decay_rate
 from wd_optax.masking.masks import multipliers, optax_mask
 from wd_optax.masking.slices import explain_slices
@@ -25,6 +27,7 @@ from wd_optax.version import __version__
 from wd_optax.wrappers import coupled, decoupled, with_decay
 
 __all__ = [
+    "Run",
     "__version__",
     "adam_l2",
     "adamw",
@@ -61,6 +64,7 @@ __all__ = [
     "shrink",
     "sweep",
     "timescale",
+    "transfer",
     "weight_decay_for",
     "weight_norm",
     "with_decay",

@@ -3,7 +3,13 @@
 import importlib
 from typing import Any
 
-EXTRAS = {"matplotlib.figure": "sweep", "pandas": "pandas", "tqdm": "sweep", "xarray": "sweep"}  # module: its extra
+EXTRAS = {  # module: its extra
+    "matplotlib": "sweep",
+    "matplotlib.figure": "sweep",
+    "pandas": "pandas",
+    "tqdm": "sweep",
+    "xarray": "sweep",
+}
 
 
 def require(module: str) -> Any:

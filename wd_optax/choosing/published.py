@@ -13,6 +13,7 @@ import numpy as np
 
 from wd_optax import tables
 from wd_optax.choosing import schedules, timescales
+from wd_optax.choosing.runs import OptimizerFamily, Run
 from wd_optax.couplings import Coupling
 from wd_optax.hyperparams import Schedule
 
@@ -51,6 +52,36 @@ class PublishedRun(NamedTuple):
     def learning_rates(self) -> np.ndarray:
         """η_t at each step of the run, shape=(steps,), dtype=float64."""
         return schedules.step_rates(self.phases, self.steps)
+
+    def run(self, *, width: float | None = None, parameters: float | None = None) -> Run:
+        """A `wd_optax.Run` with these figures: `wd_optax.transfer` from it trains your run like this one.
+
+        `width` and `parameters` of the model are for the rules that need them. Raises ValueError without a batch.
+
+        Example:
+          >>> import wd_optax as wd
+          >>> gpt2 = wd.published("nanogpt-124m").run()
+          >>> mine = wd.Run(batch=32_768, steps=5_000, examples=40e6)
+          >>> print(f"{wd.transfer(source=gpt2, target=mine, hold='timescale_run').weight_decay:.3g}")
+          12
+
+        """
+        if self.batch_size is None:
+            raise ValueError(f"{self.name} has no published batch: build wd.Run(batch=..., steps={self.steps}, ...)")
+        family: dict[str, OptimizerFamily] = {"SGD": "sgd_l2" if self.decay == "coupled" else "sgdw", "AdamW": "adamw"}
+        return Run(
+            batch=self.batch_size,
+            steps=self.steps,
+            examples=self.examples,
+            width=width,
+            parameters=parameters,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            schedule=self.learning_rates(),
+            coupling=self.coupling,
+            optimizer=family.get(self.optimizer.partition(",")[0], "other"),
+            momentum=self.momentum,
+        )
 
     def timescale(self) -> timescales.Timescale:
         """The `wd_optax.timescale` of the run.

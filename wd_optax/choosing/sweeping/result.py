@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wd_optax import tables
-from wd_optax.choosing.sweeping import heatmap, separability
+from wd_optax.choosing.sweeping import heatmap, optimum, separability
 from wd_optax.choosing.sweeping.dataset import DataArray, Dataset, Mode, axis_names, map_axes, scalar_metric
 
 MAX_ROWS = 30  # of the table in a notebook
@@ -213,6 +213,36 @@ class SweepResult:
         """
         values = scalar_metric(self.data, metric, mode)
         return separability.measure_separability(values, mode, map_axes(self.data, x, y), share, resamples)
+
+    def optimum(
+        self, metric: str, *, of: str, over: str, mode: Mode, points: int = 5, resamples: int = 1000
+    ) -> optimum.Optima:
+        """The best value of one axis at each value of another, and the power law optimum ∝ overᵃ with its interval.
+
+        The optimum is the minimum of a cubic in log `of` through the `points` nearest the best one (a parabola for 3 or
+        4 of them). Seeds are resampled, and intervals are Student's with seeds − 1 degrees of freedom. An optimum at
+        the edge of what converged, or one too flat to tell, is marked and left out of the law. At each value of `of`,
+        axes other than these two have their best values.
+
+        Args:
+          metric: the name of a scalar metric.
+          of: the axis to optimise, such as "weight_decay"; 0 is left out, unless it is best.
+          over: the axis to follow, of positive numbers or of names that are numbers, {"32": 32, "64": 64}.
+          mode: "max" or "min".
+          points: that the cubic is fitted to, at least 3.
+          resamples: of the seeds.
+
+        Example: the best λ grows with the square root of the width.
+          >>> import jax.numpy as jnp, numpy as np, wd_optax as wd
+          >>> train = lambda h, key: {"loss": jnp.log(h["weight_decay"] / 0.01 / h["width"] ** 0.5) ** 2}
+          >>> axes = {"width": [16.0, 64.0, 256.0], "weight_decay": np.logspace(-3, 0, 9)}
+          >>> found = wd.sweep(train, axes, seeds=2).optimum("loss", of="weight_decay", over="width", mode="min")
+          >>> print(f"{found.exponent:.2f} {found.predict(1024).value:.3f}")
+          0.50 0.320
+
+        """
+        values = scalar_metric(self.data, metric, mode)
+        return optimum.measure_optima(values, mode, of, over, points, resamples)
 
 
 def _show(value: Any) -> str:

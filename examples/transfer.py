@@ -1,0 +1,244 @@
+"""Takes ~5 min on two quiet cores and prints how the best λ changes with width, dataset and batch, beside the papers.
+
+Papers disagree about which λ a wider network, a larger dataset or another batch needs. Here an MLP learns
+scikit-learn's digits, two fifths of them with a random label, with AdamW in muP: the η of hidden weights is ∝ 1/width,
+the last layer starts at 0 and doesn't decay, and the first layer has the ηλ of the hidden ones. λ is swept at each
+width, each size of the dataset and each batch (at equal epochs), all seeds and λ vmapped; a small character transformer
+repeats the widths. `result.optimum` reads off λ* and its exponent with an interval; `wd.transfer` says what each rule
+predicts for the very same runs.
+
+    python examples/transfer.py                                # tables, and out/transfer_{width,examples,batch}.png
+    python examples/transfer.py --task=width --seeds=20        # one of them, more precisely; --help lists the knobs
+"""
+
+import functools
+import math
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import console
+import data
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import plots
+from absl import app, flags
+
+import wd_optax as wd
+from wd_optax import tables
+
+_TASK = flags.DEFINE_enum("task", None, ["width", "examples", "batch", "text"], "Which of them; all by default.")
+_POINTS = flags.DEFINE_integer("points", 11, "Number of λ.", lower_bound=5)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 5, "Runs at each point; the seed determines images, labels and weights.", lower_bound=1
+)
+_EPOCHS = flags.DEFINE_integer("epochs", 60, "Passes over the training images.", lower_bound=1)
+_DIRECTORY = flags.DEFINE_string("directory", None, "Folder of finished runs, to resume from.")
+_OUT = flags.DEFINE_string("out", "out", "Folder for the pictures.")
+
+BASE = {"width": 64, "examples": 400, "batch": 32}
+ETA, NOISE, CLASSES = 1e-2, 0.4, 10  # η at the base width; the share of random labels
+LENGTH, CHARACTERS, HEADS = 32, 128, 4  # of the transformer
+
+
+class Task(NamedTuple):
+    """An axis, what varies along it, and the λ to try."""
+
+    over: str
+    values: tuple[int, ...]
+    decays: tuple[float, float]  # decades
+    train: Callable[..., Any]
+
+
+def dense(key: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Normal with variance 1/rows."""
+    return jax.random.normal(key, (rows, columns)) / rows**0.5
+
+
+def mlp(key: jax.Array, width: int) -> dict[str, jax.Array]:
+    """64 → width → width → 10 in muP: the last layer starts at 0."""
+    first, hidden = jax.random.split(key)
+    return {
+        "first": dense(first, 64, width),
+        "hidden": dense(hidden, width, width),
+        "last": jnp.zeros((width, CLASSES)),
+    }
+
+
+def mlp_logits(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Logits of images (n, 64); the last layer is multiplied by base width/width, as muP has it."""
+    h = scaled_relu(scaled_relu(x @ params["first"]) @ params["hidden"])
+    return h @ params["last"] * (BASE["width"] / len(params["last"]))
+
+
+def scaled_relu(x: jax.Array) -> jax.Array:
+    """√2·max(x, 0), which keeps the mean square of a normal x."""
+    return jnp.maximum(x, 0) * 2**0.5
+
+
+def transformer(key: jax.Array, width: int) -> dict[str, jax.Array]:
+    """One causal block, its output not tied to the embedding; hidden weights are those that map width to width."""
+    keys = jax.random.split(key, 5)
+    return {
+        "tokens": jax.random.normal(keys[0], (CHARACTERS, width)),
+        "positions": jax.random.normal(keys[1], (LENGTH, width)),
+        "hidden_qkv": dense(keys[2], width, 3 * width),
+        "hidden_up": dense(keys[3], width, 4 * width),
+        "hidden_down": dense(keys[4], 4 * width, width),
+        "last": jnp.zeros((width, CHARACTERS)),
+    }
+
+
+def transformer_logits(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """Characters (n, length) → logits (n, length, 128); attention is divided by the width of a head, as muP has it."""
+    width = params["tokens"].shape[1]
+    norm = lambda h: h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-6)
+    h = params["tokens"][x] + params["positions"][None]
+    q, k, v = (
+        a.reshape(*x.shape, HEADS, -1).swapaxes(1, 2) for a in jnp.split(norm(h) @ params["hidden_qkv"], 3, axis=-1)
+    )
+    scores = q @ k.swapaxes(-1, -2) / (width / HEADS)
+    causal = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))
+    mixed = jax.nn.softmax(jnp.where(causal[None, None], scores, -1e9)) @ v
+    h = h + mixed.swapaxes(1, 2).reshape(*x.shape, width)
+    h = h + jax.nn.gelu(norm(h) @ params["hidden_up"]) @ params["hidden_down"]
+    return norm(h) @ params["last"] * (BASE["width"] / width)
+
+
+def optimizer(width: int, weight_decay: Any, steps: int, params: Any) -> optax.GradientTransformation:
+    """AdamW for hidden weights, at η·base/width and λ, and for a first layer, at η and equal ηλ; Adam for the rest."""
+    schedule, ratio = optax.cosine_decay_schedule(1.0, steps), BASE["width"] / width
+    groups = {
+        "hidden": wd.adamw(lambda t: ETA * ratio * schedule(t), weight_decay=weight_decay, mask=None),
+        "first": wd.adamw(lambda t: ETA * schedule(t), weight_decay=weight_decay * ratio, mask=None),
+        "rest": optax.adam(lambda t: ETA * schedule(t)),
+    }
+    labels = {name: name.split("_")[0] if name.split("_")[0] in groups else "rest" for name in params}
+    used = {name: tx for name, tx in groups.items() if name in labels.values()}
+    return wd.partition(used, lambda p: labels[p.path])
+
+
+def fit(logits: Any, params: Any, tx: Any, train: Any, test: Any, batches: jax.Array) -> dict[str, jax.Array]:
+    """Trains and returns the test loss."""
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+
+    def step(carry: Any, rows: jax.Array) -> Any:
+        params, opt_state = carry
+        grads = jax.grad(lambda p: cross_entropy(logits(p, train[0][rows]), train[1][rows]).mean())(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), batches)
+    return {"loss": cross_entropy(logits(params, test[0]), test[1]).mean()}
+
+
+def train_digits(hparams: dict[str, Any], key: jax.Array, *, epochs: int) -> dict[str, jax.Array]:
+    """An MLP on `examples` of the digits, two fifths of their labels random; the test labels are right."""
+    size = {name: int(hparams.get(name, value)) for name, value in BASE.items()}
+    x_all, x_test, y_all, y_test = data.digits(test_size=0.5)
+    which, wrong, labels, start, order = jax.random.split(key, 5)
+    seen = jax.random.permutation(which, len(x_all))[: size["examples"]]
+    noisy = jax.random.bernoulli(wrong, NOISE, (len(x_all),))
+    y = jnp.where(noisy, jax.random.randint(labels, (len(x_all),), 0, CLASSES), y_all)[seen]
+    orders = jax.vmap(lambda k: jax.random.permutation(k, size["examples"]))(jax.random.split(order, epochs))
+    batches = orders[:, : size["examples"] // size["batch"] * size["batch"]].reshape(-1, size["batch"])
+    params = mlp(start, size["width"])
+    tx = optimizer(size["width"], hparams["weight_decay"], len(batches), params)
+    return fit(mlp_logits, params, tx, (x_all[seen], y), (x_test, y_test), batches)
+
+
+def train_text(hparams: dict[str, Any], key: jax.Array, *, epochs: int) -> dict[str, jax.Array]:
+    """A transformer on 12 kB of Python's own source, for a third of the epochs; it is tested on what follows."""
+    width = int(hparams["width"])
+    x, x_test, y, y_test = data.text("argparse", 16_000, length=LENGTH, test_size=0.25)
+    start, order = jax.random.split(key)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, len(x)))(jax.random.split(order, max(epochs // 3, 1)))
+    batches = orders[:, : len(x) // 16 * 16].reshape(-1, 16)
+    params = transformer(start, width)
+    tx = optimizer(width, hparams["weight_decay"], len(batches), params)
+    return fit(transformer_logits, params, tx, (x, y), (x_test, y_test), batches)
+
+
+TASKS = {
+    "width": Task("width", (32, 64, 128, 256), (-1.5, 2.0), train_digits),
+    "examples": Task("examples", (100, 200, 400, 800), (-1.5, 2.0), train_digits),
+    "batch": Task("batch", (16, 32, 64, 128), (-1.5, 2.0), train_digits),
+    "text": Task("width", (16, 32, 64), (-1.5, 2.0), train_text),
+}
+
+
+def sweep(name: str, *, points: int, seeds: int, epochs: int, directory: str | None = None) -> Any:
+    """Sweeps λ at each value of a task's axis, and reads off the optima."""
+    task = TASKS[name]
+    axes = {
+        task.over: {str(value): value for value in task.values},  # static: each has a program of its own
+        "weight_decay": np.logspace(*task.decays, points),
+    }
+    train = functools.partial(task.train, epochs=epochs)
+    result = wd.sweep(train, axes, seeds=seeds, directory=directory and pathlib.Path(directory) / name)
+    return result.optimum("loss", of="weight_decay", over=task.over, mode="min")
+
+
+def run_at(value: int, over: str, epochs: int) -> wd.Run:
+    """The run at one value of an axis, to transfer from or to."""
+    size = BASE | {over: value}
+    steps = epochs * (size["examples"] // size["batch"])
+    cosine = 1 + np.cos(np.pi * np.arange(steps) / steps)
+    hidden = size["width"] ** 2
+    return wd.Run(
+        batch=size["batch"],
+        steps=steps,
+        examples=size["examples"],
+        width=size["width"],
+        parameters=hidden,
+        schedule=cosine,
+    )
+
+
+def claims(name: str, epochs: int) -> dict[str, float]:
+    """The exponent that each published rule has over a task's axis, from the transfer between its ends."""
+    task = TASKS[name]
+    low, high = task.values[0], task.values[-1]
+    eta = lambda value: ETA * BASE["width"] / (value if task.over == "width" else BASE["width"])
+    found = wd.transfer(
+        source=run_at(low, task.over, epochs),
+        target=run_at(high, task.over, epochs).replace(learning_rate=eta(high)),
+        learning_rate=eta(low),
+        weight_decay=1e-3,  # so small that the rates add up
+    )
+    return {row.rule.name: math.log(row.weight_decay / 1e-3) / math.log(high / low) for row in found.rows}
+
+
+def report(name: str, found: Any, epochs: int) -> str:
+    """The optima, the measured exponent, and the rules inside its interval."""
+    low, high = found.interval
+    lines = [["rule", "exponent", "inside the interval"]]
+    for rule, exponent in claims(name, epochs).items():
+        inside = "-" if not math.isfinite(low) else "yes" if low <= exponent <= high else "no"
+        lines.append([rule, f"{exponent:+.2f}", inside])
+    return f"{name}:\n{found}\n{tables.align(lines)}\n"
+
+
+def main(argv: list[str]) -> None:
+    """Audits the optimizer, sweeps, then prints and plots the results."""
+    del argv
+    console.plain()
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # a device for each core
+    print("The widest network at λ = 1:")
+    params = mlp(jax.random.key(0), 256)
+    print(wd.audit(optimizer(256, 1.0, 500, params), params, horizon=500), end="\n\n", flush=True)
+    pictures = []
+    for name in [_TASK.value] if _TASK.value else TASKS:
+        settings = {"points": _POINTS.value, "seeds": _SEEDS.value, "epochs": _EPOCHS.value}
+        found = sweep(name, directory=_DIRECTORY.value, **settings)
+        print(report(name, found, _EPOCHS.value), flush=True)
+        pictures.append(plots.save(found.plot(), _OUT.value, f"transfer_{name}.png"))
+    print("Exponents of λ are at the η of muP over width, and at equal η over examples and batch, at equal epochs.")
+    print("Pictures:", *pictures)
+
+
+if __name__ == "__main__":
+    app.run(main)
