@@ -80,7 +80,7 @@ RULES: dict[str, Rule] = {
         ), 1e-4, 0.1,
     ),
     "toward a norm": Rule(lambda lr, s: adamw(rule=wd.rules.toward_norm("init", ratio=s))(lr, 3.0), 0.1, 3),
-    "CPR": Rule(lambda lr, s: adamw(rule=wd.rules.constrained(kappa=s))(lr, 3.0), 0.1, 100),
+    "CPR": Rule(lambda lr, s: adamw(rule=wd.rules.constrained("init", ratio=s, per_entry=True))(lr, 30.0), 0.1, 10),
     "Hyperball": Rule(hyperball, 0.03, 3),
     "Huber": Rule(adamw(rule=optax.clip(0.05)), 0.03, 30),
     "decoupled L1": Rule(adamw(rule=wd.rules.l1()), 3e-4, 0.3),
