@@ -59,6 +59,7 @@ examples: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python examples/learning_rate_schedules.py --steps=400
 	$(BIN)/python examples/ema_momentum_rmsprop_adam.py
 	$(BIN)/python examples/finetune_anchor.py --steps=100 --epochs=10 --seeds=4
+	$(BIN)/python examples/learn_decay.py --steps=50 --outer=4 --seeds=4
 	$(BIN)/python examples/bf16_decay.py --task=digits --steps=100 --seeds=4
 	$(BIN)/python examples/lr_wd_map.py --model=mlp --points=4 --seeds=2 --epochs=10
 	$(BIN)/python examples/transfer.py --task=width --points=5 --seeds=2 --epochs=10

@@ -96,7 +96,7 @@ def vmap(problem: Problem) -> Callable[[int], list[float]]:
 
 def sweep(problem: Problem) -> Callable[[int], list[float]]:
     """The whole grid by `wd.sweep`, with a device per core."""
-    for module in optional.EXTRAS:
+    for module in ("matplotlib.figure", "pandas", "tqdm", "xarray"):
         optional.require(module)  # imported before the first turn, which would be slower otherwise
 
     def run(points: int) -> list[float]:

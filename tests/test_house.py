@@ -51,6 +51,7 @@ FLOORS = [
     {"auditing.explaining"},
     {
         "choosing.sweeping.dataset",
+        "choosing.sweeping.devices",
         "choosing.sweeping.memory",
         "choosing.sweeping.multihost",
         "choosing.sweeping.optimum_plot",
@@ -77,7 +78,11 @@ FLOORS = [
         "choosing.sweeping.store",
     },
     {"choosing.sweeping.training"},
-    {"choosing.sweeping.sweep"},
+    {"choosing.sweeping.parts"},
+    {"choosing.searching.space", "choosing.sweeping.sweep"},
+    {"choosing.searching.batches", "choosing.searching.journal", "choosing.searching.workers"},
+    {"choosing.searching.halving", "choosing.searching.search_result"},
+    {"choosing.searching.search"},
     {"__init__"},
 ]
 PACKAGE = ROOT / "wd_optax"
@@ -236,6 +241,7 @@ def test_documents_run_and_print_what_they_say(document, tmp_path, monkeypatch):
 
 def test_importing_loads_nothing_heavy():
     heavy = ["chex", "flax", "matplotlib", "xarray", "rich", "tqdm", "sklearn", "orbax", "torch", "tensorflow"]
+    heavy += ["optuna", "sqlalchemy"]
     code = (
         "import sys, optax; before = set(sys.modules); import wd_optax;"
         f"print([m for m in sys.modules if m.split('.')[0] in {heavy!r} and m not in before])"

@@ -8,6 +8,7 @@ from wd_optax.auditing.explaining import explain
 from wd_optax.choosing.equilibrium import equilibrium
 from wd_optax.choosing.published import published
 from wd_optax.choosing.runs import Run
+from wd_optax.choosing.searching.search import search
 from wd_optax.choosing.sweeping.sweep import sweep
 from wd_optax.choosing.timescales import half_life, timescale, weight_decay_for
 from wd_optax.choosing.transfer import transfer
@@ -59,6 +60,7 @@ __all__ = [
     "read_decay",
     "rules",
     "scale_by_adam",
+    "search",
     "sgd_l2",
     "sgdw",
     "shrink",

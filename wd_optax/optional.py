@@ -6,6 +6,7 @@ from typing import Any
 EXTRAS = {  # module: its extra
     "matplotlib": "sweep",
     "matplotlib.figure": "sweep",
+    "optuna": "search",
     "pandas": "pandas",
     "tqdm": "sweep",
     "xarray": "sweep",

@@ -21,7 +21,7 @@ import pathlib
 import sys
 import time
 
-from . import changes, damage, hosts, kills, table
+from . import changes, damage, hosts, jobs, kills, searches, table
 from .about import ABOUT
 
 FAULTS = [
@@ -36,6 +36,8 @@ FAULTS = [
     table.Fault("hosts that disagree", len(hosts.KINDS), 1, hosts.disagree),
     table.Fault("1, 2, 3, 5 and 8 devices, killed and resumed on another number", 25, 1, kills.other_devices),
     table.Fault("1, 2 and 3 processes, killed and resumed by another number", 9, 1, hosts.other_processes),
+    table.Fault("job array of 4 parts, 2 killed and repeated", 16, 1, jobs.parts),
+    table.Fault("`wd.search` by 4 workers on one journal file, 2 killed", 16, 1, searches.workers),
     table.Fault("one of everything changed", len(changes.KINDS), 6, changes.changed),
 ]
 if importlib.util.find_spec("tests.faults.tpu_run"):

@@ -1,5 +1,6 @@
 """The compiled program of a static group, on a mesh of devices that each train one batch of runs."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,8 +52,15 @@ class Executor:
     def compiled_at(self, width: int) -> jax.stages.Compiled:
         """The program for a width, compiled once. Programs for other widths are dropped."""
         if width not in self.compiled:
-            self.compiled = {width: self.compile(width)}
+            self.compiled.clear()
+            self.compiled[width] = self.compile(width)
         return self.compiled[width]
+
+    def on(self, group: StaticGroup) -> "Executor":
+        """The same program for other runs."""
+        other = copy.copy(self)
+        other.group = group
+        return other
 
     def positions(self, batches: list[int], width: int) -> np.ndarray:
         """Positions in the group of the runs that a launch trains, shape=(devices × width,)."""

@@ -60,12 +60,20 @@ class MetricTable:
         """The `xarray.Dataset` of `SweepResult`."""
         dims = [*(axis.name for axis in grid.axes), "seed"]
         variables = {
-            name: ([*dims, *curve_dims(name, m.shape)], with_nan(self.arrays[name], self.diverged))
+            name: ([*dims, *curve_dims(name, m.shape)], self._finished(with_nan(self.arrays[name], self.diverged)))
             for name, m in self.metrics.items()
         } | {"diverged": (dims, self.diverged)}
         shaped = {name: (names, x.reshape(*grid.shape, *x.shape[1:])) for name, (names, x) in variables.items()}
         coords = {axis.name: axis.labels for axis in grid.axes} | {"seed": list(grid.seeds)}
         return require("xarray").Dataset(shaped, coords, attrs)
+
+    def _finished(self, array: np.ndarray) -> np.ndarray:
+        """The array with NaN for the runs of other parts."""
+        if self.done.all():
+            return array
+        array = array if array.dtype.kind in "fO" else array.astype(object)
+        array[~self.done] = np.nan
+        return array
 
 
 def common_metrics(groups: Sequence[StaticGroup], functions: Sequence[TracedRun]) -> dict[str, Metric]:

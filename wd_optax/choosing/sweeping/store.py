@@ -29,8 +29,8 @@ ADVICE |= dict.fromkeys(READ_ONLY, "make it writable, or ")
 class Store:
     """A folder that belongs to one sweep. Only one process at a time may have it open."""
 
-    def __init__(self, directory: pathlib.Path, manifest: dict[str, Any]):
-        """Opens or creates the folder.
+    def __init__(self, directory: pathlib.Path, manifest: dict[str, Any], *, reading: bool = False):
+        """Opens or creates the folder. For `reading` alone it takes no lock and changes no file.
 
         Raises:
           ValueError: if it belongs to another sweep, with what differs, or if its manifest is damaged.
@@ -40,10 +40,11 @@ class Store:
         """
         self.path, self.manifest, self.sweep = directory, manifest, identity.digest(manifest)
         self.lock: IO[str] | None = None
-        self.read_only: OSError | None = None  # why nothing can be saved
+        self.read_only = OSError(errno.EROFS, "opened for reading") if reading else None  # why nothing can be saved
         try:
             with self._explained():
-                self._open()
+                if not reading:
+                    self._open()
                 self._claim()
         except BaseException:
             self.close()

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 
-from wd_optax.choosing.sweeping import batching, identity, metrics, multihost, trace, training, values
+from wd_optax.choosing.sweeping import batching, identity, metrics, multihost, parts, trace, training, values
+from wd_optax.choosing.sweeping.devices import usable_devices
 from wd_optax.choosing.sweeping.execute import Executor
 from wd_optax.choosing.sweeping.grid import Grid, StaticGroup, make_grid
 from wd_optax.choosing.sweeping.result import SweepResult
@@ -27,6 +27,7 @@ def sweep(
     devices: Sequence[jax.Device] | None = None,
     chunk: int | None = None,
     directory: str | os.PathLike[str] | None = None,
+    part: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Trains every point of a grid with every seed, many in parallel: metrics = train(point, key(seed)).
@@ -55,6 +56,10 @@ def sweep(
         seeds, traced program with its data, versions of JAX, NumPy, Python and this library, kind of device, and JAX
         settings that change numbers. A damaged file is logged, set aside and trained again. A finished sweep can be
         read from a read-only folder. In a multi-host job only process 0 uses the folder.
+      part: (i, n) trains the share of job i of n, from 0, for a job array without `jax.distributed`, in a folder of its
+        own inside the directory, such as part=(int(os.environ["SLURM_ARRAY_TASK_ID"]), 8). A job that was killed is
+        repeated with the same call. The call without `part` then merges the parts and trains nothing; it raises a
+        RuntimeError with what is missing.
       progress: whether to show a progress bar if there is a terminal.
 
     Returns:
@@ -63,15 +68,16 @@ def sweep(
       otherwise up to rounding, because XLA orders the sums of a batched product differently, and its exp of a vector
       may differ in the last bit from that of a number. The bits depend on the number of runs in parallel on a device,
       not on the number of devices. A run diverged if a scalar isn't finite, or if a curve has an infinite entry or no
-      finite one; a curve may be padded with NaN.
+      finite one; a curve may be padded with NaN. With `part` the runs of the other parts are NaN.
 
     Raises:
       ImportError: without xarray or tqdm: pip install "wd_optax[sweep]".
-      TypeError, ValueError: for axes, seeds, chunk or the result of `train`, by name; if a hyperparameter can't be
-        traced; if the directory belongs to another sweep, with what differs, or its manifest is damaged; for a
+      TypeError, ValueError: for axes, seeds, chunk, part or the result of `train`, by name; if a hyperparameter can't
+        be traced; if the directory belongs to another sweep, with what differs, or its manifest is damaged; for a
         directory and a `train` that calls back to the host (`jax.pure_callback`), because a later call couldn't compare
         that code; if the processes of a multi-host job don't make the same call, with what differs.
-      RuntimeError: if another process uses the directory, or another process of a multi-host job raised.
+      RuntimeError: if another process uses the directory, another process of a multi-host job raised, or parts are
+        missing, by name.
       MemoryError: if not even one run fits.
       OSError: if the disk is full or the directory can't be written; finished chunks are kept.
 
@@ -92,7 +98,7 @@ def sweep(
 
     """
     folder = None if directory is None else _absolute(directory)
-    call = multihost.run_on_all(lambda: _prepare(train, axes, seeds, devices, chunk, folder))
+    call = multihost.run_on_all(lambda: _prepare(train, axes, seeds, devices, chunk, folder, part))
     _check_same_call(call)
     with contextlib.ExitStack() as stack:
         state = _start(call, folder, progress, stack)
@@ -103,42 +109,47 @@ def sweep(
         if folder is not None:
             state.found.share()
     widths = [width for widths in state.widths.values() for width in widths]
-    return SweepResult(state.found.dataset(call.grid, _attrs(widths, call.devices)))
+    merged = folder is not None and call.part is None and len(parts.found_in(folder))
+    return SweepResult(state.found.dataset(call.grid, _attrs(widths, call, merged)))
 
 
 class _Call(NamedTuple):
     """A checked and traced call of `sweep`."""
 
     grid: Grid
-    groups: list[StaticGroup]
+    groups: list[StaticGroup]  # with the runs of this part
     functions: list[trace.TracedRun]
     metrics: dict[str, metrics.Metric]
     devices: list[jax.Device]
     width: int  # that `chunk` asks for; 0 without it
+    part: parts.Part | None
     manifest: dict[str, Any]
     options: dict[str, Any]  # not part of the manifest, but the same on all processes of a job
 
 
-def _prepare(train: trace.TrainFunction, axes: Any, seeds: Any, devices: Any, chunk: Any, folder: Any) -> _Call:
+def _prepare(
+    train: trace.TrainFunction, axes: Any, seeds: Any, devices: Any, chunk: Any, folder: Any, part: Any
+) -> _Call:
     require("xarray")
     require("tqdm")
     if not callable(train):
         raise TypeError(f"train={train!r}: pass a function (hparams, key) -> {{metric: value}}")
     if chunk is not None and not (values.is_whole(chunk) and chunk >= 1):
         raise ValueError(f"chunk={chunk!r}: pass a whole number of runs, at least 1, or None")
-    grid = make_grid(axes, seeds)
+    part, grid = parts.check_part(part, folder), make_grid(axes, seeds)
     groups = list(grid.static_groups())
     functions = [trace.trace_run(train, group) for group in groups]
     if folder is not None:
         _refuse_host_calls(functions)
     common = metrics.common_metrics(groups, functions)
-    runs, at_once = len(groups[0].runs), int(chunk or 0)
-    used = _usable_devices(devices, min(runs, at_once or runs))
+    shares = parts.share(groups, part)
+    runs, at_once = max(len(group.runs) for group in shares), int(chunk or 0)
+    used = usable_devices(devices, min(runs, at_once or runs))
     width = at_once and batching.even_width(-(-runs // len(used)), at_once // len(used))
     prints = {str(group): function.fingerprint for group, function in zip(groups, functions, strict=True)}
     manifest = identity.manifest(grid, common, prints, used[0])
     options = {"devices": [d.id for d in used], "chunk": at_once, "directory": str(folder is not None)}
-    return _Call(grid, groups, functions, common, used, width, manifest, options)
+    return _Call(grid, shares, functions, common, used, width, part, manifest, options)
 
 
 def _absolute(directory: Any) -> pathlib.Path:
@@ -154,24 +165,6 @@ def _refuse_host_calls(functions: list[trace.TracedRun]) -> None:
             f"train has {' and '.join(found)}, which runs outside of the traced program: a later call couldn't see "
             "that its code has changed. Write it in jax.numpy, or pass directory=None"
         )
-
-
-def _usable_devices(devices: Any, most: int) -> list[jax.Device]:
-    """The devices, at most as many as have something to do unless there are several processes."""
-    try:
-        found = list(jax.devices() if devices is None else devices)
-    except TypeError:
-        raise TypeError(f"devices={devices!r}: pass a list, such as jax.devices()[:1]") from None
-    if not found or not all(isinstance(device, jax.Device) for device in found) or len({*found}) < len(found):
-        raise ValueError(f"devices={found}: pass a list of distinct devices such as jax.devices(), or None for all")
-    processes = {device.process_index for device in found}
-    if len(processes) < jax.process_count():
-        raise ValueError(f"devices={found}: every process needs one: pass jax.devices(), not jax.local_devices()")
-    cores = os.cpu_count() or 1
-    if len(found) == 1 and found[0].platform == "cpu" and cores > 1:
-        hint = 'jax.config.update("jax_num_cpu_devices", %d) before the first array would use them in parallel'
-        logging.info(f"sweep: one CPU device on %d cores: {hint}", cores, cores)
-    return found[:most] if len(processes) == 1 else found
 
 
 def _check_same_call(call: _Call) -> None:
@@ -198,26 +191,33 @@ def _start(call: _Call, folder: pathlib.Path | None, bar: bool, stack: contextli
     widths: dict[str, list[int]] = {}
     requested = 0
 
+    wanted = np.concatenate([group.runs for group in call.groups])
+
     def read() -> tuple[dict[str, list[int]], int, list[int]]:
         nonlocal store
         assert folder is not None
-        store = Store(folder, call.manifest)
+        if call.part is None and parts.found_in(folder):
+            return parts.merge(folder, call.manifest, call.groups, found), 0, list(range(call.grid.size))
+        store = Store(parts.folder(folder, call.part), call.manifest)
         stack.callback(store.close)
-        return (*training.resume(store, found, call.width), np.flatnonzero(found.done).tolist())
+        return (*training.resume(store, found, call.width, wanted), np.flatnonzero(found.done).tolist())
 
     if folder is not None:
         widths, requested, done = multihost.from_leader(read)
         found.done[done] = True
     disable = None if bar and multihost.is_leader() else True  # None disables tqdm without a terminal
-    shown = require("tqdm").tqdm(total=call.grid.size, initial=int(found.done.sum()), unit="run", disable=disable)
+    shown = require("tqdm").tqdm(total=len(wanted), initial=int(found.done.sum()), unit="run", disable=disable)
     return training.Progress(found, store, stack.enter_context(shown), widths, requested)
 
 
-def _attrs(widths: list[int], devices: list[jax.Device]) -> dict[str, Any]:
+def _attrs(widths: list[int], call: _Call, merged: int) -> dict[str, Any]:
     """How the sweep ran."""
-    least, most = min(widths), max(widths)
-    runs = f"{least} to {most}" if least < most else most
-    return {
+    least, most, devices = min(widths), max(widths), call.devices
+    runs = f"{least} to {most}" if least < most else str(most)
+    if merged:
+        return {"strategy": f"{runs} runs at a time (vmap) on each device, merged from {merged} parts"}
+    part = {} if call.part is None else {"part": f"{call.part[0]} of {call.part[1]}; the runs of the others are NaN"}
+    return part | {
         "strategy": f"{runs} runs at a time (vmap) on each of {len(devices)} devices (shard_map)",
         "chunk": most * len(devices),
         "devices": f"{len(devices)} × {devices[0].device_kind}",

@@ -38,8 +38,8 @@ class TracedRun(NamedTuple):
         return dict(zip(self.metrics, out, strict=True))
 
 
-def trace_run(train: TrainFunction, group: StaticGroup) -> TracedRun:
-    """Traces `train` with the static values of the group.
+def trace_run(train: TrainFunction, group: StaticGroup, make_static: str | None = None) -> TracedRun:
+    """Traces `train` with the static values of the group; `make_static` says how a hyperparameter becomes static.
 
     Raises:
       TypeError: if it doesn't return a dict of real arrays, or needs a traced hyperparameter to be static, by name.
@@ -54,14 +54,15 @@ def trace_run(train: TrainFunction, group: StaticGroup) -> TracedRun:
     key = jax.eval_shape(key_of, 0)
     try:
         closed, metrics = jax.make_jaxpr(run, return_shape=True)(hparams, key)
-    except TypeError as error:
+    except (TypeError, IndexError) as error:
         culprits = _must_be_static(run, hparams, key)
         if not culprits:
             raise
         values = dict.fromkeys(group.traced[culprits[0]].tolist())
+        named = f"name its values, one compilation each: axes[{culprits[0]!r}]={ {f'{v:g}': v for v in values} }"
         raise TypeError(
             f"train uses {' and '.join(map(repr, culprits))} where JAX needs a fixed value ({type(error).__name__}); "
-            f"name its values, one compilation each: axes[{culprits[0]!r}]={ {f'{v:g}': v for v in values} }"
+            + (make_static or named)
         ) from error
     return TracedRun(closed.jaxpr, closed.consts, metrics, fingerprint(closed, metrics), host_calls(closed.jaxpr))
 

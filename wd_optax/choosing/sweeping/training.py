@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from wd_optax.choosing.sweeping import batching, memory, multihost
@@ -23,23 +24,32 @@ class Progress:
     bar: Any  # a `tqdm.tqdm`
     widths: dict[str, list[int]]  # of the finished runs of each static group
     requested: int  # the width that `chunk=` asked for when they were trained; 0 without it
+    name: str = "sweep"  # on the bar
 
     def add(self, chunk: Chunk) -> None:
         """Adds finished runs. If they can't be saved, every process stops, and what was saved before is kept."""
         self.found.add(chunk)
         self.widths.setdefault(chunk.group, []).append(chunk.width)
         multihost.run_on_all(functools.partial(self.store.save, chunk) if self.store else lambda: None)
-        self.bar.set_description("sweep")
+        self.bar.set_description(self.name)
         self.bar.update(len(chunk.runs))
         self.bar.set_postfix(diverged=int(self.found.diverged.sum()))
 
 
-def resume(store: Store, found: MetricTable, requested: int) -> tuple[dict[str, list[int]], int]:
+def resume(
+    store: Store, found: MetricTable, requested: int, wanted: np.ndarray | None = None
+) -> tuple[dict[str, list[int]], int]:
     """Reads finished runs into `found`; returns `Progress.widths` and `Progress.requested`.
+
+    Args:
+      store: the folder.
+      found: the table of all runs.
+      requested: the width that `chunk=` asks for; 0 without it.
+      wanted: positions of the runs that are to be trained if they aren't finished; None only reads.
 
     Raises:
       ValueError: if they were trained with another `chunk=`.
-      OSError: if some runs aren't finished and the folder can't be written.
+      OSError: if some of the wanted runs aren't finished and the folder can't be written.
 
     """
     widths: dict[str, list[int]] = {}
@@ -55,7 +65,7 @@ def resume(store: Store, found: MetricTable, requested: int) -> tuple[dict[str, 
             f"directory={str(store.path)!r} was made by another sweep:\n  {what}; chunk=None takes what is there\n"
             "make the same call to resume it, or pass another directory"
         )
-    if not found.done.all():
+    if wanted is not None and not found.done[wanted].all():
         store.check_writable()
     return widths, before
 
