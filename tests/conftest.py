@@ -14,9 +14,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lowering is quicker without pytest's long stacks
 
 import jax
 import pytest
+import quick_compile
 
 collect_ignore = ["faults"]  # no tests: `make faults`
 LONG = 4.0  # seconds of CPU time, which other programs of the machine don't change much
@@ -35,6 +37,15 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not quick_compile.is_quick(item))  # a worker changes the way once
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    quick_compile.switch(item)  # before the fixtures
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,7 +16,8 @@ from flax import nnx
 import wd_optax as wd
 from wd_optax.masking import roles
 
-pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]  # Optax's bias correction and Flax's attention mask
+# standard promotion for Optax's bias correction and Flax's attention mask
+pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]
 
 # Arguments of `run`, small, and the defaults that `main` must pass.
 ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

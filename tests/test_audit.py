@@ -18,7 +18,7 @@ from wd_optax.auditing import harness, low_precision, measurements, probes, verd
 from wd_optax.auditing.audit import audit
 from wd_optax.auditing.report import AuditFinding, AuditReport, AuditRow
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick_compile]
 
 LR, WD = 0.01, 0.1
 PATHS = ("attn/bias", "attn/kernel", "embed/embedding", "norms/scale")  # in JAX's order
@@ -221,9 +221,9 @@ def test_step_sets_every_count_and_the_state_is_left_alone():
 def test_the_moments_of_a_trained_state_are_not_taken_for_decay():
     p = params()
     for tx, expected in (CASES[n] for n in ("adamw", "decay before adam", "momentum and L2", "cautious")):
-        state = tx.init(p)
+        state, update = tx.init(p), jax.jit(tx.update)
         for seed in range(20):
-            _, state = tx.update(optax.tree.random_like(jax.random.key(seed), p), state, p)
+            _, state = update(optax.tree.random_like(jax.random.key(seed), p), state, p)
         report = audit(tx, p, opt_state=state)
         assert tuple(row.verdict for row in report.rows) == expected
     with pytest.raises(ValueError, match="opt_state is not a state of this optimizer"):

@@ -15,7 +15,7 @@ import wd_optax as wd
 from wd_optax.auditing import findings
 from wd_optax.auditing.report import AuditFinding, AuditReport
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick_compile]
 
 LR, WD = 0.01, 0.1
 L2 = optax.add_decayed_weights
@@ -208,9 +208,10 @@ def fixed(case: Case, fix: str) -> AuditReport:
     }
     names |= {"optimizer": optimizer, "params": case.params, "frozen": jax.tree.map(lambda x: x.ndim < 2, case.params)}
     if case.state:
-        state = optimizer.init(case.params)
-        for _ in range(case.state):
-            _, state = optimizer.update(optax.tree.ones_like(case.params), state, case.params)
+        state, update = optimizer.init(case.params), jax.jit(optimizer.update)
+        for _ in range(case.state):  # Prodigy mixes int and float
+            with jax.numpy_dtype_promotion("standard"):
+                _, state = update(optax.tree.ones_like(case.params), state, case.params)
         names["opt_state"] = state
     result = eval(fix, names)
     if isinstance(result, AuditReport):

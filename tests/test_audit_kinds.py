@@ -14,20 +14,21 @@ from wd_optax.auditing.audit import audit
 
 LR, WD = 0.01, 0.1
 LAYERS = {f"l{i}": {"bias": shape(512), "kernel": shape(512, 512)} for i in range(40)}
-pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
+pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]
 mask_of = lambda test: lambda p: jax.tree_util.tree_map_with_path(lambda path, x: test(path[0].key, x), p)
 
 
 @pytest.mark.parametrize(
-    ("test", "decays"),
-    [
-        (lambda key, x: x.size > 100_000, True),
-        (lambda key, x: x.shape[0] >= 256, True),
-        (lambda key, x: x.size <= 100_000, False),
+    ("test", "decays", "large"),
+    [  # the larger the stand-ins that a mask needs, the longer they take
+        (lambda key, x: x.size > 100_000, True, shape(1000, 2000)),
+        (lambda key, x: x.shape[0] >= 100, True, shape(300, 400)),
+        (lambda key, x: x.size <= 10_000, False, shape(300, 400)),
     ],
+    ids=["size", "rows", "small size"],
 )
-def test_masks_see_the_real_shapes(test, decays):
-    tree = {"large": shape(1000, 2000), "small": shape(10, 20)}
+def test_masks_see_the_real_shapes(test, decays, large):
+    tree = {"large": large, "small": shape(10, 20)}
     report = audit(optax.adamw(LR, weight_decay=WD, mask=mask_of(test)), tree)
     expected = ["decays", "no decay"] if decays else ["no decay", "decays"]
     assert [row.verdict for row in report.rows] == expected

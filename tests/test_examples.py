@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import quick_compile
 from example_loading import EXAMPLES, load
 
 import wd_optax as wd
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick_compile]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], str, pat
     out = tmp_path_factory.mktemp("digits") / "made" / "here"
     command = [sys.executable, EXAMPLES / "digits_mlp.py", "--epochs=5", "--seeds=2", f"--out={out}"]
     env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent), "PYTHONIOENCODING": "utf-8"}
+    env["XLA_FLAGS"] = os.environ["XLA_FLAGS"] + quick_compile.flags()
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=env, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), done.stderr, out / "digits_mlp.png"

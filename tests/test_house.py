@@ -225,7 +225,14 @@ def blocks(text):
 @pytest.mark.slow
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(
-    "document", ["README.md", "WORKSPACE_NOTES.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+    "document",
+    [
+        "README.md",  # as users compile it
+        *(
+            pytest.param(name, marks=pytest.mark.quick_compile)
+            for name in ["WORKSPACE_NOTES.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+        ),
+    ],
 )
 def test_documents_run_and_print_what_they_say(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -51,16 +51,22 @@ all_names = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.optax_promotes] * n.startswith("adam")) for n in NAMES]
 )
 
+quick_compile = pytest.mark.quick_compile
+
+
+def names_in_pairs(*axes):
+    """Names and other axes as parameters: some that cover all pairs of values, the rest marked exhaustive."""
+    marks = lambda point: [*point.marks, *[pytest.mark.optax_promotes] * point.values[0].startswith("adam")]
+    return [pytest.param(*point.values, marks=marks(point)) for point in in_pairs(*axes)]
+
 
 def rates(schedule):
     return [RATE / (1 + t) if schedule == "schedule" else RATE for t in range(STEPS)]
 
 
 @pytest.mark.parametrize(
-    ("mask", "schedule", "mode", "dtype"), in_pairs(MASKS, SCHEDULES, ["eager", "jit", "scan"], DTYPES)
-)
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.optax_promotes] * n.startswith("adam")) for n in NAMES if REMOVES[n]]
+    ("name", "mask", "schedule", "mode", "dtype"),
+    names_in_pairs([n for n in NAMES if REMOVES[n]], MASKS, SCHEDULES, ["eager", "jit", "scan"], DTYPES),
 )
 def test_zero_gradient_shrinks_as_the_closed_form_says(name, mask, schedule, mode, dtype):
     mask, expected = MASKS[mask]
@@ -83,9 +89,7 @@ def test_adam_l2_alone_has_no_closed_form_and_shrinks_by_the_sign():
     chex.assert_trees_all_close(after, jax.tree.map(lambda x: x - LEARNING_RATE * jnp.sign(x), p), atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mask", MASKS)
-@all_names
+@pytest.mark.parametrize(("name", "mask", "dtype"), names_in_pairs(NAMES, MASKS, DTYPES))
 def test_leaves_with_multiplier_zero_are_untouched(name, mask, dtype):
     mask, expected = MASKS[mask]
     p = params(DTYPES[dtype])
@@ -98,13 +102,11 @@ def test_leaves_with_multiplier_zero_are_untouched(name, mask, dtype):
             assert np.abs(np.float32(a) - np.float32(b)).max() > 1e-3
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("name", "mode"),
+    ("name", "mode", "dtype"),
     [
-        pytest.param(name, mode, marks=[pytest.mark.optax_promotes] * name.startswith("adam"))
-        for name, mode in itertools.product(NAMES, ["eager", "jit", "scan"])
-        if name != "adam_l2" or mode == "eager"  # under jit: test_zero_l2_gives_adam_... below
+        *names_in_pairs([name for name in NAMES if name != "adam_l2"], ["eager", "jit", "scan"], DTYPES),
+        *names_in_pairs(["adam_l2"], ["eager"], DTYPES),  # under jit: test_zero_l2_gives_adam_... below
     ],
 )
 def test_zero_decay_is_bitwise_the_base_optimizer(name, mode, dtype):
@@ -196,6 +198,7 @@ def test_none_leaves_pass(name):
     assert updates["attn"]["kernel"].shape == p["attn"]["kernel"].shape
 
 
+@quick_compile
 @all_names
 def test_vmap_over_hyperparameters_equals_a_loop(name):
     p, g = params(), grads(params())
@@ -213,6 +216,7 @@ def test_vmap_over_hyperparameters_equals_a_loop(name):
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i, j=j: x[i, j], together), alone, rtol=1e-5, atol=1e-6)
 
 
+@quick_compile
 @all_names
 def test_live_leaves_are_edited_and_swept_without_rebuilding(name):
     p, g = params(), grads(params())
@@ -227,6 +231,7 @@ def test_live_leaves_are_edited_and_swept_without_rebuilding(name):
             chex.assert_trees_all_close(one, rebuilt.update(g, rebuilt.init(p), p)[0], rtol=1e-5, atol=1e-6)
 
 
+@quick_compile
 @all_names
 def test_inside_inject_hyperparams(name):
     leaf = "rate" if takes(name, "rate") else "weight_decay"
@@ -244,6 +249,7 @@ def test_inside_inject_hyperparams(name):
     chex.assert_trees_all_close(run(injected, p, g, STEPS)[0], run(direct, p, g, STEPS)[0], rtol=1e-6)
 
 
+@quick_compile
 @all_names
 def test_inside_masked_and_partition(name):
     p, g = params(), grads(params())
@@ -262,6 +268,7 @@ def test_inside_masked_and_partition(name):
         chex.assert_trees_all_close(mixed, expected, rtol=1e-6)
 
 
+@quick_compile
 @all_names
 def test_masks_of_the_whole_tree_fit_inside_partition(name):
     p, g = params(), grads(params())
@@ -273,6 +280,7 @@ def test_masks_of_the_whole_tree_fit_inside_partition(name):
         )
 
 
+@quick_compile
 @pytest.mark.optax_promotes
 @all_names
 def test_f28_multi_steps_decays_once_per_real_step(name):
@@ -365,6 +373,7 @@ trees = st.recursive(
 )
 
 
+@quick_compile
 @pytest.mark.optax_promotes
 @pytest.mark.filterwarnings("ignore:mask=.weights. goes by names")
 @settings(max_examples=60, deadline=None)

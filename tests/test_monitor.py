@@ -31,8 +31,11 @@ ALL = NAMES + list(OPTAX)
 build = lambda name: OPTAX[name]() if name in OPTAX else optimizer(name, mask="weights")
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.quick_compile,
     pytest.mark.optax_promotes,
 ]  # Optax's Adam, lion, ...; `test_strict_promotion` is the exception
+
+as_users_compile = pytest.mark.quick_compile(False)
 
 
 def run(tx, p, gradients, mode):
@@ -55,6 +58,7 @@ def both(name, mode, dtype):
     return *run(build(name), p, gradients, mode), *run(monitor_decay(build(name)), p, gradients, mode)
 
 
+@as_users_compile
 @pytest.mark.parametrize(("mode", "dtype"), [("jit", "bfloat16"), ("eager", "float32")])
 @pytest.mark.parametrize("name", ALL)
 def test_the_optimizer_is_the_same_to_the_bit(name, mode, dtype):
@@ -63,6 +67,7 @@ def test_the_optimizer_is_the_same_to_the_bit(name, mode, dtype):
     assert_same_bits(state.inner, base_state)
 
 
+@as_users_compile
 @pytest.mark.parametrize(
     "name", ["adamw", "optax.lamb", "sgdw", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ALL)]
 )
@@ -72,6 +77,7 @@ def test_in_a_scan_it_is_the_same_to_roundings(name):
     chex.assert_trees_all_close(watched, base, rtol=1e-5, atol=1e-6)
 
 
+@as_users_compile
 def test_a_whole_run_in_one_program_differs_by_roundings_at_most():
     p, tx = params(), wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, momentum=0.9)
     loop = lambda tx: jax.lax.fori_loop(0, 10, lambda _, c: step(tx, grads(p), c[1], c[0]), (p, tx.init(p)))[0]
@@ -160,6 +166,7 @@ def test_without_decay_the_share_is_zero_and_small_angles_are_resolved():
     assert float(info.angle) == 0
 
 
+@as_users_compile
 def test_complex_updates_keep_the_sign_of_zero():
     p = {"kernel": jnp.ones((2, 2), jnp.complex64)}
     g = {"kernel": jnp.array([[complex(-0.0, -0.0), complex(0.0, -0.0)], [complex(-0.0, 0.0), 1j]], jnp.complex64)}
@@ -251,6 +258,7 @@ def test_vmap_over_weight_decay_equals_a_loop():
     assert np.all(np.diff(together["weight"].decay_share) > 0)
 
 
+@as_users_compile
 @pytest.mark.parametrize("name", ["adamw", "sgdw", "optax.adamw"])
 def test_sharded_over_eight_devices(name):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -363,6 +371,7 @@ def test_what_cannot_be_read_says_what_to_do():
 ROW = 3 * 10**7
 
 
+@as_users_compile
 @pytest.mark.parametrize(("shape", "value"), [((ROW,), 0.1), ((1, ROW // 8), 0.3), ((512, 512), None), ((97, 3), None)])
 def test_sums_are_right_for_every_shape(shape, value):
     """In float32, added one after another, 3·10⁷ equal entries read a norm 6.5 % off, and a decay that turns."""
@@ -378,6 +387,7 @@ def test_sums_are_right_for_every_shape(shape, value):
     assert float(info.angle) <= 1e-4 * (1 - c)  # the documented bound: 1e-4·‖u‖/‖p‖; it is 0
 
 
+@as_users_compile
 def test_a_pure_decay_does_not_turn():
     c, p = 1e-2, {"kernel": jax.random.normal(jax.random.key(1), (512, 512))}
     tx = monitor_decay(wd.sgdw(1.0, weight_decay=c))
@@ -420,6 +430,7 @@ def setting(kind):
     return {"kernel": p}, [{"kernel": draw(key)} for key in keys[1:]]
 
 
+@as_users_compile
 @pytest.mark.parametrize("name", NO_DECAY)
 def test_where_the_step_is_no_decay_the_share_is_nan(name):
     build, kind = NO_DECAY[name]
@@ -433,6 +444,7 @@ def test_where_the_step_is_no_decay_the_share_is_nan(name):
     assert np.isfinite(float(read_decay(state)["weight"].angle))
 
 
+@as_users_compile
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(
     "options",
@@ -558,6 +570,7 @@ def simulate(tx, w, steps):
     return jax.lax.scan(one, carry, jax.random.split(jax.random.key(1), steps))[1]
 
 
+@as_users_compile  # it runs for longer than it compiles
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_equilibrium_is_what_random_gradients_reach(name):
     tx, options = RANDOM[name]

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from catalogue import in_pairs
 from flax import nnx
 from helpers import assert_same_bits
 
@@ -68,9 +69,9 @@ def trained(tx, p, g, steps=3, jit=True, state=None):
 # --- one way to write it
 
 
-@each_rounding
-@pytest.mark.parametrize("weight_decay", [0.1, 0.0])
-@pytest.mark.parametrize("name", ["adamw", "sgdw", "with_decay"])
+@pytest.mark.parametrize(
+    ("name", "weight_decay", "rounding"), in_pairs(["adamw", "sgdw", "with_decay"], [0.1, 0.0], ROUNDINGS)
+)
 def test_the_argument_is_the_chain(name, weight_decay, rounding):
     options = {"weight_decay": weight_decay, "mask": [("a", 1.0), (".*", 0.0)]}
     options |= {"optimizer": optax.sgd(1e-2)} if name == "with_decay" else {}
@@ -81,6 +82,7 @@ def test_the_argument_is_the_chain(name, weight_decay, rounding):
     assert_same_bits(trained(make(rounding=rounding, key=5), p, g)[0], trained(long, p, g)[0])
 
 
+@pytest.mark.quick_compile
 @pytest.mark.parametrize("b", ["mu_dtype", "nu_dtype"])
 @each_rounding
 def test_moments_have_the_type_that_was_asked_for(b, rounding):

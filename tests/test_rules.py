@@ -77,6 +77,7 @@ def after_one(name, p, s, c, r):
     return p + (s - c * r) / (1 + c) if name == "proximal" else p + s - c * r
 
 
+@pytest.mark.quick_compile
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(
     ("name", "rule"),
@@ -96,6 +97,7 @@ def test_decay_goes_along_the_rule(name, rule):
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)  # 3 steps of a few roundings of 2⁻²⁴, |p| ≤ 4
 
 
+@pytest.mark.quick_compile
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("rule", RULES)
 def test_adam_l2_adds_the_rule_to_the_gradient(rule):

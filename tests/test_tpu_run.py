@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quick_compile
 from absl import flags
 from example_loading import flagged, load
 from helpers import assert_same_bits
@@ -29,7 +29,8 @@ from tensorboardX.proto import event_pb2
 
 import wd_optax as wd
 
-pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
+# The bits that must agree are those of one program, run twice; its collectives are there before LLVM and its emitters.
+pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]
 tpu_run = load("tpu_run")
 tpu_model, tpu_compile, tpu_folder = tpu_run.tpu_model, tpu_run.tpu_compile, tpu_run.tpu_folder
 SCRIPT = pathlib.Path(tpu_run.__file__)
@@ -58,7 +59,8 @@ def command(out: pathlib.Path, axes: str, *more: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "PYTHONIOENCODING": "utf-8", **more}
+    xla = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + quick_compile.flags()}
+    return {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1]), "PYTHONIOENCODING": "utf-8", **xla, **more}
 
 
 @pytest.fixture(scope="module")
@@ -409,13 +411,6 @@ def test_prefetching_is_ahead_in_order_and_passes_errors_on() -> None:
     assert list(tpu_run.prefetch(lambda step: step, 5, 5)) == []
 
 
-@pytest.fixture
-def quick_to_compile() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def one_step(accumulate: int, precision: str) -> Any:
     """The state after two steps on one device, of the same 8 examples, and what was seen in the second."""
     size = SIZE._replace(layers=1, batch_size=8, accumulate=accumulate)
@@ -431,7 +426,6 @@ def one_step(accumulate: int, precision: str) -> Any:
     return state, seen
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 def test_microbatches_give_the_step_of_the_whole_batch() -> None:
     (state, seen), (whole, expected) = one_step(2, "float32"), one_step(1, "float32")
     for name in ("loss", "gradient_norm", "weight_norm", "update_norm"):
@@ -441,7 +435,6 @@ def test_microbatches_give_the_step_of_the_whole_batch() -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), mu, mu_whole)
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 def test_stochastic_rounding_keeps_no_float32_copy() -> None:
     (state, seen), (_, expected) = one_step(1, "stochastic"), one_step(1, "float32")
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
@@ -510,6 +503,7 @@ def test_the_step_on_cpu_has_no_collective_in_its_optimizer() -> None:
     assert found["clip", "all-reduce"].size < 1000
 
 
+@pytest.mark.quick_compile(False)
 def test_collectives_are_counted_as_often_as_their_loop_runs() -> None:
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -615,7 +609,8 @@ def test_two_processes_go_on_with_one_model(whole: Any, tmp_path: pathlib.Path) 
         port = free.getsockname()[1]
     # JAX finds out about Open MPI's launcher by these, as it does about TPU slices and Slurm by others.
     common = {"OMPI_MCA_orte_hnp_uri": "0.0;tcp://127.0.0.1:0", "OMPI_COMM_WORLD_SIZE": "2"}
-    common |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    common |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+    common |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2" + quick_compile.flags()}
     out = shutil.copytree(whole[1], tmp_path / "out")
     for step in (56, 60):
         shutil.rmtree(out / "checkpoints" / str(step))
@@ -624,7 +619,6 @@ def test_two_processes_go_on_with_one_model(whole: Any, tmp_path: pathlib.Path) 
             command(out, "4x1", "--distributed"),
             env=environment(
                 **common,
-                JAX_DISABLE_MOST_OPTIMIZATIONS="1",
                 OMPI_COMM_WORLD_RANK=str(i),
                 OMPI_COMM_WORLD_LOCAL_RANK=str(i),
             ),

@@ -20,6 +20,7 @@ from wd_optax.masking import roles
 
 LARGEST = 32  # dimension of a stand-in
 SAMPLE = 4096  # entries of a leaf that are compared
+CACHED = 2**18  # entries; scaled copies of a larger model might not fit in memory
 
 
 class Probes(NamedTuple):
@@ -59,7 +60,7 @@ class ProbeTrees:
             x = x * scale if jnp.issubdtype(x.dtype, jnp.inexact) else x
             leaves.append(jnp.asarray(x, None if self.float64 else p.dtype))
         tree = self.probes.treedef.unflatten(leaves)
-        if self.probes.small:  # copies of a large model would not fit in memory
+        if self.probes.small or sum(x.size for x in arrays) <= CACHED:
             self._cache[scale, name] = tree
         return tree
 

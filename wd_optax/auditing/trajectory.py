@@ -166,17 +166,23 @@ def with_momentum(harness: Harness, measured: list[Measurements], start: Start, 
 
 def _rates(harness: Harness, steps: int, k: float, start: Start, held: set[int]) -> np.ndarray:
     """What each of several consecutive steps removes, shape (step, leaf); `held` leaves of the state don't change."""
-    states, rates = (start(1, k).state, start(-1, k).state), []
+    states, rates = [start(1, k).state, start(-1, k).state], []
     first, treedef = jax.tree.flatten(states[0])
+    values = [*map(sample, harness.probes.values)]
 
-    def after(s: float, state: optax.OptState) -> optax.OptState:
-        leaves = jax.tree.leaves(harness.step(s, k, state).state)
+    def held_fixed(state: optax.OptState) -> optax.OptState:
+        leaves = jax.tree.leaves(state)
         kept = [old if i in held else x for i, (old, x) in enumerate(zip(first, leaves, strict=True))]
         return jax.tree.unflatten(treedef, kept)
 
     for _ in range(steps):
-        rates.append(harness.removed(k, states))
-        states = after(1, states[0]), after(-1, states[1])
+        plus, minus = (harness.step(s, k, state) for s, state in zip((1, -1), states, strict=True))
+        if harness.probes.unpaired and k:
+            rates.append(harness.removed(k, (states[0], states[1])))
+        else:
+            odd = odd_parts(plus.updates, minus.updates)
+            rates.append(np.array([removed_fraction(d, p) for d, p in zip(odd, values, strict=True)]))
+        states = [held_fixed(plus.state), held_fixed(minus.state)]
     return np.array(rates)
 
 
