@@ -32,7 +32,7 @@ import intervals
 
 _SEEDS = flags.DEFINE_integer("seeds", 8, "Runs of each point; the seed determines images and weights.", lower_bound=2)
 _POINTS = flags.DEFINE_integer("points", 7, "Strengths per rule.", lower_bound=2)
-_STEPS = flags.DEFINE_integer("steps", 400, "Steps of each run.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 1000, "Steps of each run.", lower_bound=1)
 _TASKS = flags.DEFINE_list("tasks", ["noise", "few"], "Which tasks.")
 
 ETA, BATCH_SIZE, WEIGHTS = 5e-3, 40, [(r"kernel", 1.0)]
@@ -71,7 +71,7 @@ RULES: dict[str, Rule] = {
         adamw(coupling=[("Dense_2/kernel", "lr"), ("kernel", "corrected"), (".*", "lr")], **peak), 0.03, 30
     ),
     "AdamW, schedule": Rule(adamw(coupling="schedule", **peak), 0.03 * ETA, 30 * ETA),
-    "L2 in the gradient": Rule(lambda lr, s: wd.adam_l2(lr, weight_decay=s, mask=WEIGHTS), 1e-4, 0.1),
+    "L2 in the gradient": Rule(lambda lr, s: wd.adam_l2(lr, weight_decay=s, mask=WEIGHTS), 1e-3, 1.0),
     "cautious": Rule(adamw(rule=wd.rules.cautious()), 0.03, 30),
     "toward init": Rule(adamw(rule=wd.rules.toward("init")), 0.03, 30),
     "L2-Init": Rule(
@@ -79,13 +79,13 @@ RULES: dict[str, Rule] = {
             optax.scale_by_adam(), lr, weight_decay=s, mask=WEIGHTS, rule=wd.rules.toward("init")
         ), 1e-4, 0.1,
     ),
-    "toward a norm": Rule(lambda lr, s: adamw(rule=wd.rules.toward_norm("init", ratio=s))(lr, 3.0), 0.1, 3),
+    "toward a norm": Rule(lambda lr, s: adamw(rule=wd.rules.toward_norm("init", ratio=s))(lr, 3.0), 0.01, 3),
     "CPR": Rule(lambda lr, s: adamw(rule=wd.rules.constrained("init", ratio=s, per_entry=True))(lr, 30.0), 0.1, 10),
     "Hyperball": Rule(hyperball, 0.03, 3),
     "Huber": Rule(adamw(rule=optax.clip(0.05)), 0.03, 30),
     "decoupled L1": Rule(adamw(rule=wd.rules.l1()), 3e-4, 0.3),
-    "L2 in Adam's metric": Rule(adamw(penalty="l2"), 1e-4, 0.1),
-    "L1 in Adam's metric": Rule(adamw(penalty="l1"), 3e-6, 3e-3),
+    "L2 in Adam's metric": Rule(adamw(penalty="l2"), 1e-3, 1.0),
+    "L1 in Adam's metric": Rule(adamw(penalty="l1"), 3e-5, 3e-2),
     "group in Adam's metric": Rule(adamw(penalty=wd.prox.group(axis=0)), 3e-5, 3e-2),
 }  # fmt: skip
 
