@@ -51,7 +51,7 @@ def write_mnist(folder: pathlib.Path, train: int = 40, test: int = 20):
     rows = {"train": slice(train), "t10k": slice(train, train + test)}
     for part, r in rows.items():
         (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(images[r]))
-        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels[r])))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels[r]), mtime=0))
     return [images[rows["train"]], images[rows["t10k"]], labels[rows["train"]], labels[rows["t10k"]]]
 
 

@@ -19,6 +19,7 @@ import wd_optax as wd
 from wd_optax import prox
 from wd_optax.prox import steps
 from wd_optax.prox.checks import ADAPTIVE
+from wd_optax.prox.inference import infer_adam_metric
 
 # --- Each proximal step, in float64 ----------------------------------------------------------------------------------
 
@@ -226,6 +227,12 @@ MINIMISERS = {
     "dampening": lambda: wd.sgdw(0.02, weight_decay=5 * LAMBDA, momentum=0.9, dampening=0.5, mask=None, penalty="l1"),
     "rmsprop": lambda: with_decay(optax.rmsprop(1e-2), 1e-2, metric=prox.rms_metric(eps_root=1e-8)),
     "adamax": lambda: with_decay(optax.adamax(1e-2), 1e-2, metric=lambda state: optax.tree.get(state, "nu")),
+    # Adam's metric is measured
+    "adam": lambda: with_decay(optax.adam(1e-2), 1e-2),
+    "direction": lambda: wd.decoupled(
+        optax.scale_by_adam(b2=0.95, eps=1e-6), 1e-2, weight_decay=LAMBDA, mask=None, penalty="l1"
+    ),
+    "chain": lambda: with_decay(optax.chain(optax.clip_by_global_norm(1.0), optax.nadam(1e-2)), 1e-2),
     "partition": lambda: with_decay(
         optax.partition({"adam": optax.adam(1e-2), "sgd": optax.sgd(1e-2)}, {"w": "adam"}), 1e-2,
         metric=prox.adam_metric(),
@@ -424,6 +431,9 @@ def test_every_direction_of_optax_that_rescales_the_gradient_needs_a_metric():
     seen = set()
     for name, direction, kinds in optimizers_with_a_state_of(ADAPTIVE):
         tx = wd.decoupled(direction, 1e-3, weight_decay=0.1, penalty="l1", mask=None)
+        if infer_adam_metric(direction) is not None:
+            assert kinds == {"ScaleByAdamState"}, name
+            continue
         with pytest.raises(ValueError, match=r"penalty= with a direction that rescales.*metric=") as caught:
             tx.init({"w": jnp.ones((2, 2))})
         assert any(kind in str(caught.value) for kind in kinds), name
@@ -439,7 +449,7 @@ def test_every_direction_of_optax_that_rescales_the_gradient_needs_a_metric():
 @pytest.mark.parametrize(
     ("optimizer", "lr"),
     [
-        (optax.adam, 1e-2), (optax.nadam, 1e-2), (optax.amsgrad, 1e-2), (optax.rmsprop, 1e-2), (optax.adagrad, 0.1),
+        (optax.amsgrad, 1e-2), (optax.rmsprop, 1e-2), (optax.adagrad, 0.1),
         (lambda lr: optax.rmsprop(lr, bias_correction=True), 1e-2),
         (lambda lr: optax.inject_hyperparams(optax.adabelief)(lr), 1e-2),
     ],
@@ -452,6 +462,52 @@ def test_the_line_that_the_error_prints_minimises_loss_plus_l1(optimizer, lr):
     got = scan(tx, quadratic, jnp.array([1.5, -1.0]), 4000)
     assert got[0] == 0
     np.testing.assert_allclose(got[1], 1 - LAMBDA, atol=1e-4)  # amsgrad's and Adagrad's steps become ever smaller
+
+
+WARM_UP = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 100, 5000)
+ADAMS = {  # an optimizer and its (b2, eps, eps_root); None: it isn't inferred
+    "adam": (optax.adam(1e-3), (0.999, 1e-8, 0.0)),
+    "numbers": (optax.adam(1e-3, b2=0.95, eps=1e-6), (0.95, 1e-6, 0.0)),
+    "eps_root": (optax.adam(1e-3, eps=1e-8, eps_root=1e-8), (0.999, 1e-8, 1e-8)),
+    "eps 0": (optax.adam(1e-3, eps=0.0), (0.999, 0.0, 0.0)),
+    "large eps": (optax.scale_by_adam(eps=0.1), (0.999, 0.1, 0.0)),
+    "warm-up": (optax.adam(WARM_UP), (0.999, 1e-8, 0.0)),
+    "bfloat16": (optax.adam(1e-3, mu_dtype=jnp.bfloat16), (0.999, 1e-8, 0.0)),
+    "clip before": (optax.chain(optax.clip_by_global_norm(1.0), optax.nadam(1e-3)), (0.999, 1e-8, 0.0)),
+    "decay after": (optax.adamw(1e-3, weight_decay=0.1), (0.999, 1e-8, 0.0)),
+    "injected": (optax.inject_hyperparams(optax.adam)(1e-3, b2=0.99), (0.99, 1e-8, 0.0)),
+    "clip after": (optax.chain(optax.scale_by_adam(), optax.clip(0.5)), None),
+    "trust ratio": (optax.lamb(1e-3), None),
+    "ν without a root": (optax.adamax(1e-3), None),
+    "another average": (optax.yogi(1e-3), None),
+    "belief": (optax.adabelief(1e-3), None),
+    "no momentum": (optax.adam(1e-3, b1=0.0), None),
+    "skips": (optax.MultiSteps(optax.adam(1e-3), 4), None),
+    "another": (optax.rmsprop(1e-3), None),
+    "none": (optax.sgd(1e-3, 0.9), None),
+}
+
+
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize("name", ADAMS)
+def test_adam_s_numbers_are_measured(name):
+    optimizer, expected = ADAMS[name]
+    metric = infer_adam_metric(optimizer)
+    assert (metric is None) == (expected is None)
+    if metric is not None:
+        p = {"w": jnp.ones(3)}
+        nu = jnp.array([0.0, 1e-14, 1.0])
+        state = optax.ScaleByAdamState(jnp.array(3), p, {"w": nu})
+        # √ of roundings of 2⁻²⁴, and of the eps that is the rest of a difference
+        np.testing.assert_allclose(metric(state)["w"], prox.adam_metric(*expected)(state)["w"], rtol=1e-3)
+        np.testing.assert_allclose(metric(state)["w"][2], prox.adam_metric(*expected)(state)["w"][2], rtol=1e-5)
+
+
+@pytest.mark.optax_promotes
+def test_two_adams_need_a_metric():
+    two = optax.partition({"a": optax.adam(1e-3), "b": optax.adam(1e-3, b2=0.9)}, lambda p: {k: k[0] for k in p})
+    with pytest.raises(ValueError, match=r"metric=wd\.prox\.adam_metric"):
+        with_decay(two, 1e-3).init({"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))})
 
 
 def test_a_direction_of_two_kinds_names_the_one_without_a_formula():

@@ -202,9 +202,10 @@ def proximal(
     """
     check_number("rate", rate)
     prox = resolve_penalty(penalty)
+    inner, _ = fitted("proximal", optax.identity(), prox, metric="euclidean", mask=mask, slices=slices)
     return decayed(
         "proximal",
-        fitted("proximal", optax.identity(), prox, metric="euclidean", mask=mask, slices=slices),
+        inner,
         {"rate": rate},
         mask=mask,
         rate=operator.itemgetter("rate"),

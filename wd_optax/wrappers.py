@@ -103,7 +103,8 @@ def decoupled(
       mask, coupling, peak_learning_rate, rule, slices, rounding, key: see `wd_optax.optimizers`.
       penalty: decay by its proximal step, see `wd_optax.prox`: minimises loss + λ·m·penalty if D is `metric`.
       metric: what the direction divides the gradient by, a function from its state to D: `wd.prox.adam_metric(b2, eps)`
-        for Adam's; None is D = 1, refused for directions that rescale gradients, unless you say "euclidean".
+        for Adam's. None: measured for one Adam in a chain, D = 1 for directions like SGD's, and refused for others that
+        rescale gradients; "euclidean" is D = 1.
 
     Returns:
       A transformation with a `wd_optax.core.DecayState`; updates keep their shapes and dtypes.
@@ -191,13 +192,13 @@ def build_decoupled(
         fraction=penalty is None,
     )  # fmt: skip
     prox = resolve_penalty(penalty, metric)
-    inner = fitted(name, never_skipping(name, inner), prox, metric=metric, mask=mask, slices=slices)
+    inner, metric = fitted(name, never_skipping(name, inner), prox, metric=metric, mask=mask, slices=slices)
     hyperparams = {"learning_rate": learning_rate, "weight_decay": weight_decay}
     if peak is not None:
         hyperparams["peak_learning_rate"] = peak
     tx = decayed(
         name, inner, hyperparams, mask=mask, place="after", descends=not finished, rule=rule, slices=slices, prox=prox,
-        metric=metric if callable(metric) else None, rate=rate, leaf_rates=leaf_rates, largest=largest,
+        metric=metric, rate=rate, leaf_rates=leaf_rates, largest=largest,
     )  # fmt: skip
     return rounded(tx, rounding, key)
 

@@ -12,6 +12,7 @@ from wd_optax.masking import forms, masks, paths
 from wd_optax.masking.paths import is_masked
 from wd_optax.masking.roles import Shape
 from wd_optax.masking.slices import SliceAxes, Slices, slice_axes
+from wd_optax.prox.inference import infer_adam_metric
 from wd_optax.prox.metrics import Euclidean, ProxMetric
 from wd_optax.prox.steps import Prox
 
@@ -45,20 +46,26 @@ def fitted(
     metric: ProxMetric | Euclidean | None,
     mask: masks.Mask,
     slices: Slices,
-) -> optax.GradientTransformationExtraArgs:
-    """`inner`, whose `init` raises where the penalty doesn't fit the parameters, or the metric `inner`'s state."""
+) -> tuple[optax.GradientTransformationExtraArgs, ProxMetric | None]:
+    """`inner`, whose `init` raises where the penalty doesn't fit the parameters, or the metric `inner`'s state.
+
+    And the metric: what was given, or what was measured where `inner` is an Adam; None is 1.
+    """
     inner = optax.with_extra_args_support(inner)
     if prox is None:
-        return inner
+        return inner, None
+    inferred = infer_adam_metric(inner) if metric is None else None
+    known = metric if callable(metric) else inferred
 
     def init(params: Any) -> Any:
         state = inner.init(params)
-        check_metric(name, metric, state, params)
-        scale = jax.eval_shape(lambda: metric(state)) if callable(metric) else jax.tree.map(lambda p: 1.0, params)
+        if metric is None:
+            check_metric(name, inferred, state, params)
+        scale = jax.eval_shape(lambda: known(state)) if known else jax.tree.map(lambda p: 1.0, params)
         _try(prox, scale, masks.multipliers(mask, params), slice_axes(slices, params), dtypes.as_arrays(params))
         return state
 
-    return optax.GradientTransformationExtraArgs(init, inner.update)
+    return optax.GradientTransformationExtraArgs(init, inner.update), known
 
 
 def _try(prox: Prox, scale: Any, multipliers: Any, axes: Any, params: Any) -> None:
@@ -96,13 +103,12 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
 
 
-def check_metric(name: str, metric: ProxMetric | Euclidean | None, inner_state: optax.OptState, params: Any) -> None:
-    """Raises for a direction whose step isn't the gradient's size, and no metric that says so."""
-    if metric is not None:
-        return
+def check_metric(name: str, inferred: ProxMetric | None, inner_state: optax.OptState, params: Any) -> None:
+    """Raises for a direction whose step isn't the gradient's size, unless it is one Adam whose metric is known."""
     found = [type(state).__name__ for state in _namedtuples(inner_state, set(ADAPTIVE))]
+    one_adam = inferred is not None and found == ["ScaleByAdamState"]
     found += [f.holder for f in state_fields.fields(inner_state, params) if f.name in SECOND_MOMENTS]
-    if not found:
+    if not found or (one_adam and set(found) == {"ScaleByAdamState"}):
         return
     holder = min(found, key=lambda name: ADAPTIVE.get(name, ""))  # one without a formula, if there is one
     if fix := ADAPTIVE.get(holder):
