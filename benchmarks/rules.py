@@ -72,21 +72,21 @@ RULES: dict[str, Rule] = {
     ),
     "AdamW, schedule": Rule(adamw(coupling="schedule", **peak), 0.03 * ETA, 30 * ETA),
     "L2 in the gradient": Rule(lambda lr, s: wd.adam_l2(lr, weight_decay=s, mask=WEIGHTS), 1e-3, 1.0),
-    "cautious": Rule(adamw(rule=wd.rules.cautious()), 0.03, 30),
+    "cautious": Rule(adamw(rule=wd.rules.cautious()), 0.3, 100),
     "toward init": Rule(adamw(rule=wd.rules.toward("init")), 0.03, 30),
     "L2-Init": Rule(
         lambda lr, s: wd.coupled(
             optax.scale_by_adam(), lr, weight_decay=s, mask=WEIGHTS, rule=wd.rules.toward("init")
-        ), 1e-4, 0.1,
+        ), 1e-3, 1.0,
     ),
-    "toward a norm": Rule(lambda lr, s: adamw(rule=wd.rules.toward_norm("init", ratio=s))(lr, 3.0), 0.01, 3),
-    "CPR": Rule(lambda lr, s: adamw(rule=wd.rules.constrained("init", ratio=s, per_entry=True))(lr, 30.0), 0.1, 10),
+    "toward a norm": Rule(lambda lr, s: adamw(rule=wd.rules.toward_norm("init", ratio=s))(lr, 3.0), 1e-3, 1),
+    "CPR": Rule(lambda lr, s: adamw(rule=wd.rules.constrained("init", ratio=s, per_entry=True))(lr, 30.0), 1e-3, 10),
     "Hyperball": Rule(hyperball, 0.03, 3),
     "Huber": Rule(adamw(rule=optax.clip(0.05)), 0.03, 30),
-    "decoupled L1": Rule(adamw(rule=wd.rules.l1()), 3e-4, 0.3),
+    "decoupled L1": Rule(adamw(rule=wd.rules.l1()), 3e-3, 3),
     "L2 in Adam's metric": Rule(adamw(penalty="l2"), 1e-3, 1.0),
-    "L1 in Adam's metric": Rule(adamw(penalty="l1"), 3e-5, 3e-2),
-    "group in Adam's metric": Rule(adamw(penalty=wd.prox.group(axis=0)), 3e-5, 3e-2),
+    "L1 in Adam's metric": Rule(adamw(penalty="l1"), 3e-4, 0.3),
+    "group in Adam's metric": Rule(adamw(penalty=wd.prox.group(axis=0)), 3e-4, 0.3),
 }  # fmt: skip
 
 

@@ -10,9 +10,15 @@ import optax
 from wd_optax.prox.metrics import ProxMetric, adam_metric
 from wd_optax.state_fields import is_namedtuple
 
-COUNTS = (1, 10, 100, 1000, 10_000)  # where to measure: at the first of them the learning rate of a warm-up may be 0
+STEPS_TAKEN = (
+    1,
+    10,
+    100,
+    1000,
+    10_000,
+)  # where to measure: at the first of them the learning rate of a warm-up may be 0
 CLOSE = 1e-4  # relative, of float32
-LARGE = 2.0**40  # of ν, beside which eps is nothing
+LARGE_NU = 2.0**40  # of ν, beside which eps is nothing
 
 
 class _Response(NamedTuple):
@@ -35,7 +41,7 @@ def infer_adam_metric(optimizer: optax.GradientTransformation) -> ProxMetric | N
     """
     try:
         with jax.ensure_compile_time_eval():
-            numbers = next(filter(None, (_infer(optimizer, count) for count in COUNTS)), None)
+            numbers = next(filter(None, (_infer(optimizer, count) for count in STEPS_TAKEN)), None)
     except Exception:  # whatever an optimizer raises on a strange tree; the caller then asks for the metric
         return None
     return None if numbers is None else adam_metric(*numbers)
@@ -60,12 +66,12 @@ def _infer(optimizer: optax.GradientTransformation, count: int) -> tuple[float, 
         up, down, mu, nu = (float(jnp.squeeze(x["kernel"])) for x in (up, down, node.mu, node.nu))
         return _Response((up - down) / 2, mu, nu)
 
-    large = respond(1.0, LARGE)
-    b2 = large.nu / LARGE
+    large = respond(1.0, LARGE_NU)
+    b2 = large.nu / LARGE_NU
     if not (0 < b2 < 1 and large.update and math.isfinite(large.update)):
         return None
     unbiased = b2 / (1 - b2 ** (count + 1))  # v̂/ν before the step
-    scale = large.update / large.mu * math.sqrt(unbiased * LARGE)  # the step is scale·mu/(√(v̂ + eps_root) + eps)
+    scale = large.update / large.mu * math.sqrt(unbiased * LARGE_NU)  # the step is scale·mu/(√(v̂ + eps_root) + eps)
     at_zero = respond(1.0, 0.0)
     total = 0.0 if math.isinf(at_zero.update) else scale * at_zero.mu / at_zero.update  # √eps_root + eps
     root = 0.0
