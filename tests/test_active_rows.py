@@ -16,6 +16,8 @@ import wd_optax as wd
 from wd_optax.rules import missed_decay
 from wd_optax.rules.missed_decay import RowsState
 
+pytestmark = pytest.mark.quick_compile
+
 ROWS, WIDTH, STEPS = 7, 3, 40
 LAZY, SKIP = wd.rules.active_rows(policy="lazy"), wd.rules.active_rows()
 
@@ -178,6 +180,7 @@ def test_rows_that_every_step_uses_decay_as_without_the_rule(policy):
     assert_same_bits(*results)
 
 
+@pytest.mark.quick_compile(False)
 def test_untouched_rows_come_back_bit_for_bit():
     """Also infinite ones, and a step of −0.0."""
     p = {"embed": jnp.array([[1.0, jnp.inf], [2.0, 3.0], [jnp.nan, 0.0]])}
@@ -190,6 +193,7 @@ def test_untouched_rows_come_back_bit_for_bit():
         np.testing.assert_allclose(updates["embed"][1], [-0.2, -0.15], rtol=1e-6)
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.parametrize("rule", [SKIP, LAZY], ids=["skip", "lazy"])
 def test_zero_decay_is_bitwise_the_base_optimizer(rule):
     p, rows = table(), used()
@@ -329,6 +333,7 @@ def test_complex_rows():
 # --- state, loops, devices -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick_compile(False)
 def test_state_costs_4_bytes_per_row_and_casts_of_floats_do_it_no_harm():
     p = {"embed": jnp.ones((1000, 8))}
     tx = wd.sgdw(1.0, weight_decay=0.01, rule=LAZY)
@@ -346,6 +351,7 @@ def compiled(tx):
     return jax.jit(step, donate_argnums=(0, 1)).lower(p, tx.init(p), p).compile()
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.parametrize("policy", ["skip", "lazy"])
 def test_bytes(policy):
     """The gradient is read once more, because a row is known to be used before it decays: 4 bytes per entry, and 2 for

@@ -20,6 +20,8 @@ from test_bytes import traffic
 
 import wd_optax as wd
 
+pytestmark = pytest.mark.quick_compile
+
 SLICES = [("blocks", 1)]
 RADIUS, ETA = 2.0, 0.1
 BALL = functools.partial(optax.projections.projection_l2_ball, scale=1.5)
@@ -204,6 +206,7 @@ def recomputed():
     return optax.GradientTransformation(optax.init_empty_state, update)
 
 
+@pytest.mark.slow
 @pytest.mark.optax_promotes
 def test_a_stored_radius_does_not_drift_in_bfloat16_and_a_recomputed_one_does():
     """4,000 random steps of 0.5 % of the norm, rounded to nearest; 20,000 drift by 3.5 %.
@@ -260,6 +263,7 @@ def test_updates_have_the_types_of_the_gradients(name):
 # --- Nothing to project ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick_compile(False)
 def test_a_weight_without_a_direction_stays_bit_for_bit():
     p, tx = params(), hyperball(optax.identity(), slices=SLICES)
     g = gradients(p)
@@ -295,6 +299,7 @@ def test_what_is_not_finite_is_not_hidden(name, bad):
 # --- Masks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick_compile(False)
 @each_kind
 def test_leaves_outside_the_mask_take_the_plain_step_bit_for_bit(name):
     p, g = params(), gradients(params())
@@ -363,6 +368,7 @@ def test_the_state_is_arrays_and_keeps_its_tree(name):
         assert set(jax.tree.leaves(optax.tree.get(marked, "radius"))) == {"params"}
 
 
+@pytest.mark.quick_compile(False)
 @each_kind
 def test_scan_is_the_loop_and_the_second_step_does_not_compile(name):
     p, g = params(), gradients(params())

@@ -21,6 +21,8 @@ from wd_optax.prox import steps
 from wd_optax.prox.checks import ADAPTIVE
 from wd_optax.prox.inference import infer_adam_metric
 
+pytestmark = pytest.mark.quick_compile
+
 # --- Each proximal step, in float64 ----------------------------------------------------------------------------------
 
 # The derivative of each penalty where x > 0; at 0 the subdifferential is ± its limit. All are even.
@@ -357,6 +359,7 @@ def test_rounding_keeps_exact_zeros(rounding):
     np.testing.assert_array_equal(zeros[-1], zeros[-1] | zeros[-5])  # a zero with |g| < λ stays one
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("penalty", ["l1", "huber", "group"])
 @pytest.mark.parametrize("name", ["sgdw", "adamw"])

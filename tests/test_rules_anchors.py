@@ -11,6 +11,8 @@ from helpers import assert_same_bits
 
 import wd_optax as wd
 
+pytestmark = pytest.mark.quick_compile
+
 LR, WD, STEPS = 0.05, 2.0, 24
 C = LR * WD
 rules = wd.rules
@@ -135,6 +137,7 @@ def test_an_average_of_bfloat16_parameters_moves():
     np.testing.assert_allclose(updates["kernel"], -C * 0.999**5, rtol=1e-5)  # a difference of two numbers near 3
 
 
+@pytest.mark.quick_compile(False)
 def test_an_average_is_stable_donated_saved_and_one_program():
     p = params() | {"complex": jax.lax.complex(jnp.ones((2, 3)), jnp.ones((2, 3))), "scalar": jnp.float32(2.0)}
     tx, start = sgdw(rules.toward_average(0.9)), jax.tree.map(jnp.copy, p)

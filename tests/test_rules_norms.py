@@ -13,6 +13,8 @@ from test_bytes import traffic
 
 import wd_optax as wd
 
+pytestmark = pytest.mark.quick_compile
+
 LR, WD, STEPS = 0.05, 2.0, 24
 C = LR * WD  # 10 % per step
 SLICES = [("stack", 1), ("heads", (1,))]
@@ -322,6 +324,7 @@ def mixed():
     return p | {"complex": jax.lax.complex(tree()["kernel"], tree()["kernel"])}
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.parametrize("name", ["norm init", "norm 2", "CPR warm", "CPR inflection", "elastic", "group"])
 def test_states_are_stable_arrays_that_resume_donated_in_one_program(name):
     tx = wd.sgdw(LR, weight_decay=WD, mask=None, rule=CASES[name][0], slices=SLICES)
@@ -422,6 +425,7 @@ def test_kappa_and_lagrange_are_found_per_slice():
     )
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("optimizer", ["sgdw", "adamw"])
 @pytest.mark.parametrize(
