@@ -112,7 +112,7 @@ def draw(axes: Any, curves: Any) -> None:
 
 
 CLAIM = Claim(
-    title="Cautious decay leaves the minimum alone: with exact gradients, not under noise",
+    title="Cautious decay leaves the minimum alone: with exact gradients and η → 0, not under noise or at a finite η",
     papers=("2510.12402",),
     statement="Decay only where it agrees with the step stops at minima of the original loss instead of a penalised "
     "one, and reaches lower losses than decay everywhere.",

@@ -36,13 +36,13 @@ class Row(NamedTuple):
 def number(runs: Any) -> str:
     """The mean, half of its 95 % interval and the number of seeds; or a number that no seed changes.
 
-    >>> number(0.25), number([1.0, 1.2, 1.1]), number([1e-9, 2e-9, 3e-9])
-    ('0.25', '1.10 ± 0.25 (3 seeds)', '2.0e-09 ± 2.5e-09 (3 seeds)')
+    >>> number(0.25), number([1.0, 1.2, 1.1]), number([1e-9, 2e-9, 3e-9]), number([1.0, 1.000001, 1.000002])
+    ('0.25', '1.10 ± 0.25 (3 seeds)', '2.0e-09 ± 2.5e-09 (3 seeds)', '1.0000010 ± 0.0000025 (3 seeds)')
     """
     mean, half = interval(runs)
     if not np.ndim(runs):
         return f"{mean:.3g}"
-    if not 1e-5 < half < 1e5:
+    if half == 0 or half > 1e5 or (half < 1e-5 and abs(mean) < 1e-3):
         digits = ".3g" if half == 0 else ".1e"
     else:
         digits = f".{max(0, 1 - math.floor(math.log10(half)))}f"

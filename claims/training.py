@@ -21,6 +21,7 @@ class Taken(NamedTuple):
     given: Any  # what the step was given
     gradients: Any
     after: Any  # parameters
+    state: Any  # of the optimizer, after the step
 
 
 Gradient = Callable[[Any, Any], Any]  # (params, what a step is given) -> gradients
@@ -53,7 +54,7 @@ def train(
         gradients = gradient(params, slice_)
         updates, state = optimizer.update(gradients, state, params)
         new = optax.apply_updates(params, updates)
-        return (new, state), watch(Taken(params, slice_, gradients, new))
+        return (new, state), watch(Taken(params, slice_, gradients, new, state))
 
     (params, _), watched = jax.lax.scan(step, (params, optimizer.init(params)), given, length=steps)
     return params, watched
