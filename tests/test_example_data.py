@@ -70,9 +70,9 @@ def test_mnist_reads_the_four_files_gzipped_or_not(tmp_path):
         ("train-images-idx3-ubyte", b"", "begins with nothing, but idx3 with 00000803"),
         ("train-images-idx3-ubyte", idx(np.zeros(3)), "begins with 00000801, but idx3 with 00000803"),
         ("train-images-idx3-ubyte", idx(np.zeros((2, 2, 2)))[:-1], r"7 bytes for the shape \(2, 2, 2\)"),
-        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(3)))[:-3], "not a complete gzip file"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(3)), mtime=0)[:-3], "not a complete gzip file"),
         ("t10k-labels-idx1-ubyte.gz", b"<html>not found</html>", "not a complete gzip file"),
-        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(3))), "20 test images but 3 labels"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(3)), mtime=0), "20 test images but 3 labels"),
     ],
 )
 def test_mnist_names_the_file_that_is_wrong(tmp_path, file, content, words):
