@@ -321,7 +321,7 @@ def test_a_fraction_is_refused_with_the_reason(name):
 @each_optimizer
 def test_a_mask_that_selects_nothing_is_warned_about(name, caplog):
     OPTIMIZERS[name](mask=[("kernel", 0.0)]).init(params())
-    assert "nothing decays" in caplog.text
+    assert "nothing is projected" in caplog.text
 
 
 @each_kind

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from wd_optax import dtypes
-from wd_optax.hyperparams import ScalarOrSchedule, evaluate, init_leaves, keep
+from wd_optax.hyperparams import ScalarOrSchedule, evaluate, init_leaves, is_static, keep
 from wd_optax.masking import forms, masks
 from wd_optax.masking.paths import is_masked
 from wd_optax.masking.slices import Slices, axes_tree, check_slices, slice_axes
@@ -94,7 +94,8 @@ def decayed(
 
     def init(params: optax.Params) -> DecayState:
         params = dtypes.as_arrays(params)
-        masks.warn_if_nothing_decays(mask, params)
+        done = "decays" if {"weight_decay", "rate"} & {*hyperparams} else "is projected"
+        masks.warn_if_nothing_decays(mask, params, done)
         if largest is not None:
             _check_multipliers(mask, params, largest)
         count = jnp.zeros((), jnp.int32)
@@ -106,13 +107,13 @@ def decayed(
         each = rates(params, now, multipliers)
         step = Step(count, now, rate(now), each, inner_state, gradients, descent, finished)
         with use_slices(slice_axes(slices, params)):
-            rule_state = apply.start(rule, params, multipliers, step, gates=prox is None)
+            rule_state = apply.start(rule, params, multipliers, step, proximal=name if prox else "")
         return DecayState(count, values, rule_state, inner_state)
 
     def update(updates: Any, state: DecayState, params: Any = None, **extra: Any) -> tuple[Any, DecayState]:
         if params is None:
-            raise ValueError(f"{name} decays the parameters, so update needs them: tx.update(grads, state, params)")
-        check_state(name, state)
+            raise ValueError(f"{name} changes the parameters, so update needs them: tx.update(grads, state, params)")
+        check_state(name, state, hyperparams)
         updates, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
         gradients = updates if given == "gradients" else None
         values = evaluate(hyperparams, state.step, state.hyperparams)
@@ -199,8 +200,8 @@ def _descend(direction: optax.Updates, values: dict[str, jax.Array]) -> tuple[op
     return descent, jax.tree.map(lambda d: eta.astype(d.dtype) * d, descent)
 
 
-def check_state(name: str, state: Any) -> None:
-    """Raises for the state of another optimizer, such as an Optax checkpoint's."""
+def check_state(name: str, state: Any, hyperparams: Mapping[str, ScalarOrSchedule]) -> None:
+    """Raises for the state of another optimizer, such as an Optax checkpoint's, and for one of other arguments."""
     if not isinstance(state, DecayState):
         kind = type(state).__name__
         if isinstance(state, tuple) and not hasattr(state, "_fields"):
@@ -208,6 +209,13 @@ def check_state(name: str, state: Any) -> None:
         raise TypeError(
             f"{name}: state is a {kind}, expected a DecayState. Start with state = optimizer.init(params), or resume a "
             "checkpoint of another optimizer with state = wd.migrate_state(opt_state, optimizer, params)"
+        )
+    missing = [key for key, value in hyperparams.items() if is_static(value) and key not in state.hyperparams]
+    if missing:
+        raise ValueError(
+            f"{name}: state has no {missing[0]!r}, which is a number here; it is of other arguments, and has "
+            f"{sorted(state.hyperparams)}. Start with state = optimizer.init(params), or resume with "
+            "state = wd.migrate_state(opt_state, optimizer, params)"
         )
 
 

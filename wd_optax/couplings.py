@@ -134,7 +134,8 @@ def decay_rate(
       A function step -> c_t, a scalar, unit: fraction per step. It is a valid rate for `wd_optax.shrink`.
 
     Raises:
-      ValueError: for an unknown coupling, a negative or non-finite number, an unknown peak, c ≥ 1.
+      ValueError: for an unknown coupling, a negative or non-finite number, an unknown peak, c ≥ 1. A threshold of
+        `wd_optax.proximal` is no fraction and may be 1 or more: there pass η·λ itself, or lambda t: η(t)·λ.
 
     Example:
       >>> import wd_optax as wd

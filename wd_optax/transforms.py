@@ -174,7 +174,7 @@ def proximal(
 
     Args:
       rate: c ≥ 0, for "l1" in units of the weight: a number, an array or a schedule, such as
-        `wd_optax.decay_rate(λ, learning_rate=η)`.
+        `wd_optax.decay_rate(λ, learning_rate=η)`, which refuses c ≥ 1; for a larger one pass η·λ itself.
       mask: which leaves, see `wd_optax.masking`; weights and embeddings by default, as the optimizers.
       penalty: "l2" (½·|x|²), "l1" (|x|), "elastic" (half of each), "huber" (δ = 1), "group" (‖x‖ of each weight); one
         of `wd.prox.elastic(l1_ratio)`, `huber(delta)`, `group(axis)`; or a function as `wd_optax.prox` has it.

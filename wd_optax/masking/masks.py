@@ -163,8 +163,8 @@ def optax_mask(mask: Mask = "weights") -> Callable[[Any], Any]:
     return decays
 
 
-def warn_if_nothing_decays(mask: Mask, params: Any) -> None:
-    """Logs a warning with the table where no leaf of a whole tree (not cut by `masked`) decays."""
+def warn_if_nothing_decays(mask: Mask, params: Any, done: str = "decays") -> None:
+    """Logs a warning with the table where no leaf of a whole tree (not cut by `masked`) decays, or is `done`."""
     decided = forms.decide(mask, params)
     if decided and all(is_zero(decision.multiplier) for _, decision in decided) and not paths.leaves(params)[1]:
-        logging.warning("mask=%r: nothing decays.\n%s", mask, tabulate(mask, params))
+        logging.warning("mask=%r: nothing %s.\n%s", mask, done, tabulate(mask, params))

@@ -9,7 +9,7 @@ import optax
 from wd_optax.masking import forms, masks, roles
 from wd_optax.masking.masks import Mask
 from wd_optax.masking.slices import SliceAxes, Slices, slice_axes
-from wd_optax.rules.norms import slice_norm, slice_norms, use_slices
+from wd_optax.rules.norms import check_per_slice, slice_norm, slice_norms, use_slices
 
 
 class RadiusState(NamedTuple):
@@ -43,6 +43,8 @@ def keep_radius(
                 f"{name}: the state has no radii, but a {type(state).__name__}: start with "
                 "state = optimizer.init(params), or resume with state = wd.migrate_state(opt_state, optimizer, params)"
             )
+        with use_slices(slice_axes(slices, params)):
+            check_per_slice(name, state.radius, params)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         return updates, RadiusState(state.radius, inner_state)
 

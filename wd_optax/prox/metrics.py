@@ -102,8 +102,9 @@ def _check_numbers(**values: Scalar) -> None:
 
 
 def _root(v: jax.Array, eps: Scalar, eps_root: Scalar, b2: Scalar | None = None, count: Any = None) -> jax.Array:
-    """√v̂ + eps, in v's type, float32 or wider."""
-    v = v.astype(dtypes.arithmetic(v.dtype))
+    """√v̂ + eps, in v's type, float32 or wider; of integers, which never decay, in JAX's default float."""
+    is_float = jnp.issubdtype(v.dtype, jnp.inexact)
+    v = v.astype(dtypes.arithmetic(v.dtype) if is_float else jnp.result_type(float))
     if b2 is not None:
         v = v / (1 - jnp.asarray(b2, v.dtype) ** count.astype(v.dtype))
     return jnp.sqrt(v + jnp.asarray(eps_root, v.dtype)) + jnp.asarray(eps, v.dtype)
@@ -117,6 +118,11 @@ def _states_with(inner_state: optax.OptState, *fields: str) -> list[Any]:
 
     if found := [node for node in jax.tree.leaves(inner_state, is_leaf=has) if has(node)]:
         return found
+    if isinstance(inner_state, jax.Array):
+        raise TypeError(
+            "metric: called with an array and not with the direction's state. optax.inject_hyperparams takes functions "
+            'for schedules: pass it static_args=("metric",), and "penalty" where that is a function'
+        )
     raise ValueError(
         f"metric: the direction's state has no {' and '.join(fields)}: it is a {type(inner_state).__name__}; give the "
         "metric of this direction, a function from its state to what it divides the gradient by"

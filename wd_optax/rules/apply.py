@@ -14,13 +14,15 @@ from wd_optax.rules.step import Displacement, Step, tree_map
 from wd_optax.rules.toward import AnchorState
 
 Rule: TypeAlias = optax.GradientTransformation
+_L1 = "drop penalty= or the gate; a gate fits the gradient of a penalty, rule=optax.chain(wd.rules.l1(), gate)"
 _TREES = ("updates", "descent", "gradients")  # of a `Step`, the last in a step first
 
 
 def check(rule: Any) -> None:
     """Raises unless `rule` is None or an Optax transformation."""
     if isinstance(rule, str):
-        raise TypeError(f"rule={rule!r}: a rule is an Optax transformation, as wd.rules.toward({rule!r})")
+        call = f"toward({rule!r})" if rule == "init" else f"{rule}()" if rule.isidentifier() else "cautious()"
+        raise TypeError(f"rule={rule!r}: a rule is an Optax transformation, as wd.rules.{call}")
     if isinstance(rule, tuple | list) and not hasattr(rule, "init"):
         raise TypeError("rule: got a sequence, expected one rule: optax.chain(*rules) applies them one after another")
     if rule is not None:
@@ -28,7 +30,7 @@ def check(rule: Any) -> None:
 
 
 def start(
-    rule: Rule | None, params: optax.Params, multipliers: Any, step: Step, *, gates: bool = True
+    rule: Rule | None, params: optax.Params, multipliers: Any, step: Step, *, proximal: str = ""
 ) -> optax.OptState:
     """The rule's state; () without a rule, and for a rule without arrays, so that a checkpoint fits them all.
 
@@ -40,15 +42,16 @@ def start(
       params: all parameters.
       multipliers: the mask's, like the parameters.
       step: with the inner optimizer's state and hyperparameters at init.
-      gates: whether there may be a gate.
+      proximal: the transformation whose decay is a proximal step, which takes no gate; "" for others.
     """
     if rule is None:
         return ()
     state = _init(rule, params, multipliers)
-    if is_gated(state) and not gates:
+    if is_gated(state) and proximal:
+        called, fix = ("proximal", "use wd.shrink") if proximal == "proximal" else (f"{proximal}(penalty=...)", _L1)
         raise ValueError(
-            "rule: proximal takes no gate such as cautious(), because a step without a penalty is no proximal step: "
-            "use wd.shrink"
+            f"rule: {called} takes no gate such as cautious(), because a step without a penalty is no proximal step: "
+            f"{fix}"
         )
 
     def attempt(params: optax.Params, state: optax.OptState, inner: optax.OptState, one: jax.Array) -> Any:
@@ -108,7 +111,11 @@ def direction(
     decaying = tree_map(lambda p, u: p.astype(dtypes.arithmetic(p.dtype, u.dtype)), decaying, like)
     if not jax.tree.leaves(state):
         state = _without_arrays(rule, params, multipliers)
-    returned, new = optax.with_extra_args_support(rule).update(decaying, state, decaying, step=step)
+    try:
+        returned, new = optax.with_extra_args_support(rule).update(decaying, state, decaying, step=step)
+    except AttributeError as error:
+        _refuse_other(rule, params, multipliers, state, error)
+        raise
     r = jax.tree.map(lambda x: x.value if isinstance(x, Displacement) else x, returned)
     _check_shapes(r, decaying)
     one = lambda x, k: jnp.ones_like(k) if isinstance(x, Displacement) else k
@@ -135,6 +142,18 @@ def _without_arrays(rule: Rule, params: optax.Params, multipliers: Any) -> optax
             "state = optimizer.init(params), or resume with state = wd.migrate_state(opt_state, optimizer, params)"
         )
     return state
+
+
+def _refuse_other(
+    rule: Rule, params: optax.Params, multipliers: Any, state: optax.OptState, error: AttributeError
+) -> None:
+    """Raises where a rule failed on the state of another one."""
+    own: Any = jax.tree.structure(jax.eval_shape(lambda p: _init(rule, p, multipliers), params))
+    if own != jax.tree.structure(state):
+        raise ValueError(
+            "rule: the optimizer's state is of another rule: start with state = optimizer.init(params), or resume with "
+            "state = wd.migrate_state(opt_state, optimizer, params)"
+        ) from error
 
 
 def _decaying(params: optax.Params, multipliers: Any) -> optax.Params:

@@ -9,7 +9,7 @@ import optax
 
 from wd_optax.hyperparams import Scalar, check_scalar
 from wd_optax.rules.checks import check_has_state, check_is_first
-from wd_optax.rules.norms import slice_norms
+from wd_optax.rules.norms import check_per_slice, slice_norms
 from wd_optax.rules.step import Step, tree_map
 
 Kappa = Literal["init", "warm", "inflection"]
@@ -131,6 +131,7 @@ def constrained(
             fix = "it goes first, or takes a number, as in wd.rules.constrained(1.0)"
             check_is_first('constrained("init")', updates, params, fix)
         check_has_state("kappa", updates, state.kappa)
+        check_per_slice("constrained", state.kappa, updates)
         q = updates
         if step.updates is not None:
             q = tree_map(lambda p, u: p + u.astype(p.dtype), updates, step.updates)
@@ -150,7 +151,8 @@ def _check(kappa: Any, steps: Any) -> None:
         raise ValueError(f'kappa={kappa!r}: use "init", "warm", "inflection" or a number, the bound on ½‖p‖²')
     if not isinstance(kappa, str):
         check_scalar("kappa", kappa)
-    if waits and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+    is_integer = hasattr(steps, "__index__") and not isinstance(steps, bool)
+    if waits and not (is_integer and steps >= 1):
         raise ValueError(f"steps={steps!r}: kappa={kappa!r} needs how many steps to wait, at least 1, as steps=200")
     if not waits and steps is not None:
         raise ValueError(f'steps={steps!r} has no effect with kappa={kappa!r}: use kappa="warm" or "inflection"')

@@ -64,9 +64,24 @@ def group_norms(tree: optax.Params, axis: SliceAxes) -> optax.Params:
     return jax.tree.unflatten(jax.tree.structure(tree), flat)
 
 
+def check_per_slice(name: str, state: optax.Params, tree: optax.Params) -> None:
+    """Raises where a state has another number per leaf of `tree` than its slices ask for."""
+    axes, kept = _axes.get() or {}, dict(paths.flatten(state)[0])
+    for path, p in paths.flatten(tree)[0]:
+        ours = axes.get(path, ())
+        expected = tuple(n if axis in ours else 1 for axis, n in enumerate(jnp.shape(p)))
+        if path in kept and jnp.shape(kept[path]) != expected:
+            raise ValueError(
+                f"{name}: {path!r} has shape {jnp.shape(kept[path])} in the state, and slices= ask for {expected}: the "
+                "state was made with other slices. Use those, or start with state = optimizer.init(params)"
+            )
+
+
 def slice_norm(x: jax.Array, axes: SliceAxes) -> jax.Array:
-    """√Σ|x|² over all axes but `axes`, which stay; the others have size 1."""
+    """√Σ|x|² over all axes but `axes`, which stay; the others have size 1. Its derivative at 0 is 0."""
     x = jnp.asarray(x)
     x = x.astype(dtypes.arithmetic(x.dtype))
     reduced = tuple(axis for axis in range(x.ndim) if axis not in axes)
-    return jnp.sqrt(jnp.sum(jnp.real(x * jnp.conj(x)), axis=reduced, keepdims=True))
+    total = jnp.sum(jnp.real(x * jnp.conj(x)), axis=reduced, keepdims=True)
+    is_zero = total == 0  # where √ has no derivative
+    return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, total)))

@@ -8,7 +8,7 @@ import optax
 
 from wd_optax.hyperparams import Scalar, check_scalar
 from wd_optax.rules.checks import check_has_state, check_is_first
-from wd_optax.rules.norms import slice_norms
+from wd_optax.rules.norms import check_per_slice, slice_norms
 from wd_optax.rules.step import tree_map
 
 
@@ -70,6 +70,7 @@ def toward_norm(norm: Literal["init"] | Scalar = "init", *, ratio: Scalar = 1.0)
             fix = "it goes first, or takes a number, as in wd.rules.toward_norm(1.0)"
             check_is_first('toward_norm("init")', updates, params, fix)
             check_has_state("radius", updates, state.radius)
+            check_per_slice("toward_norm", state.radius, updates)
         norms = slice_norms(updates)
         radius = state.radius if at_init else jax.tree.map(given, norms)
         return tree_map(_beyond, updates, norms, radius), state
