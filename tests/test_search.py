@@ -513,3 +513,48 @@ def test_groups_hold_the_runs_of_their_points():
             assert (float(x), seed) == (points[run // 2]["x"], [4, 9][run % 2])
             assert points[run // 2]["kind"] == group.static["kind"]
     assert trace.key_of(0).dtype == jax.random.key(0, impl="threefry2x32").dtype
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.GridSampler, optuna.samplers.BruteForceSampler])
+def test_a_sampler_without_other_points_ends_the_search(sampler):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        points = [{"x": [-1.0, 0.0, 1.0]}] if sampler is optuna.samplers.GridSampler else []
+        found = search(square, {"x": Float(-1.0, 1.0, step=1.0)}, trials=20, batch=2, sampler=sampler(*points, seed=0))
+    assert {*found.data["x"].values.tolist()} == {-1.0, 0.0, 1.0}
+    assert found.data.sizes["trial"] < 20
+    assert not [t for t in found.study.trials if t.state == State.RUNNING]
+    assert found.best.mean == 0
+
+
+def test_a_file_of_something_else_is_not_written_to(tmp_path):
+    for text in ("my notes", "my notes\nmore\n"):
+        (tmp_path / "study.log").write_text(text)
+        with pytest.raises(ValueError, match=r"study.log' isn't the journal of a search: pass another directory"):
+            search(square, X, trials=1, directory=tmp_path)
+        assert (tmp_path / "study.log").read_text() == text
+
+
+@pytest.mark.parametrize("damage", [b"garbage", b"\0" * 50, b"\xff\xfe{"], ids=["text", "zeros", "utf-16"])
+def test_a_damaged_line_is_named(tmp_path, damage):
+    search(square, X, trials=2, batch=1, directory=tmp_path)
+    path = tmp_path / "study.log"
+    lines = path.read_bytes().splitlines(keepends=True)
+    broken = b"".join([*lines[:5], damage + b"\n", *lines[6:]])
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match=r"study.log' is damaged in line 6: .*head -n 5; nothing in it was changed"):
+        search(square, X, trials=2, batch=1, directory=tmp_path)
+    assert path.read_bytes() == broken
+    path.write_bytes(b"".join(lines[:5]))  # as the message says
+    again = search(square, X, trials=2, batch=1, directory=tmp_path, patience=0.2)  # a trial may have no owner yet
+    assert again.data.sizes["trial"] == 2
+
+
+def test_earlier_trials_with_another_kind_of_distribution_are_named():
+    for before in (Categorical(["a", "b"]), Float(1e-3, 1.0, log=True)):
+        study = optuna.create_study()
+        study.tell(study.ask({"x": before}), 0.0)
+        with pytest.raises(ValueError, match=r"space\['x'\]=FloatDistribution.*but trial 0 of the study has"):
+            search(square, X, trials=2, study=study)
+        assert not study.user_attrs
+        assert len(study.trials) == 1

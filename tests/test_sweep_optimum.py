@@ -126,7 +126,7 @@ def test_diverged_runs_are_left_out_and_counted():
     loss[2, :-2, 0] = np.nan
     found = result(loss).optimum("loss", **ASK)
     assert [p.diverged for p in found.points] == [3, 16, 11, 0]
-    assert [p.flag for p in found.points] == ["", "at the grid's edge", "too few runs converged", ""]
+    assert [p.flag for p in found.points] == ["", "beside diverged runs", "too few runs converged", ""]
     assert np.isnan(found.points[2].value)
     assert found.exponent == pytest.approx(0.5, abs=1e-9)
     assert len(found.plot().axes) == 2
@@ -232,3 +232,16 @@ def test_axes_without_logarithms_are_refused():
         result(basin(0.5)).optimum("loss", **ASK).predict(0)
     with pytest.raises(TypeError, match="at must be a number"):
         result(basin(0.5)).optimum("loss", **ASK).predict("wide")
+
+
+def test_a_constant_loss_is_flat_and_not_at_the_edge():
+    for seeds in (1, 3):
+        found = result(np.ones((4, 13, seeds))).optimum("loss", **ASK)
+        assert {p.flag for p in found.points} == {"too flat to tell"}
+
+
+def test_a_part_of_a_sweep_has_no_optimum():
+    part = result(basin(0.5))
+    part.data.attrs["part"] = "0 of 2; the runs of the others are NaN"
+    with pytest.raises(ValueError, match=r"the runs of part 0 of 2; .*merge the parts"):
+        part.optimum("loss", **ASK)

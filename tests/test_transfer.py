@@ -348,6 +348,11 @@ def test_a_published_run_is_converted_first():
         ({"schedule": np.ones(3)}, ValueError, r"schedule has the shape \(3,\)"),
         ({"coupling": "l2"}, ValueError, "coupling='l2' is not a coupling"),
         ({"optimizer": "adam"}, ValueError, "optimizer='adam': use one of"),
+        (
+            {"coupling": "schedule", "optimizer": "sgd_l2"},
+            ValueError,
+            "'schedule' with optimizer='sgd_l2': λ in the grad",
+        ),
         ({"momentum": 1.0}, ValueError, "momentum=1.0 must be below 1"),
     ],
 )
@@ -363,3 +368,48 @@ def test_a_run_takes_numbers_of_any_library():
     for missing in ("weight_decay", "learning_rate"):
         with pytest.raises(ValueError, match=f"this run has no {missing}"):
             run.replace(**{missing: None}).timescale()
+
+
+@pytest.mark.parametrize("optimizer", ["sgdw", "sgd_l2"])
+@pytest.mark.parametrize("hold", ["norm", "angle"])
+def test_another_momentum_keeps_the_measured_norm_and_angle(optimizer, hold):
+    """SGD on a scale-invariant loss: gradients are orthogonal to w, and ∝ 1/‖w‖."""
+
+    def measured(run, size=100, steps=8_000):
+        rng = np.random.default_rng(0)
+        w, m = rng.normal(size=size), np.zeros(size)
+        w *= (size * run.learning_rate / (2 * run.weight_decay * (1 - run.momentum))) ** 0.25 / np.linalg.norm(w)
+        norms, angles = [], []
+        for _ in range(steps):
+            noise, before = rng.normal(size=size), w
+            coupled = run.weight_decay * w * (optimizer == "sgd_l2")
+            m = run.momentum * m + (noise - w * (w @ noise) / (w @ w)) / np.linalg.norm(w) + coupled
+            w = w - run.learning_rate * (m + run.weight_decay * w * (optimizer == "sgdw"))
+            norms.append(np.linalg.norm(w))
+            angles.append(np.arccos(w @ before / norms[-1] / np.linalg.norm(before)))
+        return np.mean((norms if hold == "norm" else angles)[steps // 2 :])
+
+    # λ that are reached within the steps
+    source = wd.Run(batch=1, steps=9, learning_rate=0.1, weight_decay=0.01, momentum=0.5, optimizer=optimizer)
+    source = source.replace(weight_decay=0.05) if hold == "norm" else source
+    there = wd.Run(batch=1, steps=9, momentum=0.8 if hold == "angle" else 0.0)
+    target = wd.transfer(source=source, target=there, hold=hold).run
+    assert measured(target) == pytest.approx(measured(source), rel=0.02)  # noise of 4,000 steps
+    same = source.replace(momentum=there.momentum)
+    assert abs(measured(same) / measured(source) - 1) > 0.05
+
+
+def test_the_linear_rule_keeps_the_decay_at_another_momentum():
+    for optimizer in ("sgdw", "sgd_l2"):
+        source = wd.Run(batch=1, steps=9, learning_rate=0.1, weight_decay=1e-4, momentum=0.9, optimizer=optimizer)
+        found = wd.transfer(source=source, target=wd.Run(batch=4, steps=9, momentum=0.0), hold="same_decay")
+        assert (found.weight_decay, found.learning_rate) == pytest.approx((1e-4, 0.4))
+
+
+def test_a_rule_whose_rate_would_be_1_says_so_in_the_callers_words():
+    source = wd.Run(batch=256, steps=1000, examples=1e4, learning_rate=1e-3, weight_decay=999.0)
+    target = wd.Run(batch=25_600, steps=10, examples=1e4)
+    with pytest.raises(ValueError, match="hold='timescale_run': needs a rate of 1 per step or more: the target has"):
+        wd.transfer(source=source, target=target, hold="timescale_run")
+    with pytest.raises(TypeError, match=r"got NoneType: pass source=wd\.Run\(batch"):
+        wd.transfer(source=None, target=target)

@@ -35,7 +35,7 @@ class Run:
         peak will do; None is constant.
       coupling: how λ acts, see `wd_optax.decay_rate`; None is "lr".
       optimizer: "adamw", "sgdw", "sgd_l2" (λ in the gradient), or "other"; None is "adamw".
-      momentum: μ of "sgd_l2", which accumulates its decay: c = ηλ/(1 − μ) to first order; None is 0.
+      momentum: μ of "sgdw" and "sgd_l2"; None is 0. "sgd_l2" accumulates its decay: c = ηλ/(1 − μ) to first order.
 
     Raises:
       ValueError, TypeError: for a number out of range, a schedule that is 0 throughout, an unknown word.
@@ -81,6 +81,11 @@ class Run:
             couplings.parse_coupling("coupling", self.coupling)
         if self.optimizer is not None and self.optimizer not in FAMILIES:
             raise ValueError(f"optimizer={self.optimizer!r}: use one of {', '.join(map(repr, FAMILIES))}")
+        if self.optimizer == "sgd_l2" and self.coupling not in (None, "lr"):
+            raise ValueError(
+                f"coupling={self.coupling!r} with optimizer='sgd_l2': λ in the gradient is multiplied by η as that is, "
+                "so leave coupling out; decoupled decay is 'sgdw'"
+            )
         if self.schedule is not None:
             object.__setattr__(self, "schedule", _shape(self.schedule, self.steps))
 

@@ -222,9 +222,10 @@ def _solve(shape: np.ndarray, log_target: float) -> float:
     """Solves Σ ln(1 − x·shape_t) = log_target for x; shape_t is in [0, 1] and its maximum is 1."""
     # Bisect on z = −ln(1 − x). No term is below −z and one is −z, so log_target is in [−n·z, −z] at the root.
     low, high = -log_target / len(shape), -log_target
-    while low < (middle := (low + high) / 2) < high:
-        if np.log1p(np.expm1(-middle) * shape).sum() > log_target:
-            low = middle
-        else:
-            high = middle
+    with np.errstate(divide="ignore"):  # beyond z = 37 the largest rate is 1
+        while low < (middle := (low + high) / 2) < high:
+            if np.log1p(np.expm1(-middle) * shape).sum() > log_target:
+                low = middle
+            else:
+                high = middle
     return -math.expm1(-high)

@@ -93,10 +93,12 @@ def _decay_rows(source: Run, target: Run, default: str | None) -> tuple[list[Tra
             skipped[name] = reason
             continue
         eta = _target_eta(rule.learning_rate or default, source, target)
-        try:
-            rows.append(_apply(rule, source, scale, target.replace(learning_rate=eta)))
-        except ValueError as error:
-            skipped[name] = str(error)
+        if row := _apply(rule, source, scale, target.replace(learning_rate=eta)):
+            rows.append(row)
+        else:
+            skipped[name] = "needs a rate of 1 per step or more: the target has too few steps for it"
+    if not rows:
+        raise ValueError(f"no rule has a λ for the target; {next(iter(skipped))} {next(iter(skipped.values()))}")
     return rows, skipped
 
 
@@ -105,10 +107,8 @@ def _complete_source(
 ) -> Run:
     """The source with η, λ, and every default written out."""
     if not isinstance(source, Run):
-        fix = ".run()" if hasattr(source, "run") else ""
-        raise TypeError(
-            f"source must be a wd.Run, got {type(source).__name__}: pass source=..." + (fix or "wd.Run(...)")
-        )
+        fix = "....run()" if hasattr(source, "run") else "wd.Run(batch=..., steps=...)"
+        raise TypeError(f"source must be a wd.Run, got {type(source).__name__}: pass source={fix}")
     given = {"weight_decay": weight_decay, "learning_rate": learning_rate}
     source = source.replace(**{name: value for name, value in given.items() if value is not None})
     for name in given:
@@ -192,23 +192,27 @@ def _target_eta(name: str | None, source: Run, target: Run) -> float:
     return eta * LEARNING_RATE_RULES[name].ratio(source, target) if name else eta
 
 
-def _apply(rule: DecayRule, source: Run, scale: timescales.Timescale, target: Run) -> Transferred:
-    """The λ with which the target has the source's strength·factor, if its rate is below 1."""
+def _apply(rule: DecayRule, source: Run, scale: timescales.Timescale, target: Run) -> Transferred | None:
+    """The λ with which the target has the source's strength·factor; None if its rate isn't below 1."""
     ratio = rule.factor(source) / rule.factor(target)
     etas, eta, coupling = target.learning_rates(), target.learning_rate or math.nan, target.coupling or "lr"
     if rule.strength == "peak":
         peak = scale.largest_removed_per_step * ratio
         if peak >= 1:
-            raise ValueError("needs a rate of 1 per step or more")
+            return None
         at_one = couplings.removed(coupling, learning_rate=etas, weight_decay=1.0, peak_learning_rate=eta)
         decay = float(peak / np.max(at_one))
     else:  # The half-life in steps is steps·ln 2/Σ, so that of the target follows from the ratio of the sums.
-        decay = timescales.weight_decay_for(
-            half_life=scale.half_life * target.steps / (source.steps * ratio),
-            learning_rate=etas,
-            steps=target.steps,
-            coupling=coupling,
-            peak_learning_rate=eta,
-        )
+        half_life = scale.half_life * target.steps / (source.steps * ratio)
+        try:
+            decay = timescales.weight_decay_for(
+                half_life=half_life,
+                learning_rate=etas,
+                steps=target.steps,
+                coupling=coupling,
+                peak_learning_rate=eta,
+            )
+        except ValueError:  # its only one here
+            return None
     run = target.replace(weight_decay=decay / target.amplification)
     return Transferred(rule, eta, decay / target.amplification, run)

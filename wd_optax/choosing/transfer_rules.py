@@ -60,6 +60,16 @@ def _known(value: float | None) -> float:
     return math.nan if value is None else value
 
 
+def _momentum(run: Run) -> float:
+    """μ, where updates are the sum of gradients that it carries on: η/(1 − μ) is then the learning rate in the end."""
+    return run.momentum or 0.0 if run.optimizer in ("sgdw", "sgd_l2") else 0.0
+
+
+def _turning(run: Run) -> float:
+    """(1 − μ)/(1 + μ), the share of c in the squared angle of a step; the betas of Adam are taken to be equal."""
+    return (1 - _momentum(run)) / (1 + _momentum(run))
+
+
 LEARNING_RATE_RULES = {
     rule.name: rule
     for rule in (
@@ -101,7 +111,7 @@ DECAY_RULES = {
             holds="ηλ at the peak: the angle per step of normalised weights",
             formula="√(2c(1 − β)/(1 + β))",
             strength="peak",
-            factor=lambda run: 1.0,
+            factor=_turning,
             needs=(),
             optimizers=None,
             learning_rate=None,
@@ -111,9 +121,9 @@ DECAY_RULES = {
         DecayRule(
             name="norm",
             holds="η²/c: the rms entry of normalised weights",
-            formula="‖w‖ = √(η²C/(2c)) under AdamW, and ‖w‖⁴ ∝ η²/c under SGD with equal gradients",
+            formula="‖w‖ = √(η²C/(2c)) under AdamW, and ‖w‖⁴ ∝ (η/(1 − μ))²/c under SGD with equal gradients",
             strength="peak",
-            factor=lambda run: 1 / _known(run.learning_rate) ** 2,
+            factor=lambda run: ((1 - _momentum(run)) / _known(run.learning_rate)) ** 2,
             needs=(),
             optimizers=("adamw", "sgdw", "sgd_l2"),
             learning_rate=None,
@@ -195,9 +205,9 @@ DECAY_RULES = {
         DecayRule(
             name="same_decay",
             holds="λ itself, with η ∝ batch",
-            formula="λ' = λ, the ratio c/η at the peak",
+            formula="λ' = λ, also at another momentum",
             strength="peak",
-            factor=lambda run: 1 / _known(run.learning_rate),
+            factor=lambda run: 1 / (_known(run.learning_rate) * run.amplification),
             needs=(),
             optimizers=("sgdw", "sgd_l2"),
             learning_rate="batch_linear",

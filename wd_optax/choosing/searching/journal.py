@@ -21,9 +21,17 @@ class JournalFile:
         self.path = path
         self.offsets = {0: 0}  # where each log begins that was read
         path.touch()
+        with path.open("rb") as file:
+            if file.read(1) not in (b"", b"{"):
+                raise ValueError(f"{str(path)!r} isn't the journal of a search: pass another directory")
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Yields the logs from this number on."""
+        """Yields the logs from this number on.
+
+        Raises:
+          ValueError: for a damaged line.
+
+        """
         start = log_number_from if log_number_from in self.offsets else 0
         with self.path.open("rb") as file:
             offset = file.seek(self.offsets[start])
@@ -33,7 +41,17 @@ class JournalFile:
                 offset += len(line)
                 self.offsets[number + 1] = offset
                 if number >= log_number_from:
-                    yield json.loads(line)
+                    yield self._parse(line, number + 1)
+
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            log: dict[str, Any] = json.loads(line)
+        except ValueError as error:  # JSON's, or Unicode's
+            raise ValueError(
+                f"{str(self.path)!r} is damaged in line {number}: restore it, or cut it before that line "
+                f"to keep the trials above, head -n {number - 1}; nothing in it was changed"
+            ) from error
+        return log
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Appends logs durably."""

@@ -56,7 +56,8 @@ def search(
         are static, as they are: one compilation for each combination that is asked for.
       metric: the name of a scalar metric.
       mode: "max" or "min".
-      trials: how many trials the study shall have, of all workers together and with those it has already.
+      trials: how many trials the study shall have, of all workers together and with those it has already. A sampler
+        of finitely many points, such as `GridSampler`, ends the search when it has asked for all of them.
       batch: how many trials to ask for at a time. A sampler learns between batches, not within them. For
         `CmaEsSampler` it is the population: popsize=batch.
       seeds: how many, or a list of them, the same in every trial.
@@ -189,12 +190,27 @@ def _claim_study(
     }
     mine = json.loads(json.dumps(content))
     if IDENTITY not in study.user_attrs:
+        _check_earlier_trials(study, space)
         study.set_user_attr(IDENTITY, mine)
     if lines := list(identity.differences(study.user_attrs[IDENTITY], mine)):
         raise ValueError(
             "study or directory belongs to another search:\n  " + "\n  ".join(lines) + "\n"
             "make the same call to resume it or to share its work, or pass another"
         )
+
+
+def _check_earlier_trials(study: Study, space: Space) -> None:
+    """Raises a ValueError if the study's own trials have a distribution of another kind under the same name."""
+    check = require("optuna").distributions.check_distribution_compatibility
+    for trial in study.get_trials(deepcopy=False):
+        for name in space.keys() & trial.distributions.keys():
+            try:
+                check(trial.distributions[name], space[name])
+            except ValueError as error:
+                raise ValueError(
+                    f"space[{name!r}]={space[name]}, but trial {trial.number} of the study has "
+                    f"{trial.distributions[name]}: pass another study, or give it another name"
+                ) from error
 
 
 def _objective(metric: str, mode: str) -> Callable[[Outcome], float]:

@@ -33,6 +33,7 @@ class Worker:
         self.name = f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex[:8]}"
         self.seen: dict[Any, tuple[Any, float]] = {}  # the last heartbeat of each other worker, and since when
         self.states = require("optuna").trial.TrialState
+        self.exhausted = False  # whether the sampler has no other points
         self.stopped, self.thread = threading.Event(), threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Worker":
@@ -63,7 +64,7 @@ class Worker:
         while True:
             trials = self._trials()
             found = [self._adopt(trial) for trial in self._orphans(trials)[:most]]
-            free = min(most - len(found), self.total - len(self._counted(trials)))
+            free = 0 if self.exhausted else min(most - len(found), self.total - len(self._counted(trials)))
             asked = [self._ask() for _ in range(free)]
             if found := found + self._without_surplus(asked):
                 return found
@@ -87,9 +88,17 @@ class Worker:
         def write() -> None:
             trial.set_user_attr(RESULT, result)  # first, so that a finished trial has it
             state = self.states.PRUNED if value is None else self.states.COMPLETE
-            self.study.tell(trial.number, value, state=state, skip_if_finished=True)
+            self._tell(trial, value, state)
 
         self._unless_finished(trial, write)
+
+    def _tell(self, trial: Trial, value: float | None, state: Any) -> None:
+        try:
+            self.study.tell(trial.number, value, state=state, skip_if_finished=True)
+        except RuntimeError as error:  # samplers of finitely many points raise it after the result is stored
+            if "Study.stop" not in str(error):
+                raise
+            self.exhausted = True
 
     def _unless_finished(self, trial: Trial, action: Any) -> None:
         try:
@@ -121,7 +130,7 @@ class Worker:
         surplus = set(self._counted(self._trials())[self.total :]) if asked else set()
         for trial in asked:
             if trial.number in surplus:
-                self.study.tell(trial.number, state=self.states.FAIL)
+                self._tell(trial, None, self.states.FAIL)
         return [trial for trial in asked if trial.number not in surplus]
 
     def _orphans(self, trials: list[Any]) -> list[Any]:

@@ -68,3 +68,15 @@ def scalar_metric(data: Dataset, metric: str, mode: Mode) -> DataArray:
     if curve := [dim for dim in data[metric].dims if dim not in data["diverged"].dims]:
         raise ValueError(f"{metric!r} is a curve over {curve}: have train return a scalar too, such as its last entry")
     return data[metric] if data[metric].dtype.kind == "f" else data[metric].astype(float)
+
+
+def all_runs(data: Dataset) -> Dataset:
+    """The dataset.
+
+    Raises:
+      ValueError: for a part of a sweep, whose other runs are NaN as if they had diverged.
+
+    """
+    if part := data.attrs.get("part"):
+        raise ValueError(f"this result has the runs of part {part}: merge the parts, wd.sweep(...) without part")
+    return data

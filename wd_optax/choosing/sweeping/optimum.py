@@ -16,6 +16,7 @@ from wd_optax.choosing.sweeping.dataset import DataArray, Mode
 LEAST_POINTS = 3  # points that a fit needs
 USED = ""  # the flag of an optimum that the law uses
 EDGE, TOO_FLAT, TOO_FEW = "at the grid's edge", "too flat to tell", "too few runs converged"
+BESIDE = "beside diverged runs"
 
 
 class Optimum(NamedTuple):
@@ -118,7 +119,8 @@ class Optima:
         low, high = self.interval
         used = sum(point.flag == USED for point in self.points)
         interval = f"95 % interval {low:+.2f} to {high:+.2f}" if math.isfinite(low) else "no interval from one seed"
-        seeds = f"{self.seeds} seeds" if self.seeds > 1 else "one seed: from the residuals"
+        residuals = "one seed: from the residuals" if math.isfinite(low) else "one seed"
+        seeds = f"{self.seeds} seeds" if self.seeds > 1 else residuals
         return (
             f"{self.of} ∝ {self.over}^{self.exponent:+.2f}, {interval} "
             f"({seeds}; {used} of {len(self.points)} optima tell)"
@@ -219,8 +221,11 @@ def _optimum(
     middle = found.at[0].item()
     flag = USED
     zero_is_best = bool((losses[0][axis == 0] <= losses[0][usable].min()).any())
-    if found.best[0] in (0, usable.sum() - 1) or zero_is_best:
-        flag = EDGE
+    if not np.ptp(losses[0][usable]):
+        flag = TOO_FLAT
+    elif found.best[0] in (0, usable.sum() - 1) or zero_is_best:
+        end = np.flatnonzero(usable)[found.best[0]]
+        flag = EDGE if zero_is_best or end in (np.argmax(axis > 0), len(axis) - 1) else BESIDE
     elif not found.curved[0] or 2 * half > np.ptp(logs[usable]) / 2:  # an interval of half of the axis
         flag = TOO_FLAT
     interval = math.exp(middle - half), math.exp(middle + half)

@@ -9,7 +9,7 @@ import numpy as np
 
 from wd_optax import tables
 from wd_optax.choosing.sweeping import heatmap, optimum, separability
-from wd_optax.choosing.sweeping.dataset import DataArray, Dataset, Mode, axis_names, map_axes, scalar_metric
+from wd_optax.choosing.sweeping.dataset import DataArray, Dataset, Mode, all_runs, axis_names, map_axes, scalar_metric
 
 MAX_ROWS = 30  # of the table in a notebook
 
@@ -211,7 +211,7 @@ class SweepResult:
           -1.000
 
         """
-        values = scalar_metric(self.data, metric, mode)
+        values = scalar_metric(all_runs(self.data), metric, mode)
         return separability.measure_separability(values, mode, map_axes(self.data, x, y), share, resamples)
 
     def optimum(
@@ -241,7 +241,7 @@ class SweepResult:
           0.50 0.320
 
         """
-        values = scalar_metric(self.data, metric, mode)
+        values = scalar_metric(all_runs(self.data), metric, mode)
         return optimum.measure_optima(values, mode, of, over, points, resamples)
 
 
