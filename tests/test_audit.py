@@ -492,6 +492,8 @@ def test_every_verdict_of_the_table_is_reached():
         "varies within the leaf",
         "lost in rounding",
         "proximal",
+        "projected",
+        "constrained",
     }  # each has tests of its own
     assert verdicts.classify(measurements.Measurements()) == "no decay"
     assert issubclass(AuditFinding, tuple)

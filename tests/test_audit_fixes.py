@@ -166,6 +166,12 @@ CASES = {
         lambda: custom(lambda g, p, count: -LR * g / jnp.minimum(count, 1).astype(g.dtype) - 0.001 * p),
         params=KERNEL, state=3,
     ),
+    "decay before a projection": Case(
+        lambda weight_decay=WD: optax.chain(
+            optax.adamw(LR, weight_decay=weight_decay, mask=WEIGHTS), wd.project("init")
+        ),
+        paths=("kernel",),
+    ),
     "learning rates differ": Case(
         lambda learning_rate=0.1: wd.with_decay(optax.adam(1e-3), learning_rate=learning_rate, weight_decay=WD)
     ),

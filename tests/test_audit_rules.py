@@ -50,7 +50,7 @@ CASES = {
     "gate of its own": (custom(gates), "not proportional", "zero", "gated"),
     "more under a gradient": (custom(lambda r, g: r * (1 + jnp.tanh(g * g))), "unknown", "zero", "depends on the step"),
     "only under a gradient": (custom(lambda r, g: r * jnp.tanh(g * g)), "unknown", "zero", "depends on the step"),
-    "moving": (moving_average(), "unknown", "moving", ""),
+    "moving": (moving_average(), "decays", "moving", ""),
 }
 
 
@@ -91,10 +91,10 @@ def test_the_effect_of_a_rule_is_measured(name):
     assert [bias.verdict, bias.anchor, bias.dependence] == ["no decay", "", ""]
 
 
-def test_a_moving_anchor_is_unknown_in_float64_too(x64):
+def test_a_moving_anchor_has_no_half_life_in_float64_either(x64):
     p = {"kernel": jnp.linspace(0.5, 2.0, 24, dtype=jnp.float64).reshape(4, 6)}
     (row,) = audit(wd.adamw(LR, weight_decay=WD, rule=moving_average()), p, horizon=100).rows
-    assert (row.verdict, row.anchor) == ("unknown", "moving")
+    assert (row.verdict, row.anchor, row.half_life) == ("decays", "moving", pytest.approx(float("nan"), nan_ok=True))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_other_optimizers_and_places(optimizer, verdict, dependence):
 
 def test_the_effect_is_printed():
     assert "not proportional to init, gated" in str(audited("toward init, cautious"))
-    assert "unknown, toward a moving anchor" in str(audited("moving"))
+    assert "decays to a moving anchor" in str(audited("moving"))
 
 
 def test_a_schedule_of_lambda_leaves_no_false_claim():

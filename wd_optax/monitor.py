@@ -52,18 +52,22 @@ def monitor_decay(
     doesn't vectorise sums, a monitored step takes 4 to 9 times a plain one (`benchmarks/step.py`); this is usually
     small next to the backward pass. `state.inner` is the plain optimizer's state, to step without the monitor.
 
-    d is exactly the decay −c·m·p for every decoupled decay to zero without a rule, for `cautious` and for proximal L2.
+    d is exactly the decay −c·m·p for every decoupled decay to zero without a rule, for `cautious` and `active_rows`,
+    for proximal L2, and for `constrained`, where it is −c·m·λ·p.
     The share of a role is NaN where d is not a decay: where more than 1 % of ‖d‖² is on entries that it grows,
     overwrites (c ≥ 1), or moves in the same direction when the weights are −p. So it is NaN for
       - a step whose size follows the weights: LAMB, LARS, DoWG, Adafactor's `multiply_by_parameter_scale`,
         `adaptive_grad_clip` where it clips.
-      - steps onto a constraint where it is active: `keep_params_nonnegative`, L1 where `proximal` sets weights to 0,
-        `project` and `hyperball`, whose steps depend on where p is and not on how far it has come from 0.
+      - steps onto a constraint where it is active: `keep_params_nonnegative`, and `project` and `hyperball`, whose
+        steps depend on where p is and not on how far it has come from 0.
+      - penalties "l1" and "elastic" where they set weights to 0, as in Adam's metric, where the threshold is
+        lr·λ/(√v̂ + ε); and the penalty "group".
       - a `with_master_weights` inside, which sets the weights from its copy: monitor inside it.
       - L2 in the gradient where Adam cancels it, as in its first step.
     And it is a number, but not −c·m·(p − a) or all of λ·p, for
-      - decay toward an anchor a: d is −c·m·p; and L1 where no weight reaches 0: a constant, not counted.
-      - rules that bound or normalise r(p), such as `optax.clip`, sign or p/‖p‖: only its part that grows with p counts.
+      - decay toward an anchor a or a norm: d is −c·m·p (times β for `toward_average`), also where p is at it.
+      - rules and penalties that bound or normalise r(p), such as `optax.clip`, `l1` or `group`: only the part that
+        grows with p counts, and a constant doesn't. r(p) of `low_rank` is cubic, and counts three times.
       - L2 in the gradient: what this step's λ·p does to this step; what momentum holds of earlier ones isn't counted.
       - wrappers that evaluate the loss in `update` (line searches): put the monitor inside.
 

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +10,23 @@ import numpy as np
 import optax
 
 from wd_optax.auditing import (
-    ablations,
     anchors,
     arguments,
     clock,
     findings,
     kinds,
     low_precision,
-    stages,
+    measuring,
     trajectory,
     verdicts,
 )
 from wd_optax.auditing.fixes import Evidence
 from wd_optax.auditing.harness import Harness, build_harness
 from wd_optax.auditing.kinds import Kinds, StandIns
-from wd_optax.auditing.measurements import Measurements, probe, starts
+from wd_optax.auditing.measurements import Measurements
+from wd_optax.auditing.measuring import Setup
 from wd_optax.auditing.probes import build_probes, without_keys
 from wd_optax.auditing.report import AuditFinding, AuditReport, AuditRow
-from wd_optax.auditing.responses import interpret
-from wd_optax.auditing.rule_effects import rule_effects
-from wd_optax.auditing.trajectory import Trajectory
 from wd_optax.masking import roles
 
 LARGE = 2**18  # entries; larger trees are measured on stand-ins
@@ -109,7 +106,7 @@ def audit(
         setup = _set_up(optimizer, groups, opt_state, use_stand_ins, extra_args, horizon)
     if at is not None and any(setup.harness.counts):
         setup = setup._replace(harness=clock.at_step(setup.harness, at))
-    measured = _measure(setup, at, horizon, learning_rate)
+    measured = measuring.measure(setup, at, horizon, learning_rate)
     measured = low_precision.check_own_dtypes(setup.harness, at or 0, measured, opt_state)
     measured = low_precision.round_own_values(measured, groups.kind_of, params)
     rows = tuple(map(_audit_row, parameters, measured))
@@ -142,15 +139,6 @@ def _use_stand_ins(params: optax.Params, opt_state: optax.OptState, stand_ins: b
     return False if opt_state is not None else abstract or stand_ins
 
 
-class Setup(NamedTuple):
-    """A harness of one leaf of each kind, and its run."""
-
-    harness: Harness
-    run: Trajectory
-    faithful: list[bool]  # per leaf, whether the optimizer treats it as it treats the real shape
-    loops: bool  # whether an update has loops
-
-
 def _set_up(
     optimizer: optax.GradientTransformation,
     groups: Kinds,
@@ -170,40 +158,6 @@ def _set_up(
     harness = build_harness(optimizer, small.probes, opt_state, extra_args)
     harness = anchors.hold_anchors(clock.find_period(harness))
     return Setup(harness, trajectory.measure_run(harness, horizon), small.faithful, small.loops)
-
-
-def _measure(
-    setup: Setup, step: int | None, horizon: int | None, learning_rate: float | optax.Schedule | None
-) -> list[Measurements]:
-    """All measurements of every leaf of the harness."""
-    harness, run = setup.harness, setup.run
-    reading = probe(harness, step)
-    measured = trajectory.coupled_later(harness, [*map(interpret, reading.leaves)], run)
-    full = bool(step and any(harness.counts) and run.geometric and reading.geometric and not harness.given)
-    measured = trajectory.with_momentum(harness, measured, starts(harness, step), full)
-    measured = rule_effects(harness, measured)
-    stage_rates = stages.decay_rates(harness)
-    measured = ablations.scaled_by_learning_rate(harness, measured, stage_rates, run, learning_rate)
-    measured = ablations.learning_rates(harness, measured)
-    random, more = ablations.is_random(harness, measured), ablations.decays_at_zero_lambda(harness, measured)
-    targets, branches = anchors.find_targets(harness, measured), stages.branches(harness)
-    later = ablations.grows_later(harness, measured, step or 0)
-    logs = trajectory.mean_log(run, measured, horizon) if horizon else None
-    return [
-        m._replace(
-            random=random[i],
-            stage_rates=tuple(rate for rate in stage_rates[i] if not math.isnan(rate)),
-            decaying_stages=1 if m.one_sided else max(len(stage_rates[i]), 1 + more[i]),
-            finite=m.finite and math.isfinite(m.removed),
-            anchor=targets[i],
-            grows_later=later[i],
-            branch=branches[i],
-            like_stand_in=setup.faithful[i],
-            mean=None if logs is None else -math.expm1(logs[i]),
-            remaining=None if logs is None or not horizon else math.exp(min(horizon * logs[i], 700.0)),
-        )
-        for i, m in enumerate(measured)
-    ]
 
 
 def _audit_row(p: roles.Parameter, m: Measurements) -> AuditRow:

@@ -66,8 +66,8 @@ def _extrapolate(harness: Harness, states: list[optax.OptState], n: int) -> Adva
     with numerics(harness.float64):
         leaves = []
         _, treedef = jax.tree.flatten(states[0])
-        for copy, *buffer in zip(harness.copies, *map(jax.tree.leaves, states), strict=True):
-            if copy or not _is_buffer(buffer):
+        for i, (copy, *buffer) in enumerate(zip(harness.copies, *map(jax.tree.leaves, states), strict=True)):
+            if copy or i in harness.anchors or not _is_buffer(buffer):
                 leaves.append(buffer[0])
                 continue
             x, fits = _extrapolated([*map(np.asarray, buffer)], n)

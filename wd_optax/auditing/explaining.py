@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wd_optax.auditing import verdicts
 from wd_optax.auditing.audit import audit
+from wd_optax.auditing.report import AuditRow
 from wd_optax.masking import masks
 from wd_optax.masking.forms import Mask
 from wd_optax.masking.masks import MaskRow, MaskTable
@@ -61,10 +63,17 @@ def _measured(optimizer: Any, params: optax.Params) -> MaskTable:
     largest = max((abs(row.removed_per_step) for row in report.rows if math.isfinite(row.removed_per_step)), default=0)
     rows = []
     for row in report.rows:
-        multiplier = float(f"{row.removed_per_step / largest:.3g}") if largest else row.removed_per_step
-        because = f"{row.verdict}, removes {row.removed_per_step:.3g} per step"
+        rate = 0.0 if row.verdict == verdicts.PROJECTED else row.removed_per_step  # it doesn't shrink
+        multiplier = float(f"{rate / largest:.3g}") if largest else rate
+        because = ", ".join(filter(None, (row.summary, _rate(row))))
         rows.append(MaskRow(row.path, row.shape, row.role, multiplier + 0.0, because))
     return MaskTable(tuple(rows))
+
+
+def _rate(row: AuditRow) -> str:
+    """What a step removes, of the weight or of its distance from what it decays toward; "" if it isn't one number."""
+    distance = " of the distance" if row.anchor not in ("zero", "") else ""
+    return "" if math.isnan(row.removed_per_step) else f"removes {row.removed_per_step:.3g}{distance} per step"
 
 
 def _parameters_in(params: Any) -> optax.Params:

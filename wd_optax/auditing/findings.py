@@ -41,7 +41,7 @@ def _has_verdict(verdict: str) -> Applies:
 
 
 def _role_decays(role: str, stacked: bool | None = None) -> Applies:
-    """Applies to decaying leaves of a role, except those of a branch that the mask misses.
+    """Applies to leaves of a role that decay to zero, except those of a branch that the mask misses.
 
     Leaves whose decay is lost in rounding count as decaying.
     """
@@ -50,7 +50,7 @@ def _role_decays(role: str, stacked: bool | None = None) -> Applies:
         missed = {*(_unmasked_branch(evidence) or ())}
         leaves = []
         for i, row in enumerate(evidence.rows):
-            if row.role == role and stacked in (None, len(row.shape) >= 2) and _shrinks(row) and i not in missed:
+            if row.role == role and stacked in (None, len(row.shape) >= 2) and _to_zero(row) and i not in missed:
                 leaves.append(i)
         return leaves or None
 
@@ -63,6 +63,10 @@ def _rates_differ(row: AuditRow, m: Measurements) -> bool:
 
 def _shrinks(row: AuditRow) -> bool:
     return row.decays or row.verdict == verdicts.LOST
+
+
+def _to_zero(row: AuditRow) -> bool:
+    return _shrinks(row) and row.anchor in ("zero", "")
 
 
 def _is_bias_or_norm(row: AuditRow) -> bool:
@@ -84,7 +88,8 @@ def _branch_without_decay(evidence: Evidence) -> Leaves | None:
     for i, (row, m) in enumerate(evidence.pairs):
         if not _is_bias_or_norm(row) and not m.frozen:
             by_branch.setdefault(m.branch, []).append(i)
-    without = [leaves for leaves in by_branch.values() if not any(evidence.measured[i].decays for i in leaves)]
+    held = [m.decays or m.projected or m.constrained for m in evidence.measured]
+    without = [leaves for leaves in by_branch.values() if not any(held[i] for i in leaves)]
     if len(by_branch) < 2 or len(without) == len(by_branch):
         return None
     return [i for leaves in without for i in leaves] or None
@@ -199,10 +204,13 @@ RULES: list[FindingRule] = [
     FindingRule("warning", "scalar or token decays", _role_decays("other"),
                 "decay pulls a learned constant (a temperature, a class token) to zero", fixes.mask),
     FindingRule("information", "embedding decays",
-                _where(lambda row, m: row.role == "embedding" and _shrinks(row) and m.without_gradient),
+                _where(lambda row, m: row.role == "embedding" and _to_zero(row) and m.without_gradient),
                 "every row shrinks at every step, including those that no example of the batch uses", fixes.exclude),
     FindingRule("information", "varies within the leaf", _has_verdict(verdicts.VARIES),
                 "entries of this leaf decay at different rates; the table has their mean", fixes.around),
+    FindingRule("information", "decay before a projection", _where(lambda row, m: m.undone > 0),
+                "the weight is put back on its sphere after the decay, which points along it: together they change the "
+                "step by O(lr²) only", fixes.without_decay),
     FindingRule("information", "not carried over", _where(lambda row, m: not m.like_stand_in),
                 "the optimizer treats this leaf differently from its stand-in: a mask or rule reads the size",
                 fixes.mask),

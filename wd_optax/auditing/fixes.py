@@ -105,6 +105,11 @@ def in_metric(evidence: Evidence, leaves: Leaves) -> str:
     )
 
 
+def without_decay(evidence: Evidence, leaves: Leaves) -> str:
+    """No decay on weights that are projected; harmless where it stays."""
+    return "weight_decay=0.0  # of what comes before the projection; or leave it: it is harmless here"
+
+
 def once(evidence: Evidence, leaves: Leaves) -> str:
     """No decay in all stages but one; lists what each adds where a chain shows it."""
     found = sorted({f"{rate:.4g}" for i in leaves for rate in evidence.measured[i].stage_rates}, key=float)
@@ -187,8 +192,9 @@ def later_state(evidence: Evidence, leaves: Leaves) -> str:
 
 
 def unknown(evidence: Evidence, leaves: Leaves) -> str:
-    """A later state if the step isn't finite, otherwise a decay that can be measured."""
-    return (later_state if any(not evidence.measured[i].finite for i in leaves) else around)(evidence, leaves)
+    """A later state if the step isn't finite, or if a rule was asked for; otherwise a decay that can be measured."""
+    later = any(not evidence.measured[i].finite or evidence.measured[i].has_rule for i in leaves)
+    return (later_state if later else around)(evidence, leaves)
 
 
 def same_rate(evidence: Evidence, leaves: Leaves) -> str:

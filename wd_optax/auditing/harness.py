@@ -18,6 +18,7 @@ import optax
 from wd_optax.auditing.probes import Probes, ProbeTrees, sample
 from wd_optax.auditing.update_call import UpdateCall
 from wd_optax.auditing.vectors import norm, odd_parts, removed_fraction
+from wd_optax.rules.stand_ins import use_stand_ins
 
 COMPILED = 2048  # leaves; larger trees run operation by operation, because compiling them takes longer
 
@@ -57,6 +58,7 @@ class Harness:
     copies: tuple[bool, ...]  # per leaf of the state: it is a copy of the parameters, and is scaled with them
     counts: tuple[int, ...]  # per leaf of the state: by how much a real step raises it
     extra_args: dict[str, Any]
+    anchors: tuple[int, ...] = ()  # leaves of the state that are anchors: copies of the parameters that are held
     given: bool = False  # the state is the caller's
     period: int = 1  # calls of `update` in a real step
     least_gradient: float = 0.0  # used as k in place of zero, where the update isn't finite there
@@ -84,18 +86,34 @@ class Harness:
             scaled = [x * jnp.asarray(s, x.dtype) if copy else x for x, copy in zip(leaves, self.copies, strict=True)]
             return self.edit(jax.tree.unflatten(treedef, scaled))
 
+    def enlarged(self, s: float) -> "Harness":
+        """The harness with probes at s·p, where the copies go with them and anchors and norms stay."""
+        probes = self.probes
+        values = [x * s if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in probes.values]
+        trees = ProbeTrees(probes._replace(values=values), self.float64)
+        return dataclasses.replace(self, trees=trees, state=self.scaled(s), edit=lambda state: state)
+
     def step(self, s: float, k: float, state: optax.OptState = None, flipped: bool = False) -> StepResult:
         """One real step: `period` calls of `update` with one gradient, each from where the previous one ended."""
         with numerics(self.float64):
-            state = self.scaled(s) if state is None else state
-            params, gradients = self.trees.params(s), self.trees.gradients(k or self.least_gradient, flipped)
-            total, state = self.update(gradients, state, params)
-            for _ in range(1, self.period):
-                updates, state = self.update(gradients, state, apply_updates(params, total))
-                total = jax.tree.map(jnp.add, total, updates)
+            total, state = self._step(s, k, state, flipped)
             leaves = jax.device_get(jax.tree.leaves(total))
-        norms = [norm(u.astype(complex if np.iscomplexobj(u) else float)) for u in leaves]
-        return StepResult([*map(sample, leaves)], np.array(norms), state)
+        return StepResult([*map(sample, leaves)], _norms(leaves), state)
+
+    def norms_after(self, s: float, k: float) -> np.ndarray:
+        """The norm of each leaf, all of its entries, after one real step."""
+        with numerics(self.float64):
+            new = apply_updates(self.trees.params(s), self._step(s, k, None, False)[0])
+            return _norms(jax.device_get(jax.tree.leaves(new)))
+
+    def _step(self, s: float, k: float, state: optax.OptState, flipped: bool) -> tuple[optax.Updates, optax.OptState]:
+        state = self.scaled(s) if state is None else state
+        params, gradients = self.trees.params(s), self.trees.gradients(k or self.least_gradient, flipped)
+        total, state = self.update(gradients, state, params)
+        for _ in range(1, self.period):
+            updates, state = self.update(gradients, state, apply_updates(params, total))
+            total = jax.tree.map(jnp.add, total, updates)
+        return total, state
 
     def mean(self, s: float, k: float, state: optax.OptState = None) -> list[np.ndarray]:
         """The updates of a step, averaged over both signs of unpaired gradients."""
@@ -148,6 +166,10 @@ class Harness:
         return edit if any(is_scalar(path, x, names, jnp.inexact) for path, x in found) else None
 
 
+def _norms(leaves: list[np.ndarray]) -> np.ndarray:
+    return np.array([norm(x.astype(complex if np.iscomplexobj(x) else float)) for x in leaves])
+
+
 def build_harness(
     optimizer: optax.GradientTransformation,
     probes: Probes,
@@ -160,20 +182,23 @@ def build_harness(
     """The harness of an optimizer at its first state or at the caller's."""
     optimizer, trees = optax.with_extra_args_support(optimizer), ProbeTrees(probes, float64)
     extra_args = dict(extra_args or {})
-    with numerics(float64):
+    with numerics(float64), use_stand_ins(probes.real_shapes):
         fresh = optimizer.init(trees.params(1))
-        copies = _copies(fresh, optimizer.init(trees.params(2)))
+        copies = _copies(fresh, optimizer.init(trees.params(-2)))
         state = fresh if opt_state is None else _adopt(opt_state, fresh, copies)
     update = UpdateCall(optimizer, extra_args, compiled and len(probes.parameters) <= COMPILED)
     given = opt_state is not None
-    return Harness(optimizer, trees, update, state, copies, (0,) * len(copies), extra_args, given)
+    return Harness(optimizer, trees, update, state, copies, (0,) * len(copies), extra_args, given=given)
 
 
 def _copies(one: optax.OptState, two: optax.OptState) -> tuple[bool, ...]:
-    """Which leaves of the state are copies of the parameters, such as averages and anchors, from states at p and 2p."""
+    """Which leaves of the state are copies of the parameters, such as averages and anchors, from states at p and −2p.
+
+    A norm isn't one: it is the same at −p.
+    """
     found = []
     for a, b in zip(map(jnp.asarray, jax.tree.leaves(one)), map(jnp.asarray, jax.tree.leaves(two)), strict=True):
-        found.append(jnp.issubdtype(a.dtype, jnp.inexact) and bool(jnp.any(a != 0)) and bool(jnp.all(b == 2 * a)))
+        found.append(jnp.issubdtype(a.dtype, jnp.inexact) and bool(jnp.any(a != 0)) and bool(jnp.all(b == -2 * a)))
     return tuple(found)
 
 

@@ -21,6 +21,7 @@ from wd_optax.auditing.harness import Harness, build_harness, numerics
 from wd_optax.auditing.probes import LARGEST, Probes, build_probes
 from wd_optax.auditing.vectors import norm
 from wd_optax.masking import roles
+from wd_optax.rules.stand_ins import use_stand_ins
 
 FEW = 48  # leaves that are audited one by one
 CHECKED = 128
@@ -137,7 +138,9 @@ def _two_digits(x: float, size: float) -> float:
 
 def stand_ins(optimizer: optax.GradientTransformation, tree: optax.Params) -> StandIns:
     """The smallest stand-ins that the optimizer treats like the real shapes, or those of most leaves."""
-    real, loops = _digests(optimizer, tree, [math.prod(x.shape) for x in jax.tree.leaves(tree)])
+    real, loops = _digests(
+        optimizer, jax.tree.map(_without_weak_type, tree), [math.prod(x.shape) for x in jax.tree.leaves(tree)]
+    )
     best: StandIns | None = None
     for largest in SIZES:
         probes = build_probes(tree, True, largest)
@@ -145,7 +148,8 @@ def stand_ins(optimizer: optax.GradientTransformation, tree: optax.Params) -> St
         if best and sum(sizes) > ENTRIES:
             break
         small = [jax.ShapeDtypeStruct(x.shape, p.dtype) for x, p in zip(probes.values, probes.parameters, strict=True)]
-        mine, _ = _digests(optimizer, probes.treedef.unflatten(small), sizes)
+        with use_stand_ins(probes.real_shapes):
+            mine, _ = _digests(optimizer, probes.treedef.unflatten(small), sizes)
         faithful = [a == b for a, b in zip(real, mine, strict=True)] if real and mine else [real == mine] * len(sizes)
         if best is None or sum(faithful) > sum(best.faithful):
             best = StandIns(probes, faithful, loops)
@@ -153,6 +157,11 @@ def stand_ins(optimizer: optax.GradientTransformation, tree: optax.Params) -> St
             break
     assert best is not None
     return best
+
+
+def _without_weak_type(x: Any) -> Any:
+    """A shape that `jax.eval_shape` found to be of a Python number's type is traced differently from an array."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
 
 
 def _digests(

@@ -14,7 +14,7 @@ from wd_optax.auditing import trajectory
 from wd_optax.auditing.harness import Harness, build_harness
 from wd_optax.auditing.measurements import Measurements
 from wd_optax.auditing.probes import real_values, sample
-from wd_optax.auditing.vectors import norm
+from wd_optax.auditing.vectors import norm, odd_parts
 
 MANTISSAS = 2.0 ** np.linspace(0, 1, 1000, endpoint=False)  # what rounding does depends on the mantissa alone
 LONG_RUN = 4096  # of a run that measures how an optimizer rounds; up to 16 times as many where its decay is slow
@@ -66,19 +66,23 @@ def check_own_dtypes(
     if all(p.dtype in (np.float64, np.complex128) for p in probes.parameters):
         return measured
     own = _in_own_dtypes(harness, opt_state)
-    plus, minus, driven = own.step(1, 0), own.step(-1, 0), own.step(1, 1)
-    exact, remembers = harness.odd(0), _states_differ(own, plus.state, minus.state)
+    s = 4 if any(m.anchor == "norm" for m in measured) else 1  # at its norm no decay shows
+    plus, minus, driven = own.step(s, 0), own.step(-s, 0), own.step(1, 1)
+    exact = odd_parts(harness.step(s, 0).updates, harness.step(-s, 0).updates)
+    remembers = _states_differ(own, plus.state, minus.state)
     checked, rounds = [], []
     steps = zip(plus.updates, minus.updates, driven.updates, exact, strict=True)
     for m, p, value, (a, b, c, d) in zip(measured, probes.parameters, probes.values, steps, strict=True):
         finite = bool(np.isfinite(a).all() and np.isfinite(c).all())
         m = m._replace(overflows=m.finite and not finite)
-        if jnp.issubdtype(p.dtype, jnp.inexact) and finite and m.finite and not m.decays:
-            decays = norm(a - b) > 16 * _eps(p.dtype) * norm(sample(value))
+        if jnp.issubdtype(p.dtype, jnp.inexact) and finite and m.finite and not m.decays and not m.one_sided:
+            decays = norm(a - b) > 16 * _eps(p.dtype) * s * norm(sample(value))
             m = m._replace(decays=decays, steady=m.steady and not decays)
         checked.append(m)
         differs = finite and norm((a - b) / 2 - d) > 0.05 * norm(d)
-        rounds.append(finite and m.decays and (differs or (remembers and _is_lost_by_addition(m, p.dtype))))
+        rounds.append(
+            finite and m.decays and not m.projected and (differs or (remembers and _is_lost_by_addition(m, p.dtype)))
+        )
     return _simulate_rounding(own, harness, step, checked, rounds)
 
 
@@ -122,7 +126,7 @@ def _simulate_rounding(
     """Runs without a gradient until the decay should be sixteen units in the last place.
 
     Whether the decay survives stays unknown (`retained` is nan) where that takes too long, where a schedule leaves too
-    little decay, or where the run starts at the anchor.
+    little decay, or where the anchor isn't known.
     """
     parameters = harness.probes.parameters
     simulated = [i for i, yes in enumerate(rounds) if yes and measured[i].steady and measured[i].removed]
@@ -134,16 +138,28 @@ def _simulate_rounding(
     rates = np.array([m.first_step for m in measured])  # in the middle of the run
     if any(harness.counts):
         rates = trajectory.measure_step(harness, step + steps // 2)[0]
-    starts, ends = jax.tree.leaves(own.trees.params(1)), jax.tree.leaves(jax.device_get(own.drive(steps, 0)[0]))
+    runs = {s: _ends(own.enlarged(s), steps) for s in sorted({_run_from(measured[i]) for i in simulated})}
     filled = list(measured)
     for i in simulated:
-        m, start, end = measured[i], sample(starts[i]), sample(ends[i])
-        lost = float(np.vdot(start, start - end).real / np.vdot(start, start).real)
-        rate = min(m.removed * rates[i] / m.first_step, 0.5) if m.first_step else 0.0
+        m, (starts, ends) = measured[i], runs[_run_from(measured[i])]
+        start, end = sample(starts[i]), sample(ends[i])
+        distance = 1 - {"zero": 0, "init": 1, "norm": m.ratio}.get(m.anchor, math.nan) / _run_from(m)
+        lost = float(np.vdot(start, start - end).real / np.vdot(start, start).real) / distance
+        rate = min(m.removed * rates[i] / m.first_step, 0.5) if m.first_step and m.anchor != "norm" else m.removed
         exact = -math.expm1(steps * math.log1p(-rate))
-        enough = exact > 2 * _eps(parameters[i].dtype) and m.anchor == "zero"
+        enough = exact > 2 * _eps(parameters[i].dtype) and distance > 0.5
         filled[i] = m._replace(simulated=True, changed=1.0, retained=lost / exact if enough else math.nan)
     return filled
+
+
+def _run_from(m: Measurements) -> int:
+    """Where the run starts, as a multiple of p: away from the anchor."""
+    return 4 if m.anchor in ("init", "norm") else 1
+
+
+def _ends(own: Harness, steps: int) -> tuple[list[Any], list[Any]]:
+    """The parameters before and after a run without a gradient."""
+    return jax.tree.leaves(own.trees.params(1)), jax.tree.leaves(jax.device_get(own.drive(steps, 0)[0]))
 
 
 def round_own_values(measured: list[Measurements], kind_of: tuple[int, ...], params: Any) -> list[Measurements]:

@@ -34,6 +34,11 @@ class Probes(NamedTuple):
     small: bool  # whether the shapes are those of stand-ins
     unpaired: bool  # whether any leaf has an unpaired entry
 
+    @property
+    def real_shapes(self) -> dict[str, roles.Shape]:
+        """Path -> the real shape of the parameter."""
+        return {p.path: p.shape for p in self.parameters}
+
 
 class ProbeTrees:
     """The probes as trees of JAX arrays at any scale, in float64 or in the parameters' own dtypes."""

@@ -28,7 +28,7 @@ class AuditRow(NamedTuple):
     remaining: float  # fraction left after `horizon` steps; nan without a horizon
     verdict: str  # see `wd_optax.auditing.verdicts`
     changed_fraction: float  # of its entries, by one step of decay alone in the parameter's own dtype
-    anchor: str = "zero"  # what it decays toward: "zero", "init", "tree" or "moving"; "" if it doesn't, or unknown
+    anchor: str = "zero"  # what it decays toward: "zero", "init", "tree", "moving" or "norm"; "" if not, or unknown
     coupling: str = ""  # what the rate follows: "constant", "lr", "lr/peak", "lr²"; "" if no measurement decides
     dependence: str = ""  # "gated": the step chooses which entries decay; "depends on the step" otherwise; "" if not
     largest_removed_per_step: float = math.nan  # the largest rate; `removed_per_step` is its mean over a horizon
@@ -42,6 +42,17 @@ class AuditRow(NamedTuple):
     def decays(self) -> bool:
         """Whether the weight shrinks, at any rate; not if it grows, or if rounding removes the decay."""
         return self.verdict in verdicts.SHRINKS or (self.verdict == verdicts.LOST and self.changed_fraction >= 0.5)
+
+    @property
+    def summary(self) -> str:
+        """The verdict, what the leaf decays toward unless it is zero, and how the decay depends on the step."""
+        words = [self.verdict, self.dependence]
+        target = {"init": "init", "tree": "tree", "moving": "a moving anchor", "norm": "a norm"}.get(self.anchor)
+        if target and self.decays and self.verdict != verdicts.CONSTRAINED:
+            words[0] += f" to {target}"
+        elif target and self.verdict == verdicts.UNKNOWN:
+            words.append(f"toward {target}")
+        return ", ".join(filter(None, words))
 
 
 class AuditFinding(NamedTuple):
@@ -154,7 +165,7 @@ class AuditReport(NamedTuple):
 
         Args:
           decays: regexes; every parameter whose path matches one (`re.search`) must shrink, at a rate that was asked
-            for: its verdict is one of `wd_optax.auditing.verdicts.HEALTHY`.
+            for, or be projected: its verdict is one of `wd_optax.auditing.verdicts.HEALTHY`.
           spares: regexes; every parameter whose path matches one must not decay at all.
 
         Raises:
@@ -212,7 +223,7 @@ class AuditReport(NamedTuple):
         """Header and rows; leaves that differ only in the numbers of their paths are one row."""
         groups: dict[Any, list[AuditRow]] = {}
         for row in self.rows:
-            key = (re.sub(r"\d+", "*", row.path), row.shape, str(row.dtype), row.role, _verdict(row))
+            key = (re.sub(r"\d+", "*", row.path), row.shape, str(row.dtype), row.role, row.summary)
             groups.setdefault((*key, f"{row.removed_per_step:.2g}"), []).append(row)
         timed = any(not math.isnan(row.remaining) for row in self.rows)
         lines = [["path", "type", "role", "removed", "half-life", *(["left"] if timed else []), "verdict"]]
@@ -221,24 +232,13 @@ class AuditReport(NamedTuple):
             name = f"{text.stars([r.path for r in rows], stars)} x{len(rows)}" if len(rows) > 1 else row.path
             numbers = (row.removed_per_step, row.half_life, row.remaining)[: 3 if timed else 2]
             lines.append(
-                [name, text.array_type(row.dtype, row.shape), row.role, *map(text.number, numbers), _verdict(row)]
+                [name, text.array_type(row.dtype, row.shape), row.role, *map(text.number, numbers), row.summary]
             )
         return lines
 
 
 def _share(x: float) -> str:
     return f"{100 * x:.3g} % of" if x < 1.01 else f"{x:.3g} times"
-
-
-def _verdict(row: AuditRow) -> str:
-    """The verdict, what the leaf decays toward unless it is zero, and how the decay depends on the step."""
-    words = [row.verdict, row.dependence]
-    target = {"init": "init", "tree": "tree", "moving": "a moving anchor"}.get(row.anchor)
-    if target and row.decays:
-        words[0] += f" to {target}"
-    elif target and row.verdict == verdicts.UNKNOWN:
-        words.append(f"toward {target}")
-    return ", ".join(filter(None, words))
 
 
 def _percent(low: float, high: float) -> str:

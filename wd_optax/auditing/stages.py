@@ -16,6 +16,7 @@ import optax
 from wd_optax.auditing.chain_closures import Stage, stages_of
 from wd_optax.auditing.harness import Harness, numerics
 from wd_optax.auditing.probes import sample
+from wd_optax.auditing.projections import projects
 from wd_optax.auditing.vectors import removed_fraction
 from wd_optax.masking import roles
 
@@ -34,6 +35,8 @@ def decay_rates(harness: Harness) -> list[list[float]]:
         if len(plus) < 2:
             return found
         for one, other in zip(plus, minus, strict=True):
+            if projects(harness, one):
+                continue
             run = _runner(harness, one)
             calm = zip(run(one.state, 1, 0), run(other.state, -1, 0), strict=True)
             removed = [removed_fraction((a - b) / 2, p) for (a, b), (p, _) in zip(calm, probes, strict=True)]

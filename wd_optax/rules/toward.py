@@ -10,6 +10,7 @@ import optax
 from wd_optax.masking import paths
 from wd_optax.masking.paths import is_masked
 from wd_optax.rules.checks import check_has_state, check_is_first
+from wd_optax.rules.stand_ins import like_stand_in
 from wd_optax.rules.step import tree_map
 
 
@@ -93,7 +94,7 @@ def _like(anchor: optax.Params, params: optax.Params) -> optax.Params:
     _check_entries(given, [path for path, _ in found], hidden)
     leaves = []
     for path, p in found:
-        a = given.get(path)
+        a = like_stand_in(path, given.get(path), p)
         if a is not None and jnp.shape(a) != jnp.shape(p):
             raise ValueError(
                 f"anchor at {path!r}: expected shape {jnp.shape(p)} like the parameter, got shape {jnp.shape(a)}: "
