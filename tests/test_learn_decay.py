@@ -76,7 +76,10 @@ def test_main_audits_first_and_says_whether_it_pays(results: Any, monkeypatch: A
         example.main([])
     lines = capsys.readouterr().out.splitlines()
     assert re.match(r"path +type +role +removed +half-life", lines[0])
-    assert lines[-2] == "At equal compute, learning a λ for each leaf doesn't pay on the test images."  # two splits
+    assert (
+        lines[-2]
+        == "At equal compute, learning a λ for each leaf doesn't pay on the test images; here biases decay, too."
+    )  # two splits
     assert "learned minus single, test loss: " in "\n".join(lines)
 
 

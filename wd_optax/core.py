@@ -86,6 +86,7 @@ def decayed(
     apply.check(rule)
     check_slices(slices)
     inner = optax.with_extra_args_support(inner)
+    verb = "decays" if {"weight_decay", "rate"} & {*hyperparams} else "projects"
 
     def rates(params: optax.Params, values: Mapping[str, jax.Array], multipliers: Any) -> Any:
         c = rate(values)
@@ -94,8 +95,7 @@ def decayed(
 
     def init(params: optax.Params) -> DecayState:
         params = dtypes.as_arrays(params)
-        done = "decays" if {"weight_decay", "rate"} & {*hyperparams} else "is projected"
-        masks.warn_if_nothing_decays(mask, params, done)
+        masks.warn_if_nothing_decays(mask, params, "decays" if verb == "decays" else "is projected")
         if largest is not None:
             _check_multipliers(mask, params, largest)
         count = jnp.zeros((), jnp.int32)
@@ -112,7 +112,7 @@ def decayed(
 
     def update(updates: Any, state: DecayState, params: Any = None, **extra: Any) -> tuple[Any, DecayState]:
         if params is None:
-            raise ValueError(f"{name} changes the parameters, so update needs them: tx.update(grads, state, params)")
+            raise ValueError(f"{name} {verb} the parameters, so update needs them: tx.update(grads, state, params)")
         check_state(name, state, hyperparams)
         updates, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
         gradients = updates if given == "gradients" else None
