@@ -558,3 +558,14 @@ def test_earlier_trials_with_another_kind_of_distribution_are_named():
             search(square, X, trials=2, study=study)
         assert not study.user_attrs
         assert len(study.trials) == 1
+
+
+def test_the_only_metric_is_the_objective_and_a_loss_is_minimised():
+    space = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
+    options = {"trials": 2, "batch": 2, "seeds": 1, "progress": False}
+    found = wd.search(lambda h, key: {"loss": h["x"], "curve": jnp.stack([h["x"]] * 2)}, space, **options)
+    assert (found.metric, found.mode) == ("loss", "min")
+    with pytest.raises(ValueError, match=r"mode=None: pass 'max' or 'min', as metric='accuracy'"):
+        wd.search(lambda h, key: {"accuracy": h["x"]}, space, **options)
+    with pytest.raises(ValueError, match=r"metric=None: train returned loss, size; pass the name"):
+        wd.search(lambda h, key: {"loss": h["x"], "size": h["x"]}, space, **options)

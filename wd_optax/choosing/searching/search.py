@@ -30,8 +30,8 @@ def search(
     train: trace.TrainFunction | tuple[Callable[..., Any], Callable[..., Any]],
     space: Mapping[str, Any],
     *,
-    metric: str,
-    mode: Mode,
+    metric: str | None = None,
+    mode: Mode | None = None,
     trials: int = 256,
     batch: int = 64,
     seeds: int | Iterable[int] = 3,
@@ -54,8 +54,8 @@ def search(
         (init, step) of init(hparams, key) -> state and step(hparams, state) -> (state, {metric: value}), with `rungs`.
       space: {name: an Optuna distribution}. Floats and integers are traced. The values of a `CategoricalDistribution`
         are static, as they are: one compilation for each combination that is asked for.
-      metric: the name of a scalar metric.
-      mode: "max" or "min".
+      metric: the name of a scalar metric; by default the only one that train returns.
+      mode: "max" or "min"; by default "min" for a metric with "loss" or "error" in its name, and needed for others.
       trials: how many trials the study shall have, of all workers together and with those it has already. A sampler
         of finitely many points, such as `GridSampler`, ends the search when it has asked for all of them.
       batch: how many trials to ask for at a time. A sampler learns between batches, not within them. For
@@ -92,7 +92,7 @@ def search(
       >>> train = lambda hparams, key: {"loss": jnp.log(hparams["weight_decay"] / 0.1) ** 2}
       >>> space = {"weight_decay": optuna.distributions.FloatDistribution(1e-4, 10.0, log=True)}
       >>> options = {"trials": 64, "batch": 8, "sampler": optuna.samplers.TPESampler(seed=0)}
-      >>> best = wd.search(train, space, metric="loss", mode="min", **options).best
+      >>> best = wd.search(train, space, **options).best
       >>> 0.09 < best.hyperparams["weight_decay"] < 0.11
       True
 
@@ -108,7 +108,10 @@ def search(
     if jax.process_count() > 1:
         raise RuntimeError("search: start processes without jax.distributed; they share a study, or a directory")
     trainer = _trainer(train, known, all_seeds, usable_devices(devices, batch * len(all_seeds)), rungs)
-    _check_metric(trainer, metric, mode, directory)
+    metric, mode = _objective_of(trainer, metric, mode)
+    if directory is not None and trainer.traced.host_calls:
+        found = " and ".join(trainer.traced.host_calls)
+        raise TypeError(f"train has {found}: a later call couldn't see that its code has changed; pass directory=None")
     opened = _open(study, directory, sampler, mode)
     _claim_study(opened, trainer, known, all_seeds, [metric, mode, list(rungs or [])])
     with contextlib.ExitStack() as stack:
@@ -130,19 +133,24 @@ def _trainer(train: Any, space: Space, seeds: Sequence[int], devices: Any, rungs
     return Batches(train, space, seeds, devices)
 
 
-def _check_metric(trainer: Batches | Halving, metric: str, mode: str, directory: Any) -> None:
+def _objective_of(trainer: Batches | Halving, given: str | None, mode: Mode | None) -> tuple[str, Mode]:
+    """The name of the metric and the mode, checked."""
     known = trainer.metrics
     if taken := sorted({*known} & {*TAKEN}):
         raise ValueError(f"train returned {taken[0]!r}, a name that the dataset has already: give it another")
+    scalars = [name for name, x in known.items() if not x.shape]
+    metric = scalars[0] if given is None and len(scalars) == 1 else given
+    if metric is None:
+        raise ValueError(f"metric=None: train returned {', '.join(known)}; pass the name of a scalar one, as metric=")
     if metric not in known:
         raise ValueError(f"metric={metric!r}: train returned {', '.join(known)}")
     if known[metric].shape:
         raise ValueError(f"metric={metric!r} is a curve: have train return a scalar too, such as its last entry")
+    if mode is None and ("loss" in metric or "error" in metric):
+        mode = "min"
     if mode not in ("max", "min"):
-        raise ValueError(f"mode={mode!r}: pass 'max' or 'min'")
-    if directory is not None and trainer.traced.host_calls:
-        found = " and ".join(trainer.traced.host_calls)
-        raise TypeError(f"train has {found}: a later call couldn't see that its code has changed; pass directory=None")
+        raise ValueError(f"mode={mode!r}: pass 'max' or 'min', as metric={metric!r} is to be")
+    return metric, mode
 
 
 def _open(study: Study, directory: Any, sampler: Any, mode: str) -> Study:
