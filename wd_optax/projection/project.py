@@ -26,7 +26,7 @@ Projection: TypeAlias = Callable[[jax.Array], jax.Array]  # one weight -> its ne
 
 
 def project(
-    onto: Literal["init"] | Scalar | Projection, mask: Mask = "weights", *, slices: Slices = None
+    onto: Literal["init"] | Scalar | Projection = "init", mask: Mask = "weights", *, slices: Slices = None
 ) -> optax.GradientTransformationExtraArgs:
     """p ← P(p + step), each weight by itself: comes after the learning rate, and before a rounding.
 
