@@ -95,7 +95,6 @@ def search(
       >>> best = wd.search(train, space, **options).best
       >>> 0.09 < best.hyperparams["weight_decay"] < 0.11
       True
-
     """
     for module in ("optuna", "xarray", "tqdm"):
         require(module)
@@ -140,10 +139,8 @@ def _objective_of(trainer: Batches | Halving, given: str | None, mode: Mode | No
         raise ValueError(f"train returned {taken[0]!r}, a name that the dataset has already: give it another")
     scalars = [name for name, x in known.items() if not x.shape]
     metric = scalars[0] if given is None and len(scalars) == 1 else given
-    if metric is None:
-        raise ValueError(f"metric=None: train returned {', '.join(known)}; pass the name of a scalar one, as metric=")
-    if metric not in known:
-        raise ValueError(f"metric={metric!r}: train returned {', '.join(known)}")
+    if metric is None or metric not in known:
+        raise ValueError(f"metric={metric!r}: train returned {', '.join(known)}; pass the name of a scalar one")
     if known[metric].shape:
         raise ValueError(f"metric={metric!r} is a curve: have train return a scalar too, such as its last entry")
     if mode is None and ("loss" in metric or "error" in metric):
