@@ -65,6 +65,7 @@ def test_it_is_the_gradient_that_jax_takes():
     chex.assert_trees_all_close(got, optax.tree.scale(RATE, want), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.quick_compile(False)
 def test_the_product_is_never_formed():
     """m = n = 512, r = 4: no array of m·n, and operations that grow with (m + n)·r²."""
     p = {"lora_a": jnp.ones((512, 4)), "lora_b": jnp.ones((4, 512))}

@@ -448,6 +448,7 @@ def test_bytes_per_parameter(optimizer, rule, reads):
     assert on.not_aliased == 0
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(("optimizer", "most"), [("sgdw", 20), ("adamw", 28)])
 def test_constrained_norms_of_p_plus_step_write_it_once(optimizer, most):
