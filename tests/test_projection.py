@@ -555,6 +555,7 @@ def test_the_state_of_another_optimizer_is_named():
 # --- Memory traffic --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLAs write a norm's input before they sum it")
 @pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(

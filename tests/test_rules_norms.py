@@ -425,6 +425,7 @@ def test_kappa_and_lagrange_are_found_per_slice():
     )
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLAs write a norm's input before they sum it")
 @pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("optimizer", ["sgdw", "adamw"])
@@ -448,6 +449,7 @@ def test_bytes_per_parameter(optimizer, rule, reads):
     assert on.not_aliased == 0
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLAs write a norm's input before they sum it")
 @pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(("optimizer", "most"), [("sgdw", 20), ("adamw", 28)])
