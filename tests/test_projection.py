@@ -555,14 +555,13 @@ def test_the_state_of_another_optimizer_is_named():
 # --- Memory traffic --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older XLAs write a norm's input before they sum it")
 @pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(
     ("tx", "base", "most"),
     [
-        # p and g once more, for ‖p + step‖; JAX 0.12's XLA writes p + step and reads it again
-        (projected("init"), optax.sgd(ETA), 8 if jax.__version_info__ < (0, 12) else 16),
+        # p and g once more, for ‖p + step‖; XLA writes p + step and reads it again before JAX 0.10 and from 0.12 on
+        (projected("init"), optax.sgd(ETA), 8 if (0, 10) <= jax.__version_info__ < (0, 12) else 16),
         (hyperball(optax.identity()), optax.sgd(ETA), 12 + 16),  # g for ‖u‖, p and g for ‖p + chord‖
         (hyperball(optax.scale_by_adam()), optax.adam(ETA), 12 + 24),  # u is made of m and v again
     ],
@@ -571,6 +570,7 @@ def test_the_state_of_another_optimizer_is_named():
 def test_a_projection_reads_the_leaf_twice(tx, base, most):
     """Once for the norm, once for the step. XLA's sums on a CPU take no scaled array, so η·u is written and read."""
     on, off = traffic(tx), traffic(base)
-    assert on.bytes - off.bytes <= most + 0.01
+    scalars = 0.01 if jax.__version_info__ >= (0, 10) else 0.02  # 5 kB, or 10, of 512 k entries
+    assert on.bytes - off.bytes <= most + scalars
     assert on.copies == 0
     assert on.not_aliased == 0

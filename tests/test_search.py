@@ -1,5 +1,6 @@
 """A search trains what Optuna asks for as `train` alone does, tells it the truth, and shares a study among workers."""
 
+import contextlib
 import json
 import os
 import sys
@@ -187,19 +188,11 @@ def study(request, tmp_path):
         storage = optuna.storages.JournalStorage(backend)
     elif "sqlite" in request.param:
         beats = {"heartbeat_interval": 60} if "heart" in request.param else {}
-        with pytest.warns(optuna.exceptions.ExperimentalWarning) if beats else _nothing():
+        with pytest.warns(optuna.exceptions.ExperimentalWarning) if beats else contextlib.nullcontext():
             storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path}/db", **beats)
     yield optuna.create_study(storage=storage, sampler=optuna.samplers.RandomSampler(seed=0))
     if "sqlite" in request.param:
         storage.engine.dispose()
-
-
-class _nothing:  # noqa: N801
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 def half_made(study, owner, params):
