@@ -17,7 +17,7 @@ import wd_optax as wd
 ROOT = Path(__file__).parents[1]
 # Each module imports only from those before it.
 FLOORS = [
-    {"dtypes", "hyperparams", "masking.paths", "masking.words", "optional", "tables", "version"},
+    {"contexts", "dtypes", "hyperparams", "masking.paths", "masking.words", "optional", "tables", "version"},
     {"couplings", "masking.roles", "precision.casts", "precision.random_bits", "precision.upcasting"},
     {"choosing.schedules", "masking.errors", "partition", "precision.exact_steps", "state_fields"},
     {"masking.matching", "momentum", "prox.metrics"},

@@ -1,12 +1,12 @@
 """What decays where an update is traced: a rule or a penalty without arrays shows in no state."""
 
-import contextlib
 import contextvars
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import optax
 
+from wd_optax.contexts import holding
 from wd_optax.prox.metrics import ProxMetric
 from wd_optax.prox.steps import Prox
 
@@ -23,15 +23,9 @@ class Decay(NamedTuple):
 _watched: contextvars.ContextVar[list[Decay] | None] = contextvars.ContextVar("decays", default=None)
 
 
-@contextlib.contextmanager
-def watch_decays() -> Iterator[list[Decay]]:
+def watch_decays() -> AbstractContextManager[list[Decay]]:
     """A list of the decays that are evaluated, or traced, in this context, in whatever they are wrapped."""
-    decays: list[Decay] = []
-    token = _watched.set(decays)
-    try:
-        yield decays
-    finally:
-        _watched.reset(token)
+    return holding(_watched, [])
 
 
 def note(decay: Decay) -> None:

@@ -1,28 +1,24 @@
 """Norms of weights, one per slice where a leaf holds several."""
 
-import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from wd_optax import dtypes
+from wd_optax.contexts import holding
 from wd_optax.masking import paths
 from wd_optax.masking.slices import SliceAxes
 
 _axes: contextvars.ContextVar[Mapping[str, SliceAxes] | None] = contextvars.ContextVar("slices", default=None)
 
 
-@contextlib.contextmanager
-def use_slices(axes: Mapping[str, SliceAxes]) -> Iterator[None]:
+def use_slices(axes: Mapping[str, SliceAxes]) -> AbstractContextManager[object]:
     """In this context the leaves at these paths hold several weights, counted along these axes."""
-    token = _axes.set(axes)
-    try:
-        yield
-    finally:
-        _axes.reset(token)
+    return holding(_axes, axes)
 
 
 def slice_norms(tree: optax.Params) -> optax.Params:

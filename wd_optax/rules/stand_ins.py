@@ -1,31 +1,28 @@
 """Small arrays in place of parameters: a tree of the caller's is cut to their shapes."""
 
-import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from wd_optax.contexts import holding
 from wd_optax.masking import roles
 
-_real_shapes: contextvars.ContextVar[Mapping[str, roles.Shape]] = contextvars.ContextVar("real shapes", default={})  # noqa: B039
+_real_shapes: contextvars.ContextVar[Mapping[str, roles.Shape] | None] = contextvars.ContextVar("shapes", default=None)
 
 
-@contextlib.contextmanager
-def use_stand_ins(shapes: Mapping[str, roles.Shape]) -> Iterator[None]:
+def use_stand_ins(shapes: Mapping[str, roles.Shape]) -> AbstractContextManager[object]:
     """In this context the parameters at these paths have other shapes than these, their real ones."""
-    token = _real_shapes.set(shapes)
-    try:
-        yield
-    finally:
-        _real_shapes.reset(token)
+    return holding(_real_shapes, shapes)
 
 
 def like_stand_in(path: str, a: Any, p: Any) -> Any:
     """An array of the caller's for one parameter: its first entries in the shape of p, if p is a stand-in for it."""
-    if a is None or jnp.shape(a) == jnp.shape(p) or _real_shapes.get().get(path) != jnp.shape(a):
+    real = (_real_shapes.get() or {}).get(path)
+    if a is None or jnp.shape(a) == jnp.shape(p) or real != jnp.shape(a):
         return a
     return _cut(jnp.asarray(a), jnp.shape(p))
 
