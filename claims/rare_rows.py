@@ -32,12 +32,8 @@ def measure() -> Measured:
     rows, curves = {}, {"Π(1 − c)": left}
     for name, optimizer in OPTIMIZERS.items():
         tx = optimizer(RATE, weight_decay=WEIGHT_DECAY)
-        run = jax.jit(
-            lambda start, tx=tx: train(tx, {"embedding": start}, gradient, seen, lambda step: step.after["embedding"])[
-                1
-            ]
-        )
-        path = np.asarray(run(start))[:, ROWS // 2 :]
+        run = jax.jit(lambda p, tx=tx: train(tx, p, gradient, seen, lambda step: step.after["embedding"]))
+        path = np.asarray(run({"embedding": start})[1])[:, ROWS // 2 :]
         ratio = path / np.asarray(start)[ROWS // 2 :]
         rows[SHRINK[name]] = np.abs(ratio[-1] / left[-1] - 1).max()
         curves[name] = ratio.mean(axis=(1, 2))

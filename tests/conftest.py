@@ -20,6 +20,8 @@ import jax
 import pytest
 import quick_compile
 
+from wd_optax.choosing.sweeping.execute import Executor
+
 collect_ignore = ["faults"]  # no tests: `make faults`
 LONG = 4.0  # seconds of CPU time, which other programs of the machine don't change much
 
@@ -37,6 +39,14 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The widths that sweeps and searches compile."""
+    widths, real = [], Executor.compile
+    monkeypatch.setattr(Executor, "compile", lambda self, width: widths.append(width) or real(self, width))
+    return widths
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,4 @@
-"""Examples as modules: each is loaded from its file, without its flags staying behind."""
+"""Examples and benchmarks as modules: each is loaded from its file, without its flags staying behind."""
 
 import contextlib
 import importlib.util
@@ -10,14 +10,15 @@ from typing import Any
 from absl import flags
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
-sys.path.append(str(EXAMPLES))  # as Python does for a script, for the examples' `import data, plots`
+BENCHMARKS = EXAMPLES.parent / "benchmarks"
+sys.path += map(str, (EXAMPLES, BENCHMARKS))  # as Python does for a script, for its `import data, plots`
 
 
 @contextlib.contextmanager
-def flagged(name: str, *argv: str) -> Iterator[Any]:
-    """The module of an example with its flags set as by `python name.py *argv`, until the end of the block."""
+def flagged(name: str, *argv: str, folder: pathlib.Path = EXAMPLES) -> Iterator[Any]:
+    """The module of a script with its flags set as by `python name.py *argv`, until the end of the block."""
     before = set(flags.FLAGS)
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     flags.FLAGS([name, *argv])
@@ -28,7 +29,7 @@ def flagged(name: str, *argv: str) -> Iterator[Any]:
             delattr(flags.FLAGS, flag)
 
 
-def load(name: str) -> Any:
-    """The module; its flags are taken back, for every example may have an --out of its own."""
-    with flagged(name) as module:
+def load(name: str, folder: pathlib.Path = EXAMPLES) -> Any:
+    """The module; its flags are taken back, because every script may have an --out of its own."""
+    with flagged(name, folder=folder) as module:
         return module

@@ -1,28 +1,24 @@
 """The benchmarks measure what they say: known trees, honest arithmetic from times to ratios. No clock is asserted."""
 
+import functools
 import json
 import pathlib
-import sys
 from typing import Any
 
 import example_loading
 import jax
 import jax.numpy as jnp
+import jax_steps  # example_loading puts the folder of benchmarks on the path
 import numpy as np
 import pytest
-
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))  # as Python does for a script
-
-import jax_steps
 import trees
 
 pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 
 
 @pytest.fixture
-def flagged(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(example_loading, "EXAMPLES", pathlib.Path(trees.__file__).parent)
-    return example_loading.flagged
+def flagged() -> Any:
+    return functools.partial(example_loading.flagged, folder=example_loading.BENCHMARKS)
 
 
 @pytest.mark.parametrize(

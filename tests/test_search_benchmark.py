@@ -1,29 +1,20 @@
 """The benchmark of searches: its grid, its network beside torch's formulas, its report."""
 
-import importlib
-import pathlib
-import sys
 from typing import Any
 
+import example_loading
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl import flags
 
 pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]  # Optax's bias correction
-
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    before = set(flags.FLAGS)
-    module = importlib.import_module("search")
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
-    return module
+    return example_loading.load("search", example_loading.BENCHMARKS)
 
 
 def test_the_grid_has_256_points_in_the_middles_of_cells(benchmark: Any) -> None:

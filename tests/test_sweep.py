@@ -20,7 +20,6 @@ import xarray
 import wd_optax as wd
 from wd_optax import optional
 from wd_optax.choosing.sweeping import memory
-from wd_optax.choosing.sweeping.execute import Executor
 from wd_optax.choosing.sweeping.result import SweepResult
 
 RATES = {"learning_rate": [0.01, 0.1, 1.0], "weight_decay": [0.0, 0.01, 0.1]}
@@ -93,14 +92,6 @@ def test_devices_change_no_bit_where_each_trains_the_same_batch():
         "chunk": 24,
         "devices": "8 × cpu",
     }
-
-
-@pytest.fixture
-def compiled(monkeypatch):
-    """The widths that were compiled."""
-    widths, real = [], Executor.compile
-    monkeypatch.setattr(Executor, "compile", lambda self, width: widths.append(width) or real(self, width))
-    return widths
 
 
 def test_one_trace_and_one_compilation_per_static_value_whatever_the_size(compiled):

@@ -3,27 +3,20 @@
 import importlib
 import pathlib
 import shutil
-import sys
 from typing import Any
 
+import example_loading
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 pytestmark = pytest.mark.slow
-
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    before = set(flags.FLAGS)
-    module = importlib.import_module("sweep")
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
-    return module
+    return example_loading.load("sweep", example_loading.BENCHMARKS)
 
 
 @pytest.fixture(scope="module")

@@ -25,24 +25,9 @@ VARIES = "varies within the leaf"
 LATER = "not yet"
 UNKNOWN = "unknown"
 
-HEALTHY = (
-    DECAYS,
-    UNSCALED,
-    MOMENTUM,
-    NOT_PROPORTIONAL,
-    VARIES,
-    PROXIMAL,
-    CONSTRAINED,
-    PROJECTED,
-)  # weights shrink, at a rate that was asked for, or are kept in a set
-SHRINKS = (
-    *(word for word in HEALTHY if word != PROJECTED),
-    COUPLED,
-    NORMALISED,
-    TWICE,
-    TOO_MUCH,
-    TOO_LITTLE,
-)  # weights shrink, whatever else is wrong
+_SHRINKS_WELL = (DECAYS, UNSCALED, MOMENTUM, NOT_PROPORTIONAL, VARIES, PROXIMAL, CONSTRAINED)  # as was asked for
+HEALTHY = (*_SHRINKS_WELL, PROJECTED)  # or is kept in a set
+SHRINKS = (*_SHRINKS_WELL, COUPLED, NORMALISED, TWICE, TOO_MUCH, TOO_LITTLE)  # whatever else is wrong
 HALF = 0.5  # the c from which one step removes more of the weight than it leaves
 NOTICED = 1e-4  # a tenth of the least that any published run removes over its whole horizon
 

@@ -60,12 +60,8 @@ def start(
         r, _, new, _ = direction(rule, params, multipliers, state, seen, stable=False)
         return tree_map(lambda r, p: jnp.all(jnp.isfinite(r) | ~jnp.isfinite(p)), r, params), new
 
-    given = (
-        params,
-        state,
-        step.inner_state,
-        jnp.ones(()),
-    )  # XLA would fold reductions of a literal 1, which takes long
+    # A traced 1, because XLA would fold reductions of a literal one, which takes long.
+    given = (params, state, step.inner_state, jnp.ones(()))
     try:
         _, new = jax.eval_shape(attempt, *given)
     except Exception as error:
