@@ -5,7 +5,7 @@ scikit-learn's digits: "noise" has 600 images of which 40 % have a random label,
 grid of λ (or of its own strength) by `wd.sweep`; the strength with the lowest mean loss on validation images is chosen,
 and the loss and accuracy on other images are reported, with Student's 95 % interval of the difference to AdamW's.
 
-    python benchmarks/rules.py                    # takes ~4 minutes on two cores
+    python benchmarks/rules.py                    # takes ~6 minutes on two cores
     python benchmarks/rules.py --seeds=3 --points=3 --steps=60 --tasks=few
 """
 
