@@ -4,6 +4,7 @@ Many tests compile the same small programs: all workers of a run share a compila
 (`make test-fast` keeps it). A run ends with a list of the tests that took long and aren't marked `slow`.
 """
 
+import gc
 import os
 import tempfile
 import time
@@ -51,6 +52,11 @@ def compiled(monkeypatch):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not quick_compile.is_quick(item))  # a worker changes the way once
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # half a million objects of libraries and tests that stay: no later collection looks at them
 
 
 @pytest.hookimpl(tryfirst=True)

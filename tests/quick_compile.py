@@ -1,9 +1,8 @@
-"""A compilation in a third of the time, for tests whose assertions don't depend on how XLA optimises.
+"""A compilation in a tenth of the time, for tests whose assertions don't depend on how XLA optimises.
 
-Tests with the mark `quick_compile` check verdicts, numbers to a tolerance, texts, errors, and runs of one program that
-must agree. Tests that compare the bits of two programs, or count bytes, don't have it, or have
-`@pytest.mark.quick_compile(False)` in a file that has: they check programs as users compile them. `make test-all`
-compiles all tests so.
+Those are verdicts, numbers to a tolerance, texts, errors, and runs of one program that must agree. Tests that compare
+the bits of two programs, or count bytes, have the mark `quick_compile(False)` or are in a file of `AS_USERS_COMPILE`:
+they check programs as users compile them. `make test-all` compiles all tests so.
 """
 
 import functools
@@ -14,11 +13,25 @@ import pytest
 from jax._src import compiler
 
 MARK = "quick_compile"
-# no LLVM passes, and no MLIR emitters, whose pipeline takes longer than these programs run
+# Files without a mark of their own whose tests compare the bits of two programs, or count bytes.
+AS_USERS_COMPILE = {
+    "test_bytes.py",
+    "test_goldens.py",
+    "test_lowering.py",
+    "test_precision.py",
+    "test_precision_composes.py",
+    "test_precision_sharded.py",
+    "test_random_bits.py",
+    "test_sweep_memory.py",
+    "test_sweep_store.py",
+}
+# No LLVM passes; no MLIR emitters, whose pipeline takes longer than these programs run; no second LLVM module, which
+# costs as much again.
 WANTED = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
 }
 
 
@@ -42,9 +55,10 @@ def _quick(*args: Any, **options: Any) -> Any:
 
 
 def is_quick(item: pytest.Item) -> bool:
-    """Whether a test is compiled quickly: it has the mark, and the long tests are left out of the run."""
+    """Whether a test is compiled quickly: as its mark or file says, and only where the long tests are left out."""
     mark = item.get_closest_marker(MARK)
-    return mark is not None and mark.args != (False,) and "not exhaustive" in item.config.option.markexpr
+    quick = item.path.name not in AS_USERS_COMPILE if mark is None else mark.args != (False,)
+    return quick and "not exhaustive" in item.config.option.markexpr
 
 
 def switch(item: pytest.Item) -> None:

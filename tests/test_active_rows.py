@@ -16,8 +16,6 @@ import wd_optax as wd
 from wd_optax.rules import missed_decay
 from wd_optax.rules.missed_decay import RowsState
 
-pytestmark = pytest.mark.quick_compile
-
 ROWS, WIDTH, STEPS = 7, 3, 40
 LAZY, SKIP = wd.rules.active_rows(policy="lazy"), wd.rules.active_rows()
 

@@ -17,7 +17,7 @@ import wd_optax as wd
 from wd_optax.masking import roles
 
 # standard promotion for Optax's bias correction and Flax's attention mask
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 
 # Arguments of `run`, small, and the defaults that `main` must pass.
 ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -18,7 +18,7 @@ matrices = lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
 params = lambda: {"bias": jnp.ones(6), "kernel": jnp.ones((4, 6))}
 WARM_UP = optax.linear_schedule(0.0, LR, 100)
 COSINE = optax.cosine_decay_schedule(LR, 1000)
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 
 
 def stage(update):

@@ -15,7 +15,7 @@ import wd_optax as wd
 from wd_optax.auditing import findings
 from wd_optax.auditing.report import AuditFinding, AuditReport
 
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile]
+pytestmark = pytest.mark.slow
 
 LR, WD = 0.01, 0.1
 L2 = optax.add_decayed_weights

@@ -10,7 +10,7 @@ from wd_optax.auditing.audit import audit
 QUICK = range(4)
 MANY = range(500)
 RATED = ("decays", "in momentum", "not scaled by lr", "growing", "decays twice")
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 
 
 def false_verdicts(seed: int) -> list[str]:

@@ -14,7 +14,7 @@ from wd_optax.auditing.audit import audit
 
 LR, WD = 0.01, 0.1
 LAYERS = {f"l{i}": {"bias": shape(512), "kernel": shape(512, 512)} for i in range(40)}
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 mask_of = lambda test: lambda p: jax.tree_util.tree_map_with_path(lambda path, x: test(path[0].key, x), p)
 
 

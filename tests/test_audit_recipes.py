@@ -17,7 +17,7 @@ from flax.training import train_state
 import wd_optax as wd
 from wd_optax.choosing.published import shares_of_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile]
+pytestmark = pytest.mark.slow
 
 BLOCK = {
     "ln_1": {"scale": jnp.ones(8), "bias": jnp.ones(8)},

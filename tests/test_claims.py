@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 CLAIMS = registry.load()
 PAGE = (ROOT / "docs" / "claims.md").read_text()
 QUICK = [name for name, each in CLAIMS.items() if each.quick]
-pytestmark = [pytest.mark.quick_compile, pytest.mark.optax_promotes]  # Optax's Adam
+pytestmark = pytest.mark.optax_promotes  # Optax's Adam
 
 
 # --- the registry ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from helpers import assert_same_bits
 import wd_optax as wd
 from wd_optax.couplings import COUPLINGS
 
-pytestmark = [pytest.mark.quick_compile, pytest.mark.optax_promotes]  # Optax's Adam
+pytestmark = pytest.mark.optax_promotes  # Optax's Adam
 
 PEAK, DECAY, STEPS = 0.1, 0.3, 4
 cosine = optax.cosine_decay_schedule(PEAK, STEPS)

@@ -13,7 +13,7 @@ from scipy import integrate, stats
 import wd_optax as wd
 from wd_optax.choosing.equilibrium import cautious_minimum, equilibrium
 
-pytestmark = [pytest.mark.quick_compile, pytest.mark.optax_promotes]  # Optax's scale_by_lion
+pytestmark = pytest.mark.optax_promotes  # Optax's scale_by_lion
 
 FAN_IN, COLUMNS, ETA = 200, 32, 1e-2
 BETAS = {"default": (0.9, 0.99), "signs of gradients": (0.0, 0.99), "one beta": (0.95, 0.95)}

@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits
 
 import wd_optax as wd
 
-pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.optax_promotes]
 
 LR, WD, STEPS = 0.1, 0.05, 20
 SAME = {"rtol": 1e-12, "atol": 1e-14}  # some 20 steps of rounding in float64, sums in another order

@@ -14,7 +14,7 @@ from example_loading import EXAMPLES, load
 
 import wd_optax as wd
 
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from example_loading import flagged, load
 from test_example_data import write_mnist
 
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]  # Optax's Adam
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]  # Optax's Adam
 
 SHORT: dict[str, dict[str, Any]] = {
     "linear_regression": {"learning_rate": 0.1, "weight_decay": 0.1, "steps": 2000},

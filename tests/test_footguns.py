@@ -19,7 +19,7 @@ import pytest
 
 import wd_optax as wd
 
-pytestmark = [pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = pytest.mark.optax_promotes
 
 PARAMS = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2,))}}
 KERNEL_ONLY = {"dense": {"kernel": True, "bias": False}}

@@ -26,7 +26,7 @@ from helpers import nested
 
 import wd_optax as wd
 
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile]
+pytestmark = pytest.mark.slow
 
 RANDOM = np.random.default_rng(0)
 WIDTH = 8

@@ -51,7 +51,7 @@ all_names = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.optax_promotes] * n.startswith("adam")) for n in NAMES]
 )
 
-quick_compile = pytest.mark.quick_compile
+as_users_compile = pytest.mark.quick_compile(False)
 
 
 def names_in_pairs(*axes):
@@ -89,6 +89,7 @@ def test_adam_l2_alone_has_no_closed_form_and_shrinks_by_the_sign():
     chex.assert_trees_all_close(after, jax.tree.map(lambda x: x - LEARNING_RATE * jnp.sign(x), p), atol=1e-5)
 
 
+@as_users_compile
 @pytest.mark.parametrize(("name", "mask", "dtype"), names_in_pairs(NAMES, MASKS, DTYPES))
 def test_leaves_with_multiplier_zero_are_untouched(name, mask, dtype):
     mask, expected = MASKS[mask]
@@ -102,6 +103,7 @@ def test_leaves_with_multiplier_zero_are_untouched(name, mask, dtype):
             assert np.abs(np.float32(a) - np.float32(b)).max() > 1e-3
 
 
+@as_users_compile
 @pytest.mark.parametrize(
     ("name", "mode", "dtype"),
     [
@@ -119,6 +121,7 @@ def test_zero_decay_is_bitwise_the_base_optimizer(name, mode, dtype):
     assert_same_bits(ours, base)
 
 
+@as_users_compile
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "adam_l2"])
 def test_zero_decay_is_bitwise_the_base_optimizer_under_jit_also_in_vectorised_loops(name):
     with jax.numpy_dtype_promotion("standard"):
@@ -127,6 +130,7 @@ def test_zero_decay_is_bitwise_the_base_optimizer_under_jit_also_in_vectorised_l
         assert_same_bits(run(tx, p, grads(p), STEPS)[0], run(without_decay(name), p, grads(p), STEPS)[0])
 
 
+@as_users_compile
 @pytest.mark.optax_promotes
 def test_zero_l2_gives_adam_its_gradient_and_moments_to_a_rounding():
     """Eagerly, bit for bit. Under jit XLA may contract (1 − b)·g + b·m the other way round once λ·p is in the loop.
@@ -198,7 +202,6 @@ def test_none_leaves_pass(name):
     assert updates["attn"]["kernel"].shape == p["attn"]["kernel"].shape
 
 
-@quick_compile
 @all_names
 def test_vmap_over_hyperparameters_equals_a_loop(name):
     p, g = params(), grads(params())
@@ -216,7 +219,6 @@ def test_vmap_over_hyperparameters_equals_a_loop(name):
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i, j=j: x[i, j], together), alone, rtol=1e-5, atol=1e-6)
 
 
-@quick_compile
 @all_names
 def test_live_leaves_are_edited_and_swept_without_rebuilding(name):
     p, g = params(), grads(params())
@@ -231,7 +233,6 @@ def test_live_leaves_are_edited_and_swept_without_rebuilding(name):
             chex.assert_trees_all_close(one, rebuilt.update(g, rebuilt.init(p), p)[0], rtol=1e-5, atol=1e-6)
 
 
-@quick_compile
 @all_names
 def test_inside_inject_hyperparams(name):
     leaf = "rate" if takes(name, "rate") else "weight_decay"
@@ -249,7 +250,6 @@ def test_inside_inject_hyperparams(name):
     chex.assert_trees_all_close(run(injected, p, g, STEPS)[0], run(direct, p, g, STEPS)[0], rtol=1e-6)
 
 
-@quick_compile
 @all_names
 def test_inside_masked_and_partition(name):
     p, g = params(), grads(params())
@@ -268,7 +268,6 @@ def test_inside_masked_and_partition(name):
         chex.assert_trees_all_close(mixed, expected, rtol=1e-6)
 
 
-@quick_compile
 @all_names
 def test_masks_of_the_whole_tree_fit_inside_partition(name):
     p, g = params(), grads(params())
@@ -280,7 +279,6 @@ def test_masks_of_the_whole_tree_fit_inside_partition(name):
         )
 
 
-@quick_compile
 @pytest.mark.optax_promotes
 @all_names
 def test_f28_multi_steps_decays_once_per_real_step(name):
@@ -373,7 +371,6 @@ trees = st.recursive(
 )
 
 
-@quick_compile
 @pytest.mark.optax_promotes
 @pytest.mark.filterwarnings("ignore:mask=.weights. goes by names")
 @settings(max_examples=60, deadline=None)

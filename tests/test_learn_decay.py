@@ -10,7 +10,7 @@ import optax
 import pytest
 from example_loading import flagged, load
 
-pytestmark = [pytest.mark.quick_compile, pytest.mark.slow, pytest.mark.optax_promotes]  # Optax's Adam
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]  # Optax's Adam
 
 
 @pytest.fixture(scope="module")

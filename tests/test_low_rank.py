@@ -13,8 +13,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import wd_optax as wd
 
-pytestmark = pytest.mark.quick_compile
-
 PAIRS = [("(.*)/lora_a", r"\1/lora_b", 2.0)]
 RATE = 0.01
 

@@ -16,7 +16,7 @@ from example_loading import flagged, load
 import wd_optax as wd
 from wd_optax.choosing.sweeping.result import SweepResult
 
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]  # Optax's bias correction
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]  # Optax's bias correction
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 import wd_optax as wd
 
-pytestmark = [pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = pytest.mark.optax_promotes
 
 PARAMS = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones((2,))}, "mu": {"kernel": jnp.ones((2, 3))}}
 ADAMW = lambda **options: wd.adamw(0.1, weight_decay=0.1, mask=None, **options)

@@ -11,7 +11,7 @@ from example_loading import flagged
 
 import wd_optax as wd
 
-pytestmark = [pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = pytest.mark.optax_promotes
 
 MUON_LR, ADAM_LR, WD = 2e-2, 3e-4, 0.1
 PARAMS = {

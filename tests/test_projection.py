@@ -20,8 +20,6 @@ from test_bytes import traffic
 
 import wd_optax as wd
 
-pytestmark = pytest.mark.quick_compile
-
 SLICES = [("blocks", 1)]
 RADIUS, ETA = 2.0, 0.1
 BALL = functools.partial(optax.projections.projection_l2_ball, scale=1.5)

@@ -21,8 +21,6 @@ from wd_optax.prox import steps
 from wd_optax.prox.checks import ADAPTIVE
 from wd_optax.prox.inference import infer_adam_metric
 
-pytestmark = pytest.mark.quick_compile
-
 # --- Each proximal step, in float64 ----------------------------------------------------------------------------------
 
 # The derivative of each penalty where x > 0; at 0 the subdifferential is ± its limit. All are even.

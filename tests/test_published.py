@@ -342,7 +342,6 @@ def kinds():
 
 
 @pytest.mark.slow
-@pytest.mark.quick_compile
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("name", kinds())
 def test_no_published_run_is_condemned(name):

@@ -77,7 +77,6 @@ def after_one(name, p, s, c, r):
     return p + (s - c * r) / (1 + c) if name == "proximal" else p + s - c * r
 
 
-@pytest.mark.quick_compile
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(
     ("name", "rule"),
@@ -97,7 +96,6 @@ def test_decay_goes_along_the_rule(name, rule):
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)  # 3 steps of a few roundings of 2⁻²⁴, |p| ≤ 4
 
 
-@pytest.mark.quick_compile
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("rule", RULES)
 def test_adam_l2_adds_the_rule_to_the_gradient(rule):
@@ -148,6 +146,7 @@ def written_out(direction, anchor, is_cautious):
     return optax.GradientTransformation(init, update)
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("is_cautious", [False, True])
 @pytest.mark.parametrize("anchor", [None, "init", "tree"])
@@ -174,6 +173,7 @@ def test_rules_are_bit_for_bit_what_anchor_and_cautious_were(direction, anchor, 
 GOLDENS = np.load(Path(__file__).parent / "goldens" / "anchor_cautious.npz")
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize("case", sorted({key.rpartition("|")[0] for key in GOLDENS}))
 def test_rules_reproduce_the_numbers_of_anchor_and_cautious(case):
@@ -479,6 +479,7 @@ def test_bad_anchors():
         tx.init(p)
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(
     ("name", "rule"),

@@ -11,8 +11,6 @@ from helpers import assert_same_bits
 
 import wd_optax as wd
 
-pytestmark = pytest.mark.quick_compile
-
 LR, WD, STEPS = 0.05, 2.0, 24
 C = LR * WD
 rules = wd.rules

@@ -10,7 +10,7 @@ import optax
 import pytest
 import xarray
 
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 STRENGTHS = [0.1, 1.0, 10.0]
 
 

@@ -13,8 +13,6 @@ from test_bytes import traffic
 
 import wd_optax as wd
 
-pytestmark = pytest.mark.quick_compile
-
 LR, WD, STEPS = 0.05, 2.0, 24
 C = LR * WD  # 10 % per step
 SLICES = [("stack", 1), ("heads", (1,))]

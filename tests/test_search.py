@@ -50,6 +50,7 @@ def step(hparams, state):
     return {"w": w, "key": key, "t": state["t"] + 1}, {"loss": (w - 1) ** 2, "t": state["t"] + 1}
 
 
+@pytest.mark.quick_compile(False)
 def test_each_trial_equals_train_alone_bit_for_bit(compiled):
     train = lambda h, key: (out := elementwise(h, key)) | {"loss": out["curve"][-1]}
     data = search(train, RATES, trials=11, batch=4, seeds=[3, 5], devices=jax.devices()[:2]).data

@@ -66,6 +66,7 @@ def loop(train, axes, seeds):
     return np.reshape(curves, (3, 3, len(seeds), -1))
 
 
+@pytest.mark.quick_compile(False)
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("chunk", [None, 1, 5])
 def test_elementwise_runs_equal_the_loops_bit_for_bit(chunk, devices):

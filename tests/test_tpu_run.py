@@ -30,7 +30,7 @@ from tensorboardX.proto import event_pb2
 import wd_optax as wd
 
 # The bits that must agree are those of one program, run twice; its collectives are there before LLVM and its emitters.
-pytestmark = [pytest.mark.slow, pytest.mark.quick_compile, pytest.mark.optax_promotes]
+pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 tpu_run = load("tpu_run")
 tpu_model, tpu_compile, tpu_folder = tpu_run.tpu_model, tpu_run.tpu_compile, tpu_run.tpu_folder
 SCRIPT = pathlib.Path(tpu_run.__file__)

@@ -12,8 +12,6 @@ import wd_optax as wd
 from wd_optax.choosing.transfer_rules import DECAY_RULES, LEARNING_RATE_RULES
 from wd_optax.couplings import COUPLINGS
 
-pytestmark = pytest.mark.quick_compile
-
 COSINE = lambda t: 1 + jnp.cos(jnp.asarray(t, jnp.float32) * (math.pi / 400))  # a peak of 2: only its shape matters
 RAMP = lambda t: jnp.minimum(jnp.asarray(t + 1, jnp.float32) / 50, 1.0)
 SMALL = {"batch": 32, "steps": 400, "examples": 3200, "width": 64, "parameters": 1e5, "schedule": COSINE}

@@ -17,7 +17,7 @@ import pytest
 import wd_optax as wd
 
 # Optax keeps deprecated optimizers and arguments (optimistic_adam, dpsgd's seed) until it removes them: so do we.
-pytestmark = [pytest.mark.quick_compile, pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 
 STEPS = 3
 LR = 0.01

@@ -196,10 +196,14 @@ def _copies(one: optax.OptState, two: optax.OptState) -> tuple[bool, ...]:
 
     A norm isn't one: it is the same at −p.
     """
-    found = []
-    for a, b in zip(map(jnp.asarray, jax.tree.leaves(one)), map(jnp.asarray, jax.tree.leaves(two)), strict=True):
-        found.append(jnp.issubdtype(a.dtype, jnp.inexact) and bool(jnp.any(a != 0)) and bool(jnp.all(b == -2 * a)))
-    return tuple(found)
+
+    def is_copy(a: Any, b: Any) -> bool:
+        if not jnp.issubdtype(jnp.asarray(a).dtype, jnp.inexact):
+            return False
+        a, b = np.asarray(a), np.asarray(b)  # NumPy compiles nothing for a new shape
+        return bool(np.any(a != 0) and np.all(b == a * np.asarray(-2, a.dtype)))
+
+    return tuple(map(is_copy, jax.tree.leaves(one), jax.tree.leaves(two)))
 
 
 def _adopt(opt_state: optax.OptState, fresh: optax.OptState, copies: tuple[bool, ...]) -> optax.OptState:

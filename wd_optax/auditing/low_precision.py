@@ -110,7 +110,7 @@ def _in_own_dtypes(harness: Harness, opt_state: optax.OptState) -> Harness:
 def _states_differ(harness: Harness, one: optax.OptState, other: optax.OptState) -> bool:
     """Whether two states differ in more than their copies of the parameters."""
     for a, b, copy in zip(jax.tree.leaves(one), jax.tree.leaves(other), harness.copies, strict=True):
-        if not copy and jnp.issubdtype(a.dtype, jnp.inexact) and bool(jnp.any(a != b)):
+        if not copy and jnp.issubdtype(a.dtype, jnp.inexact) and bool(np.any(np.asarray(a) != np.asarray(b))):
             return True
     return False
 
