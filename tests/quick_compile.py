@@ -13,13 +13,15 @@ import pytest
 from jax._src import compiler
 
 MARK = "quick_compile"
-# Files without a mark of their own whose tests compare the bits of two programs, or count bytes.
+# Files without a mark of their own whose tests compare the bits of two programs, or count bytes, or whose programs run
+# for longer than they compile.
 AS_USERS_COMPILE = {
     "test_bytes.py",
     "test_goldens.py",
     "test_lowering.py",
     "test_precision.py",
     "test_precision_composes.py",
+    "test_precision_numbers.py",
     "test_precision_sharded.py",
     "test_random_bits.py",
     "test_sweep_memory.py",
