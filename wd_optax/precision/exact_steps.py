@@ -43,21 +43,29 @@ def add_residual(u: jax.Array, residual: jax.Array) -> jax.Array:
     return u.astype(dtype) + residual.astype(dtype)
 
 
-def left_over(u: jax.Array, p: jax.Array) -> jax.Array:
-    """What rounding p + u will leave over, in p's type; 0 where that is infinite, because p or the step is."""
-    if is_low_precision(p):
+def left_over(u: jax.Array, p: jax.Array, bits: jax.Array | None) -> jax.Array:
+    """What rounding p + u will leave over, in p's type; 0 where that is infinite, because p or the step is.
+
+    A low-precision p needs bits: its residual is rounded at random, so that E[p' + residual] = p + u for a u of any
+    size. To the nearest, a residual of 8 bits would lose every u under 2⁻⁹ of it. For a p of 32 bits or more the
+    residual is exact.
+    """
+    if bits is not None:
         rest = u - round_to_param(u, p, None)
     else:  # `optax.apply_updates` rounds p + u: Knuth's two-sum finds its error
         total = p + u
         added = total - p
         rest = (p - (total - added)) + (u - added)
-    return jnp.where(jnp.abs(rest) <= float(jnp.finfo(p.dtype).max), rest, 0).astype(p.dtype)
+    rest = jnp.where(jnp.abs(rest) <= float(jnp.finfo(p.dtype).max), rest, 0)
+    return rest.astype(p.dtype) if bits is None else casts.stochastic(rest, p.dtype, bits)
 
 
 def subtract_residual(u: jax.Array | None, p: jax.Array, residual: jax.Array) -> jax.Array | None:
-    """Subtracts the new residual from u. p + (u − residual) rounds to the same value.
+    """Subtracts half of the new residual from u. p + (u − residual/2) rounds to the same value.
 
     The chain p → residual → moments then fuses into one TPU loop; two results of one sum would be two loops
-    (tests/tpu: test_a_step_moves_the_least_bytes_in_one_fusion).
+    (tests/tpu: test_a_step_moves_the_least_bytes_in_one_fusion). All of it would do for bfloat16. The least float16 or
+    float8 may be a whole unit of p: where what is left over is rounded up to that, p + (u − residual) would round to
+    the next value (tests/test_precision.py: test_rounds_to_the_right_bits_everywhere).
     """
-    return u if u is None or not is_low_precision(p) else u - residual.astype(u.dtype)
+    return u if u is None or not is_low_precision(p) else u - 0.5 * residual.astype(u.dtype)

@@ -16,6 +16,7 @@ p's type. The exceptions are
 as in `wd.adamw(..., rounding="stochastic")` in `apply_if_finite` with `optax.tree.cast(grads, jnp.float32)`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -131,9 +132,10 @@ def round_updates(
                 "round_updates rounds the parameters, so update needs them: tx.update(grads, state, params)"
             )
         updates, params, residual = dtypes.as_arrays(updates), dtypes.as_arrays(params), state.residual
+        draw = functools.partial(_draw_bits, params, state, partition)
         if mode.compensates:
-            updates, residual = _compensate(mode, updates, params, residual)
-        rounded = _round_to_params(updates, params, state if mode.draws_bits else None, partition)
+            updates, residual = _compensate(mode, updates, params, residual, draw("residual of ", upper_half=True))
+        rounded = _round_to_params(updates, params, draw("") if mode.draws_bits else None)
         return rounded, state._replace(step=optax.safe_increment(state.step), residual=residual)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -163,37 +165,43 @@ def _is_none(x: Any) -> bool:
 
 
 def _compensate(
-    mode: RoundingMode, updates: optax.Updates, params: optax.Params, residual: optax.Params
+    mode: RoundingMode, updates: optax.Updates, params: optax.Params, residual: optax.Params, bits: Any
 ) -> tuple[optax.Updates, optax.Params]:
     """Updates with the last step's residual added, and the residual that rounding them will leave."""
     add = lambda u, p, r: u if u is None or not mode.rounds(p) else exact_steps.add_residual(u, r)
     updates = jax.tree.map(add, updates, params, residual, is_leaf=_is_none)
-    left = lambda u, p, r: r if u is None or not mode.rounds(p) else exact_steps.left_over(u, p)
-    residual = jax.tree.map(left, updates, params, residual, is_leaf=_is_none)
+    left = lambda u, p, r, b: r if u is None or not mode.rounds(p) else exact_steps.left_over(u, p, b)
+    residual = jax.tree.map(left, updates, params, residual, bits, is_leaf=_is_none)
     return jax.tree.map(exact_steps.subtract_residual, updates, params, residual, is_leaf=_is_none), residual
 
 
-def _round_to_params(
-    updates: optax.Updates, params: optax.Params, random: RoundState | None, partition: Any
-) -> optax.Updates:
-    """Rounds every leaf; where `random` is given, with random bits that are named by the leaf's path."""
-    names = [random_bits.stream_of(path) for path, _ in roles.flatten(params)[0]]
+def _round_to_params(updates: optax.Updates, params: optax.Params, bits: Any) -> optax.Updates:
+    """Rounds every low-precision leaf; at random where there are `bits`."""
+    bits = jax.tree.map(lambda p: None, params) if bits is None else bits
+    leaf = lambda u, p, b: u if u is None or not is_low_precision(p) else exact_steps.round_to_param(u, p, b)
+    return jax.tree.map(leaf, updates, params, bits, is_leaf=_is_none)
+
+
+def _draw_bits(
+    params: optax.Params, state: RoundState, partition: Any, purpose: str, *, upper_half: bool = False
+) -> Any:
+    """A tree like `params`: random bits named by purpose and path for low-precision leaves, None for others."""
+    names = [random_bits.stream_of(purpose + path) for path, _ in roles.flatten(params)[0]]
     streams = jax.tree.unflatten(jax.tree.structure(params), names)
     is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)
     specs = () if partition is None else (jax.tree.broadcast(partition, params, is_leaf=is_spec),)
 
     def leaf(
-        u: jax.Array | None, p: jax.Array, stream: random_bits.Stream, spec: jax.sharding.PartitionSpec | None = None
+        p: jax.Array, stream: random_bits.Stream, spec: jax.sharding.PartitionSpec | None = None
     ) -> jax.Array | None:
-        if u is None or not is_low_precision(p):
-            return u
-        bits = None
-        if random is not None:
-            offsets = None if spec is None else _offsets(p.shape, spec)
-            bits = random_bits.bits(p.shape, seed=random.seed, stream=stream, step=random.step, offsets=offsets)
-        return exact_steps.round_to_param(u, p, bits)
+        if not is_low_precision(p):
+            return None
+        offsets = None if spec is None else _offsets(p.shape, spec)
+        return random_bits.bits(
+            p.shape, seed=state.seed, stream=stream, step=state.step, offsets=offsets, upper_half=upper_half
+        )
 
-    return jax.tree.map(leaf, updates, params, streams, *specs, is_leaf=_is_none)
+    return jax.tree.map(leaf, params, streams, *specs)
 
 
 def _offsets(shape: tuple[int, ...], spec: jax.sharding.PartitionSpec) -> random_bits.Offsets:
