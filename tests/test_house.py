@@ -231,7 +231,7 @@ def blocks(text):
     [
         pytest.param("README.md", marks=pytest.mark.quick_compile(False)),
         "WORKSPACE_NOTES.md",
-        *(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")),
+        *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")),
     ],
 )
 def test_documents_run_and_print_what_they_say(document, tmp_path, monkeypatch):

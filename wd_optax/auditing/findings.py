@@ -1,6 +1,6 @@
 """Finds problems in the measurements: a table of rules, each with a severity, the leaves it applies to, and a fix.
 
-Each rule has a section of its name in `docs/what_goes_wrong.md`, and `tests/test_audit_fixes.py` applies its fix.
+Each rule has a page of its name in `docs/what_goes_wrong`, and `tests/test_audit_fixes.py` applies its fix.
 """
 
 from collections.abc import Callable

@@ -59,15 +59,15 @@ class AuditFinding(NamedTuple):
     """A problem, and the code that fixes it."""
 
     severity: str  # "error", "warning" or "information"
-    rule: str  # its name, a section of docs/what_goes_wrong.md
+    rule: str  # its name, a page in docs/what_goes_wrong
     paths: tuple[str, ...]
     what: str
     fix: str  # an expression or keyword arguments, then "  # " and a note on its names
 
     @property
     def see(self) -> str:
-        """The section of the documentation that explains it."""
-        return f"docs/what_goes_wrong.md#{self.rule.replace(' ', '-')}"
+        """The page of the documentation that explains it."""
+        return f"docs/what_goes_wrong/{self.rule.replace(' ', '-')}.md"
 
     def title(self) -> str:
         """The rule and the first three paths."""

@@ -1,0 +1,51 @@
+"""The site: `make docs` builds it."""
+
+import os
+import pathlib
+import sys
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import docstrings
+
+from wd_optax.version import __version__
+
+project = "wd_optax"
+author = "the wd_optax authors"
+copyright = author  # shown in the footer
+version = release = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+myst_enable_extensions = ["colon_fence", "dollarmath", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+
+# `make docs` runs the notebooks, and the tests' build doesn't.
+nb_execution_mode = os.environ.get("NOTEBOOKS", "off")
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+
+autodoc_typehints = "none"
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = "wd_optax"
+html_favicon = "_static/favicon.svg"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = ["calculator.js"]
+default_role = "code"
+napoleon_custom_sections = [("Reference", "References")]
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", docstrings.escape, priority=400)  # napoleon's is 500
