@@ -31,7 +31,28 @@ FLOORS = [
     {"core", "projection.radius", "rules.__init__"},
     {"projection.project", "transforms", "wrappers"},
     {"choosing.equilibrium", "choosing.timescales", "migrate", "monitor", "optimizers", "projection.hyperball"},
-    {"choosing.runs"},
+    {"choosing.runs", "porting.calls", "porting.layers", "porting.rates"},
+    {"porting.directions", "porting.group_table", "porting.groups"},
+    {"porting.cautious_steps", "porting.factories", "porting.live", "porting.plan", "porting.torch_directions"},
+    {
+        "porting.adabelief",
+        "porting.adafactor_big_vision",
+        "porting.adam_directions",
+        "porting.adan",
+        "porting.keras_base",
+        "porting.keras_directions",
+        "porting.rmsprop",
+        "porting.stable_adamw",
+        "porting.torch_optim",
+        "porting.trust_ratios",
+    },
+    {"porting.keras", "porting.optimi", "porting.tf_addons", "porting.timm"},
+    {"porting.timm_layerwise", "porting.timm_muon"},
+    {"porting.timm_factory"},
+    {"porting.emulate"},
+    {"porting.drift", "porting.meaning"},
+    {"porting.decay_words", "porting.direction_words", "porting.translation"},
+    {"porting.translate"},
     {"choosing.published", "choosing.transfer_rules"},
     {"choosing.transfer_table"},
     {"choosing.transfer"},
@@ -166,9 +187,11 @@ def test_files_stay_one_concept_long():
 
 # Names that two modules define, each with its reason.
 TWICE = {
+    "CALLS": "each framework lists its own, wd.emulate all",
     "__all__": "each namespace lists its own",
     "elastic": "a penalty as a proximal step (wd.prox) and by its gradient (wd.rules)",
     "group": "the same",
+    "refuse": "of a mask, and of what another framework has and Optax lacks",
 }
 
 

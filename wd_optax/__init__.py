@@ -20,6 +20,9 @@ from wd_optax.monitor import monitor_decay, read_decay
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
 from wd_optax.partition import partition
 from wd_optax.penalties import l1_penalty, l2_penalty, weight_norm
+from wd_optax.porting.emulate import emulate
+from wd_optax.porting.layers import LayerDecay
+from wd_optax.porting.translate import translate
 from wd_optax.projection.hyperball import hyperball
 from wd_optax.projection.project import project
 from wd_optax.rules.missed_decay import materialize
@@ -28,6 +31,7 @@ from wd_optax.version import __version__
 from wd_optax.wrappers import coupled, decoupled, with_decay
 
 __all__ = [
+    "LayerDecay",
     "Run",
     "__version__",
     "adam_l2",
@@ -39,6 +43,7 @@ __all__ = [
     "coupled",
     "decay_rate",
     "decoupled",
+    "emulate",
     "equilibrium",
     "explain",
     "explain_slices",
@@ -67,6 +72,7 @@ __all__ = [
     "sweep",
     "timescale",
     "transfer",
+    "translate",
     "weight_decay_for",
     "weight_norm",
     "with_decay",

@@ -1,0 +1,63 @@
+"""The recorded calls of `torch.optim`."""
+
+from problem import Case
+
+TORCH = {
+    "sgd": Case("torch.optim.SGD"),
+    "sgd_momentum": Case("torch.optim.SGD", {"momentum": 0.9}),
+    "sgd_dampening": Case("torch.optim.SGD", {"momentum": 0.9, "dampening": 0.3}),
+    "sgd_nesterov": Case("torch.optim.SGD", {"momentum": 0.9, "nesterov": True}),
+    "sgd_maximize": Case("torch.optim.SGD", {"maximize": True}),
+    "sgd_maximize_momentum": Case("torch.optim.SGD", {"maximize": True, "momentum": 0.9, "dampening": 0.3}),
+    "sgd_groups": Case("torch.optim.SGD", {"momentum": 0.9}, "groups"),
+    "adam": Case("torch.optim.Adam"),
+    "adam_amsgrad": Case("torch.optim.Adam", {"amsgrad": True}),
+    "adam_decoupled": Case("torch.optim.Adam", {"decoupled_weight_decay": True}),
+    "adam_maximize": Case("torch.optim.Adam", {"maximize": True, "betas": (0.8, 0.95), "eps": 1e-3}),
+    "adamw": Case("torch.optim.AdamW"),
+    "adamw_amsgrad": Case("torch.optim.AdamW", {"amsgrad": True}),
+    "adamw_amsgrad_maximize": Case("torch.optim.AdamW", {"amsgrad": True, "maximize": True, "betas": (0.8, 0.5)}),
+    "adamw_groups": Case("torch.optim.AdamW", {"betas": (0.9, 0.95)}, "groups"),
+    "rmsprop": Case("torch.optim.RMSprop"),
+    "rmsprop_momentum": Case("torch.optim.RMSprop", {"momentum": 0.9}),
+    "rmsprop_centered": Case("torch.optim.RMSprop", {"momentum": 0.9, "centered": True}),
+    "rmsprop_centered_maximize": Case("torch.optim.RMSprop", {"centered": True, "maximize": True, "alpha": 0.9}),
+    "nadam": Case("torch.optim.NAdam"),
+    "nadam_decoupled": Case("torch.optim.NAdam", {"decoupled_weight_decay": True}),
+    "nadam_maximize": Case("torch.optim.NAdam", {"maximize": True, "momentum_decay": 0.1, "eps": 1e-3}),
+    "radam": Case("torch.optim.RAdam"),
+    "radam_decoupled": Case("torch.optim.RAdam", {"decoupled_weight_decay": True}),
+    "radam_maximize": Case("torch.optim.RAdam", {"maximize": True, "betas": (0.8, 0.9), "eps": 1e-3}),
+    "adagrad": Case("torch.optim.Adagrad"),
+    "adagrad_options": Case(
+        "torch.optim.Adagrad", {"lr_decay": 0.1, "initial_accumulator_value": 0.2, "eps": 1e-2, "maximize": True}
+    ),
+    "adadelta": Case("torch.optim.Adadelta"),
+    "adadelta_maximize": Case("torch.optim.Adadelta", {"rho": 0.8, "eps": 1e-3, "maximize": True}),
+    "adamax": Case("torch.optim.Adamax"),
+    "adamax_maximize": Case("torch.optim.Adamax", {"betas": (0.8, 0.95), "eps": 1e-2, "maximize": True}),
+    "asgd": Case("torch.optim.ASGD"),
+    "asgd_options": Case("torch.optim.ASGD", {"lambd": 0.1, "alpha": 0.5, "t0": 3, "maximize": True}),
+    "asgd_groups": Case("torch.optim.ASGD", {}, "groups"),
+    "adafactor": Case("torch.optim.Adafactor"),
+    "adafactor_vector": Case("torch.optim.Adafactor", {"beta2_decay": -0.6}, "vector"),
+    "adafactor_options": Case(
+        "torch.optim.Adafactor", {"d": 1.5, "eps": (1e-2, 1.6), "beta2_decay": -0.5, "maximize": True}, "groups"
+    ),
+    "sgd_complex": Case("torch.optim.SGD", {"momentum": 0.9, "nesterov": True}, "complex"),
+    "adamw_complex": Case("torch.optim.AdamW", {"amsgrad": True}, "complex"),
+    "adam_complex": Case("torch.optim.Adam", {}, "complex"),
+    "rmsprop_complex": Case("torch.optim.RMSprop", {"centered": True, "momentum": 0.9}, "complex"),
+    "nadam_complex": Case("torch.optim.NAdam", {}, "complex"),
+    "radam_complex": Case("torch.optim.RAdam", {}, "complex"),
+    "adagrad_complex": Case("torch.optim.Adagrad", {}, "complex"),
+    "adadelta_complex": Case("torch.optim.Adadelta", {}, "complex"),
+    "adamax_complex": Case("torch.optim.Adamax", {}, "complex"),
+    "asgd_complex": Case("torch.optim.ASGD", {"lambd": 0.1}, "complex"),
+    "muon": Case("torch.optim.Muon"),
+    "muon_match_rms": Case("torch.optim.Muon", {"adjust_lr_fn": "match_rms_adamw", "nesterov": False}),
+    "muon_options": Case(
+        "torch.optim.Muon",
+        {"momentum": 0.8, "ns_steps": 3, "ns_coefficients": (2.0, -1.5, 0.5), "adjust_lr_fn": "original"},
+    ),
+}
