@@ -21,7 +21,10 @@ from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
 from wd_optax.partition import partition
 from wd_optax.penalties import l1_penalty, l2_penalty, weight_norm
 from wd_optax.porting.emulate import emulate
+from wd_optax.porting.from_torch import from_torch
 from wd_optax.porting.layers import LayerDecay
+from wd_optax.porting.to_torch import to_torch_groups
+from wd_optax.porting.torch_state import torch_state
 from wd_optax.porting.translate import translate
 from wd_optax.projection.hyperball import hyperball
 from wd_optax.projection.project import project
@@ -47,6 +50,7 @@ __all__ = [
     "equilibrium",
     "explain",
     "explain_slices",
+    "from_torch",
     "half_life",
     "hyperball",
     "l1_penalty",
@@ -71,6 +75,8 @@ __all__ = [
     "shrink",
     "sweep",
     "timescale",
+    "to_torch_groups",
+    "torch_state",
     "transfer",
     "translate",
     "weight_decay_for",

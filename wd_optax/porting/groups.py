@@ -58,33 +58,34 @@ def by_regex(
 
 
 def assemble(
-    found: Call, groups: Sequence[Group], index: Sequence[int], params: optax.Params
+    found: Call, groups: Sequence[Group], index: Sequence[int | None], params: optax.Params
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of these groups: one of the call's for each group that has parameters.
 
     Args:
       found: the call.
       groups: each with its arguments.
-      index: per leaf of `params` its group.
+      index: per leaf of `params` its group; None for one that isn't trained.
       params: arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:
       The call's optimizer for one group, else `wd_optax.partition` of one per group, under the groups' names. Leaves
-      that are neither floating point nor complex are a group of their own, NOT_TRAINED, and stay as they are.
+      that aren't trained, or neither floating point nor complex, are a group of their own, NOT_TRAINED, and stay as
+      they are.
     """
     found_parameters = roles.parameters(params)
-    trained = [jnp.issubdtype(p.dtype, jnp.inexact) for p in found_parameters]
-    used = sorted({i for i, train in zip(index, trained, strict=True) if train}) or [len(groups) - 1]
+    index = [i if jnp.issubdtype(p.dtype, jnp.inexact) else None for p, i in zip(found_parameters, index, strict=True)]
+    used = sorted({i for i in index if i is not None}) or [len(groups) - 1]
     mask = None if found.mask is None else masks.multipliers(found.mask, params)
     built = {groups[i].name: found.build(mask, **bind(found, groups[i].arguments)) for i in used}
     first = next((x.first for x in built.values() if isinstance(x, Staged)), None)
     optimizers = {name: x.optimizer if isinstance(x, Staged) else x for name, x in built.items()}
-    if not all(trained):
+    if None in index:
         optimizers[NOT_TRAINED] = optax.set_to_zero()
     if len(optimizers) == 1:
         optimizer = optax.with_extra_args_support(next(iter(optimizers.values())))
     else:
-        names = [groups[i].name if train else NOT_TRAINED for i, train in zip(index, trained, strict=True)]
+        names = [NOT_TRAINED if i is None else groups[i].name for i in index]
         by_path = dict(zip((p.path for p in found_parameters), names, strict=True))
         optimizer = partition(optimizers, lambda p: _group_of(p, by_path))
     return optimizer if first is None else optax.with_extra_args_support(optax.chain(first, optimizer))
