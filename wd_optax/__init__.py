@@ -15,6 +15,7 @@ from wd_optax.choosing.transfer import transfer
 from wd_optax.couplings import convert_weight_decay, decay_rate
 from wd_optax.masking.masks import multipliers, optax_mask
 from wd_optax.masking.slices import explain_slices
+from wd_optax.measure import measure_decay
 from wd_optax.migrate import migrate_state
 from wd_optax.monitor import monitor_decay, read_decay
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
@@ -56,6 +57,7 @@ __all__ = [
     "l1_penalty",
     "l2_penalty",
     "materialize",
+    "measure_decay",
     "migrate_state",
     "monitor_decay",
     "multipliers",

@@ -1,46 +1,31 @@
 """Monitor decay during training: norms, rotation and the share of decay, recorded in any optimizer's state."""
 
-import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, TypeGuard, overload
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
 
-from wd_optax import step_sums
+from wd_optax.decay_groups import Groups, check_groups, group_leaves
 from wd_optax.masking import roles
-from wd_optax.masking.roles import ROLES, Role
-from wd_optax.masking.slices import SliceAxes, Slices, check_slices, slice_axes
-
-
-class DecayInfo(NamedTuple):
-    """The decay of one step. In the state each field is an array over `ROLES`, shape=(5,); as read, it is a scalar.
-
-    All are float32, and 0 for a role that the model doesn't have. On a CPU the sums are float64: norms are right to
-    float32's last digit and the angle to 1e-4·‖u‖/‖p‖, for any shape up to 10⁸ entries. On GPUs and TPUs they are
-    `jnp.sum`'s in float32 (float64 of float64 parameters), and the angle is right to about 1e-3·‖u‖/‖p‖.
-    """
-
-    size: jax.Array  # entries of this role
-    weight_norm: jax.Array  # ‖p‖, before the step
-    update_norm: jax.Array  # ‖u‖, as the optimizer returns it: before `apply_updates` rounds it to the parameters' type
-    decay_share: jax.Array  # ‖d‖/(‖d‖ + ‖u − d‖): 0 no decay, 1 only decay, NaN not proportional; see `monitor_decay`
-    angle: (
-        jax.Array
-    )  # ∠(p, p + u) in radians, the role as one vector, or the mean over slices; 0 where p is 0; see above
+from wd_optax.masking.roles import ROLES
+from wd_optax.masking.slices import Slices, check_slices
+from wd_optax.measure import DecayInfo, DecayTable, each_layer, empty_table, measure_groups, refuse_wrong_order
 
 
 class DecayMonitorState(NamedTuple):
-    """State of `monitor_decay`: arrays only, the same tree for any model."""
+    """State of `monitor_decay`: arrays only. By role it is the same tree for any model."""
 
     inner: optax.OptState  # the optimizer's state
-    info: DecayInfo  # shapes=(5,), dtype=float32: the last step; zeros before the first, except size
+    # `step_sums.Norms` of the last step, float32; zeros before the first, except size. By role shape=(9, 5), in the
+    # order of `ROLES`; by other groups {group: shape=(9, 1) or (9, layers)}.
+    norms: jax.Array | dict[str, jax.Array]
 
 
 def monitor_decay(
-    optimizer: optax.GradientTransformation, *, slices: Slices = None
+    optimizer: optax.GradientTransformation, *, groups: Groups = "roles", slices: Slices = None
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps `optimizer` and records, per role, ‖p‖, ‖u‖, the decay share and the angle between p and p + u.
 
@@ -99,15 +84,14 @@ def monitor_decay(
     expect: `wd_optax.equilibrium`.
 
     """
+    check_groups(groups)
     check_slices(slices)
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: optax.Params) -> DecayMonitorState:
         state = inner.init(params)
-        _refuse_wrong_order(state)
-        _leaf_axes(slices, params)  # raises where they don't fit
-        zeros = (jnp.zeros((len(ROLES),), jnp.float32) for _ in step_sums.StepSummary._fields)
-        return DecayMonitorState(state, DecayInfo(_sizes(params), *zeros))
+        refuse_wrong_order(state)
+        return DecayMonitorState(state, recorded(empty_table(group_leaves(groups, slices, params))))
 
     def update(
         updates: optax.Updates, state: DecayMonitorState, params: optax.Params | None = None, **extra: Any
@@ -118,33 +102,36 @@ def monitor_decay(
             )
         # `inner.update` is traced twice: here for the sums, which need its derivative, and below for the step. XLA
         # recomputes the update there; one trace would write it to memory, because the sums come before the step.
-        steps = step_sums.leaf_steps(lambda p: inner.update(updates, state.inner, p, **extra)[0], params)
-        groups = [ROLES.index(parameter.role) for parameter in roles.parameters(params)]
-        squares, summaries = step_sums.summarize(steps, groups, len(ROLES), _leaf_axes(slices, params))
-        updates = _add_dependency(updates, squares, jax.tree.structure(params))
+        grouping = group_leaves(groups, slices, params)
+        measured, zero = measure_groups(inner, updates, state.inner, params, grouping, extra)
+        updates = _add_dependency(updates, zero)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
-        columns = map(jnp.stack, zip(*summaries, strict=True))
-        return updates, DecayMonitorState(inner_state, DecayInfo(_sizes(params), *columns))
+        return updates, DecayMonitorState(inner_state, recorded(measured))
+
+    def recorded(measured: DecayTable) -> jax.Array | dict[str, jax.Array]:
+        return measured.arrays[0] if groups == "roles" else measured.columns()
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 @overload
-def read_decay(opt_state: optax.OptState, *, flat: Literal[False] = False) -> dict[Role, DecayInfo]: ...
+def read_decay(opt_state: optax.OptState, *, flat: Literal[False] = False) -> Mapping[str, DecayInfo]: ...
 @overload
 def read_decay(opt_state: optax.OptState, *, flat: Literal[True]) -> dict[str, float]: ...
-def read_decay(opt_state: optax.OptState, *, flat: bool = False) -> dict[Role, DecayInfo] | dict[str, float]:
-    """Reads what `monitor_decay` recorded in the last step, by role, from anywhere in a state.
+def read_decay(opt_state: optax.OptState, *, flat: bool = False) -> Mapping[str, DecayInfo] | dict[str, float]:
+    """Reads what `monitor_decay` recorded in the last step, from anywhere in a state; or flattens `measure_decay`'s.
 
     Args:
       opt_state: the state of an optimizer with one `monitor_decay` somewhere in it, or any tree that holds it (a
-        `TrainState`; `nnx.Optimizer.opt_state`); traced or not.
+        `TrainState`; `nnx.Optimizer.opt_state`); or what `measure_decay` returned. Traced or not.
       flat: return {"weight/size": ..., "weight/weight_norm": ..., ...}, for a logger: Python floats, of the roles that
-        the model has. Under `jit` they are traced scalars of all roles: return them, and take `float` of each outside.
+        the model has, of each layer as "blocks/0/size". Under `jit` they are traced scalars of all roles: return them,
+        and take `float` of each outside.
 
     Returns:
-      {"weight": DecayInfo, "embedding": ..., "bias": ..., "norm": ..., "other": ...}, each of scalars (with a leading
-      axis where the state is batched by `vmap`). A role that the model doesn't have is all zeros.
+      {"weight": DecayInfo, "embedding": ..., "bias": ..., "norm": ..., "other": ...}, or the monitor's other groups,
+      each of scalars or of one entry per layer (with a leading axis where the state is batched by `vmap`). A role that
+      the model doesn't have is all zeros.
 
     Raises:
       ValueError: where no monitor is found, or more than one; with `flat`, where the state is batched.
@@ -158,80 +145,54 @@ def read_decay(opt_state: optax.OptState, *, flat: bool = False) -> dict[Role, D
       {'weight/decay_share': 1.0, 'bias/decay_share': 0.0}
 
     """
+    read = _recorded_in(opt_state) if not _is_measured(opt_state) else opt_state
+    return _for_logger(read) if flat else read
+
+
+def _is_measured(x: Any) -> TypeGuard[Mapping[str, DecayInfo]]:
+    return isinstance(x, Mapping) and bool(x) and all(isinstance(info, DecayInfo) for info in x.values())
+
+
+def _recorded_in(opt_state: optax.OptState) -> Mapping[str, DecayInfo]:
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, DecayMonitorState))
     found = [x for x in nodes if isinstance(x, DecayMonitorState)]
     if len(found) != 1:
         fix = "wrap the optimizer as wd_optax.monitor_decay(optimizer)" if not found else "pass the part that holds one"
         raise ValueError(f"opt_state has {len(found)} monitors, and read_decay reads one: {fix}")
-    arrays = [roles.unwrap(x) for x in found[0].info]
-    read = {role: DecayInfo(*(x[..., i] for x in arrays)) for i, role in enumerate(ROLES)}
-    return _for_logger(read) if flat else read
+    if not isinstance(norms := found[0].norms, dict):
+        return DecayTable((roles.unwrap(norms),), tuple((role, 0, i) for i, role in enumerate(ROLES)))
+    arrays = {name: roles.unwrap(x) for name, x in norms.items()}
+    places = ((name, i, 0 if x.shape[-1] == 1 else None) for i, (name, x) in enumerate(arrays.items()))
+    return DecayTable(tuple(arrays.values()), tuple(places))
 
 
-def _for_logger(read: Mapping[Role, DecayInfo]) -> dict[str, float]:
+def _for_logger(read: Mapping[str, DecayInfo]) -> dict[str, float]:
     size = next(iter(read.values())).size
-    if size.ndim:
+    if size.ndim > (set(read) != set(ROLES)):
         raise ValueError(
             f"flat=True: opt_state is batched, shape {size.shape}, and a logger takes one number: pass the state of "
             "one run, read_decay(jax.tree.map(lambda x: x[0], opt_state), flat=True)"
         )
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(read))
     return {
-        f"{role}/{name}": x if traced else float(x)
-        for role, info in read.items()
+        f"{name}/{field}": x if traced else float(x)
+        for name, info in each_layer(read).items()
         if traced or info.size > 0
-        for name, x in info._asdict().items()
+        for field, x in [*info._asdict().items(), ("weight_rms", info.weight_rms)]
     }
 
 
-REBUILDS = {  # wrappers that compute the weights from others in their state: the type of that state; the right order
-    optax.LookaheadState: "optax.lookahead(wd_optax.monitor_decay(optimizer), sync_period, slow_step_size)",
-    optax.contrib.ScheduleFreeState: "optax.contrib.schedule_free(wd_optax.monitor_decay(optimizer), learning_rate)",
-}
-
-
-def _refuse_wrong_order(state: optax.OptState) -> None:
-    """Refuses, anywhere in the optimizer, wrappers whose steps don't show the decay."""
-    rebuilds = lambda x: type(x) in REBUILDS
-    for found in filter(rebuilds, jax.tree.leaves(state, is_leaf=rebuilds)):
-        order = REBUILDS[type(found)]
-        raise ValueError(
-            f"monitor_decay is around {order.split('(')[0]}, which computes the weights from others in its state: "
-            f"put the monitor inside, as {order}"
-        )
-
-
-def _add_dependency(
-    updates: optax.Updates, squares: list[jax.Array], treedef: jax.tree_util.PyTreeDef
-) -> optax.Updates:
+def _add_dependency(updates: optax.Updates, zero: jax.Array) -> optax.Updates:
     """Makes `updates` depend on the sums, so that XLA schedules the sums before the in-place step.
 
     Otherwise it copies p, and `lax.optimization_barrier` is dropped on a CPU (tests/test_bytes.py:
     test_the_monitor_reads_once_more_what_the_step_reads).
     """
 
-    def depend(square: jax.Array, u: jax.Array | None) -> jax.Array | None:
-        if u is None or not jnp.issubdtype(u.dtype, jnp.inexact):
+    def depend(u: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(u.dtype, jnp.inexact):
             return u
-        # A sum of squares is never below −1, so this is −0.0 and the addition is a no-op. XLA can't prove it.
-        zero = jnp.where(square < -1, 1, -0.0)
         is_complex = jnp.issubdtype(u.dtype, jnp.complexfloating)
         return u + (lax.complex(zero, zero) if is_complex else zero).astype(u.dtype)
 
-    return jax.tree.map(depend, treedef.unflatten(squares), updates)
-
-
-def _sizes(params: optax.Params) -> jax.Array:
-    sizes = dict.fromkeys(ROLES, 0)
-    for p in roles.parameters(params):
-        sizes[p.role] += math.prod(p.shape)
-    return jnp.stack([jnp.float32(size) for size in sizes.values()])
-
-
-def _leaf_axes(slices: Slices, params: optax.Params) -> list[SliceAxes] | None:
-    """The axes of each leaf that count weights; None without `slices`."""
-    if slices is None:
-        return None
-    axes, found = slice_axes(slices, params), roles.parameters(params)
-    # Integers are measured as an empty leaf.
-    return [axes.get(p.path, ()) if jnp.issubdtype(p.dtype, jnp.inexact) else () for p in found]
+    return jax.tree.map(depend, updates)
