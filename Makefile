@@ -6,7 +6,12 @@ VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 comma := ,
 
+GPU_PARTS := step bits sweep bytes suite
+# `make gpu GPU_PYTHON=python3` runs with the packages of that Python (JAX for CUDA, torch, pytest), and installs nothing.
+GPU_PYTHON ?= $(VENV)-gpu/bin/python
+
 .PHONY: claims demo map transfer examples faults gallery test test-all test-fast test-interop test-lowest test-tpu format clean
+.PHONY: gpu find-gpu $(addprefix gpu-,$(GPU_PARTS))
 
 # $(call environment,FOLDER,CONSTRAINTS,EXTRAS). A folder that this rule made with another Python is made anew.
 define environment
@@ -24,6 +29,7 @@ endef
 $(eval $(call environment,$(VENV),constraints.txt,test))
 $(eval $(call environment,$(VENV)-tpu,constraints.txt,test$(comma)tpu))
 $(eval $(call environment,$(VENV)-interop,constraints.txt,test$(comma)interop))
+$(eval $(call environment,$(VENV)-gpu,constraints.txt,test$(comma)cuda))
 $(eval $(call environment,$(VENV)-lowest,constraints-lowest.txt,test))
 
 demo: $(VENV)/.installed-$(VERSION)
@@ -55,6 +61,7 @@ examples: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python examples/transformer.py --epochs=2 --seeds=4 --weight_decay=3
 	$(BIN)/python examples/gan.py --steps=300 --seeds=4 --weight_decay=1
 	$(BIN)/python examples/reinforce.py --updates=10 --seeds=4
+	$(BIN)/python examples/watch.py --steps=200
 	$(BIN)/python examples/muon.py --epochs=3
 	$(BIN)/python examples/learning_rate_schedules.py --steps=400
 	$(BIN)/python examples/ema_momentum_rmsprop_adam.py
@@ -83,6 +90,16 @@ test-all: $(VENV)/.installed-$(VERSION)
 test-tpu: $(VENV)-tpu/.installed-$(VERSION)
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 $(VENV)-tpu/bin/python -m pytest -n 0 -m tpu tests/tpu
 
+# On a machine with an NVIDIA GPU: what benchmarks/gpu.py measures, or one of its parts. Without one it fails at once.
+gpu: find-gpu $(if $(filter $(VENV)-gpu/%,$(GPU_PYTHON)),$(VENV)-gpu/.installed-$(VERSION))
+	$(GPU_PYTHON) benchmarks/gpu.py
+
+$(addprefix gpu-,$(GPU_PARTS)): gpu-%: find-gpu $(if $(filter $(VENV)-gpu/%,$(GPU_PYTHON)),$(VENV)-gpu/.installed-$(VERSION))
+	$(GPU_PYTHON) benchmarks/gpu.py --parts=$*
+
+find-gpu:
+	@nvidia-smi -L 2>/dev/null | grep -q GPU || { echo "make gpu needs an NVIDIA GPU, and nvidia-smi lists none. Nothing was measured." >&2; exit 1; }
+
 # Kills, damage, full disks and the rest, many times each; writes docs/reliability.md. Fails if wrong numbers are accepted.
 faults: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python -m tests.faults --docs docs/reliability.md
@@ -100,4 +117,4 @@ format: $(VENV)/.installed-$(VERSION)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-* $(VENV) $(VENV)-interop $(VENV)-lowest $(VENV)-tpu out
+	rm -rf .venv .venv-* $(VENV) $(VENV)-gpu $(VENV)-interop $(VENV)-lowest $(VENV)-tpu out

@@ -2,119 +2,104 @@
 
 Only ratios are comparable between machines. Blocks of steps of all variants are interleaved in an order that is drawn
 anew in each round; JAX and torch run in separate processes, one sleeping while the other computes, with their default
-threads (torch: the faster of one and all). Steps are jitted, parameters and state donated. Every leaf decays, so that
-all variants compute the same.
+threads (torch on a CPU: the faster of one and all). With --turns each of them starts anew for each of its turns, and
+has the device's memory alone. Steps are jitted, parameters and state donated. Every leaf decays, so that all variants
+compute the same.
 
 A step must read gradients, and read and write parameters and state. The limit is the time for that many bytes at the
-bandwidth of the best in-place p ← 0.999·p on 64 Mi float32 numbers; trees that fit in cache exceed it. B/param is the
-compiled program's own count (on a TPU prefetches into on-chip memory are counted twice); compile is in seconds,
-including tracing.
+best bandwidth of p ← 0.999·p in place and of a copy, of 64 Mi float32 numbers; trees that fit in cache exceed it.
+B/param is the compiled program's own count (on a TPU prefetches into on-chip memory are counted twice); compile is in
+seconds, including tracing.
 
     python benchmarks/step.py                                        # takes ~6 minutes on a laptop CPU
     python benchmarks/step.py --trees=mlp,resnet50 --optimizers=adamw,sgdw,lion --rounds=15
-    python benchmarks/step.py --device=gpu --json=step.json --out=step.png
+    python benchmarks/step.py --device=gpu --json=step.json --out=step.png   # `make gpu-step` has the sizes for a GPU
 """
 
+import contextlib
 import datetime
 import functools
-import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import random
 import statistics
-import subprocess
 import sys
-from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax_steps
 import trees
 from absl import app, flags
+from goals import goals, verdict
+from workers import Worker, find_torch, memory
 
 _TREES = flags.DEFINE_list("trees", ["leaf", "gpt2", "many", "mlp"], f"Of {', '.join(trees.TREES)}.")
 _OPTIMIZERS = flags.DEFINE_list("optimizers", ["adamw"], f"Of {', '.join(jax_steps.VARIANTS)}.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Blocks of each variant.", lower_bound=3)
+_BLOCK = flags.DEFINE_float("block", 0.05, "Minimal seconds per block.", lower_bound=0)
+_TURNS = flags.DEFINE_integer(
+    "turns", 0, "JAX and torch take so many turns each, alone on the device; 0: they run beside each other.", 0
+)
+_WITHOUT = flags.DEFINE_list("without", [], "Leaves out the variants with one of these words, such as monitor.")
+_STREAM = flags.DEFINE_integer("stream", 2**26, "Float32 numbers in the array that is updated and copied.", 1)
 _DEVICE = flags.DEFINE_enum("device", "cpu", ["cpu", "gpu", "tpu"], "JAX's platform; torch runs on CPU and CUDA.")
 _TORCH = flags.DEFINE_string("torch_python", sys.executable, "Python interpreter with torch, for its process.")
 _JSON = flags.DEFINE_string("json", None, "JSON file for all block times, with versions, device and date.")
+_TEXT = flags.DEFINE_string("text", None, "Folder for the compiled programs of JAX, to read.")
+_GOALS = flags.DEFINE_bool("goals", False, "Print the goals for a GPU, and whether they are reached.")
 _OUT = flags.DEFINE_string("out", None, "PNG file for the bar chart.")
 
-BLOCK = 0.05  # minimal seconds per block
-TORCH_DEVICES = {"cpu": "cpu", "gpu": "cuda"}
+STREAMS = ("stream", "copy")  # what these variants reach is the limit
 
 
-class TorchSteps:
-    """Client of `torch_steps.TorchSteps` in its own process."""
+def measure(workers: list[Worker], tree: str, optimizer: str, *, rounds: int, turns: int, **load: Any) -> list[Any]:
+    """Returns a row per variant: its properties, and the seconds per step of each block.
 
-    def __init__(self, python: str, device: str) -> None:
-        script = pathlib.Path(__file__).with_name("torch_steps.py")
-        self.process = subprocess.Popen(
-            [python, script, device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def _ask(self, *call: Any) -> Any:
-        assert self.process.stdin
-        assert self.process.stdout
-        print(json.dumps(call), file=self.process.stdin, flush=True)
-        if not (answer := self.process.stdout.readline()):
-            raise RuntimeError(f"torch's process ended at {call}: see its output above")
-        return json.loads(answer)
-
-    def load(self, tree: str, optimizer: str, dtype: str) -> list[dict[str, Any]]:
-        """See there."""
-        return self._ask("load", tree, optimizer, dtype)
-
-    def block(self, variant: int, steps: int) -> float:
-        """See there."""
-        return self._ask("block", variant, steps)
-
-
-def find_torch(python: str, platform: str) -> str | None:
-    """The version of torch if it supports the device; otherwise None, and the reason is printed."""
-    device = TORCH_DEVICES.get(platform)
-    code = f"import torch; torch.empty(0, device={device!r}); print(torch.__version__)"
-    tried = subprocess.run([python, "-c", code], capture_output=True, text=True)
-    if device and not tried.returncode:
-        return tried.stdout.strip()
-    why = (
-        (tried.stderr.strip().splitlines() or [f"{python} fails"])[-1]
-        if device
-        else f"torch doesn't support {platform}"
-    )
-    print(f"without torch ({why}): pip install 'wd_optax[benchmarks]', or --torch_python=PATH of a Python with torch")
-    return None
-
-
-def measure(workers: Iterable[Any], tree: str, optimizer: str, rounds: int) -> list[dict[str, Any]]:
-    """Returns a row per variant: its properties, and the seconds per step of each block."""
+    With `turns` a worker has the device to itself while it measures, and ends after each of its turns.
+    """
     shapes = trees.TREES[tree]()
     about = {"tree": tree, "optimizer": optimizer, "parameters": trees.size(shapes), "leaves": len(shapes)}
     dtype = "bfloat16" if optimizer.endswith("_bf16") else "float32"
+    groups = [[worker] for turn in range(turns) for worker in workers[:: (-1) ** turn]] or [workers]
+    rows: dict[Any, dict[str, Any]] = {}
+    for group in groups:
+        for found in _interleave(group, (tree, optimizer, dtype), rounds, load):
+            row = rows.setdefault((found["variant"], found.get("threads")), about | found | {"seconds": []})
+            row["seconds"] += found["seconds"]
+        for worker in group if turns else ():
+            worker.close()
+    return list(rows.values())
+
+
+def _interleave(workers: list[Worker], case: tuple[str, ...], rounds: int, load: dict[str, Any]) -> Any:
+    """Measures blocks of all variants of the workers, in an order that is drawn anew in each round."""
     rows, blocks = [], []
     for worker in workers:
-        for i, known in enumerate(worker.load(tree, optimizer, dtype)):
-            rows.append(about | known | {"seconds": [worker.block(i, 3)]})
-            blocks.append((rows[-1]["seconds"], functools.partial(worker.block, i)))
-    order = random.Random(0)
+        if (variants := worker.ask("load", *case, **load)) is None:
+            raise RuntimeError(f"{' '.join(worker.command)}: the gradients of {case[0]} don't fit in memory")
+        for i, known in enumerate(variants):
+            block = functools.partial(worker.ask, "block", i)
+            rows.append(known | {"seconds": [block(3)]})  # determines the number of steps
+            blocks.append((rows[-1]["seconds"], block))
+    order, blocks = random.Random(0), [(seconds, block) for seconds, block in blocks if seconds[0] is not None]
     for _ in range(rounds):
         for seconds, block in order.sample(blocks, len(blocks)):
-            seconds.append(block(max(3, math.ceil(BLOCK / seconds[-1]))))
-    return [row | {"seconds": row["seconds"][1:]} for row in rows]  # the first block determined the number of steps
+            seconds.append(block(max(3, math.ceil(_BLOCK.value / seconds[-1]))))
+    return [row | {"seconds": row["seconds"][1:]} for row in rows]
 
 
 def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Adds medians, GB/s and ratios to the rows of `measure`, and selects the fastest thread count."""
     best: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: -statistics.median(row["seconds"])):
+    for row in sorted((row for row in rows if row["seconds"]), key=lambda row: -statistics.median(row["seconds"])):
         best[row["variant"]] = row
-    rows = [row for row in rows if row is best[row["variant"]]]
+    failed = [row | {"failed": "out of memory"} for row in rows if not row["seconds"]]
+    rows = [row for row in rows if row is best.get(row["variant"])]
     median = {row["variant"]: statistics.median(row["seconds"]) for row in rows}
-    limit = max(row["floor"] / median[name] for name, row in best.items() if name.startswith("stream"))
-    steps = [name for name in median if not name.startswith("stream")]
-    against = {"first": steps[0], "optax": "optax", "torch": "torch fused"}
+    limit = max(row["floor"] / median[name] for name, row in best.items() if name.startswith(STREAMS))
+    steps = [name for name in median if not name.startswith(STREAMS)]
+    against = {"first": next(iter(steps), ""), "optax": "optax", "torch": "torch fused"}
     found = []
     for row in rows:
         seconds = median[row["variant"]]
@@ -130,7 +115,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if row["variant"] in steps:
             numbers |= {f"× {key}": seconds / median[other] for key, other in against.items() if other in median}
         found.append(row | numbers)
-    return found
+    return found + failed
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -149,6 +134,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         lines.append(
             f"{name:25}"
             + "".join(f"{cells[k]:{form}}" if k in cells else " " * width[k] for k, form in columns.items())
+            + row.get("failed", "")
         )
     return "\n".join(lines)
 
@@ -163,7 +149,7 @@ def chart(groups: list[list[dict[str, Any]]], path: str) -> None:
     figure = Figure(figsize=(4.5 * columns, 2.6 * deep), layout="constrained")
     panels = figure.subplots(deep, columns, squeeze=False).flat
     for rows, axes in zip(groups, panels, strict=False):  # in this order zip doesn't consume a surplus panel
-        bars = [row for row in rows if not row["variant"].startswith("stream")][::-1]
+        bars = [row for row in rows if "ms" in row and not row["variant"].startswith(STREAMS)][::-1]
         names = [row["variant"] for row in bars]
         reach = [[abs(row["ms"] - row["quartiles"][i]) for row in bars] for i in (0, 1)]
         colour = [colours[name.replace(",", "").split()[0]] for name in names]
@@ -187,29 +173,47 @@ def main(argv: list[str]) -> None:
     """Measures, printing and writing after each tree and optimizer."""
     del argv
     names = [(tree, kind) for tree in chosen(_TREES, trees.TREES) for kind in chosen(_OPTIMIZERS, jax_steps.VARIANTS)]
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for torch
-    try:
-        device = jax.devices(_DEVICE.value)[0]
-    except RuntimeError as error:
-        raise app.UsageError(f"--device={_DEVICE.value}: JAX finds no such device: {error}") from None
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "optax", "wd_optax")}
-    workers: list[Any] = [jax_steps.JaxSteps()]
-    if torch := find_torch(_TORCH.value, _DEVICE.value):
-        versions["torch"] = torch
-        workers.append(TorchSteps(_TORCH.value, TORCH_DEVICES[_DEVICE.value]))
-    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "device": device.device_kind}
-    about |= {"cores": os.cpu_count(), "versions": versions}
-    print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+    workers = [Worker(sys.executable, "jax_steps.py", _DEVICE.value, memory(_TURNS.value))]
+    if why := find_torch(_TORCH.value, _DEVICE.value):
+        print(f"without torch ({why}): pip install 'wd_optax[benchmarks]', or --torch_python=PATH of a Python with it")
+    else:
+        workers.append(Worker(_TORCH.value, "torch_steps.py", _DEVICE.value, {}))
+    with contextlib.ExitStack() as stack:
+        for worker in workers:
+            stack.callback(worker.close)
+        about = describe(workers)
+        print(*(f"{key}: {value}" for key, value in about.items()), sep="\n")
+        measure_all(workers, names, about)
+
+
+def describe(workers: list[Worker]) -> dict[str, Any]:
+    """Date, device and versions; raises if JAX has no such device."""
+    answers = [worker.ask("about") for worker in workers]
+    if "error" in answers[0]:
+        raise app.UsageError(f"--device={_DEVICE.value}: JAX finds no such device: {answers[0]['error']}")
+    for worker in workers if _TURNS.value else ():
+        worker.close()
+    about = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "device": answers[0]["device"]}
+    return about | {"cores": os.cpu_count(), "versions": {k: v for a in answers for k, v in a["versions"].items()}}
+
+
+def measure_all(workers: list[Worker], names: list[tuple[str, str]], about: dict[str, Any]) -> None:
+    """Prints and writes the results after each tree and optimizer, because a long run may be interrupted."""
     for path in filter(None, (_JSON.value, _OUT.value)):
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"rounds": _ROUNDS.value, "turns": _TURNS.value}
+    options |= {"stream": _STREAM.value, "without": _WITHOUT.value, "text": _TEXT.value}
     groups: list[list[dict[str, Any]]] = []
-    with jax.default_device(device):
-        for tree, optimizer in names:
-            groups.append(summarise(measure(workers, tree, optimizer, _ROUNDS.value)))
-            print("\n" + report(groups[-1]), flush=True)
-            if _JSON.value:  # after each one, because a long run may be interrupted
-                rows = [row for group in groups for row in group]
-                pathlib.Path(_JSON.value).write_text(json.dumps(about | {"rows": rows}, indent=1))
+    reached: list[dict[str, Any]] = []
+    for tree, optimizer in names:
+        groups.append(summarise(measure(workers, tree, optimizer, **options)))
+        print("\n" + report(groups[-1]), flush=True)
+        if _GOALS.value:
+            reached += goals(groups[-1])
+            print(*map(verdict, goals(groups[-1])), sep="\n", flush=True)
+        if _JSON.value:
+            rows = [row for group in groups for row in group]
+            pathlib.Path(_JSON.value).write_text(json.dumps(about | {"rows": rows, "goals": reached}, indent=1))
     if _OUT.value:
         chart(groups, _OUT.value)
 

@@ -1,4 +1,4 @@
-"""The ways of `sweep.py` in JAX: `python sweep_jax.py WAY FILE` serves one of them."""
+"""The ways of `sweep.py` in JAX: `python sweep_jax.py WAY FILE DEVICE` serves one of them."""
 
 import functools
 import itertools
@@ -19,6 +19,7 @@ from wd_optax import optional
 
 Problem = dict[str, Any]  # the arrays of `sweep.write_problem`
 RATES = ("learning_rate", "weight_decay")
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu"}  # the first is the default device
 
 
 def loss_fn(params: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
@@ -95,7 +96,7 @@ def vmap(problem: Problem) -> Callable[[int], list[float]]:
 
 
 def sweep(problem: Problem) -> Callable[[int], list[float]]:
-    """The whole grid by `wd.sweep`, with a device per core."""
+    """The whole grid by `wd.sweep`, on all devices: on a CPU one per core."""
     for module in ("matplotlib.figure", "pandas", "tqdm", "xarray"):
         optional.require(module)  # imported before the first turn, which would be slower otherwise
 
@@ -134,14 +135,22 @@ def compiling() -> Callable[[], float]:
     return spent
 
 
-def main(way: str, path: str) -> None:
+def device_bytes() -> int:
+    """Peak memory of the GPU, of arrays and temporary ones."""
+    return int((jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0))
+
+
+def main(way: str, path: str, device: str) -> None:
     """Serves the problem in a file."""
     jax.config.update("jax_logging_level", "WARNING")
+    jax.config.update("jax_platforms", PLATFORMS[device])
     if way == "sweep":
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    if jax.default_backend() != device:  # without the plugin JAX falls back on the CPU
+        sys.exit(f"--device={device}: JAX finds no such device, but {jax.devices()}")
     clock = compiling()
     problem = {name: array if name in RATES else jnp.asarray(array) for name, array in np.load(path).items()}
-    serving.serve(WAYS[way](problem), clock)
+    serving.serve(WAYS[way](problem), clock, serving.peak_bytes if device == "cpu" else device_bytes)
 
 
 if __name__ == "__main__":

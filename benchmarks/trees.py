@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 Tree = dict[str, tuple[int, ...]]
-STREAM = 2**26  # floats in the array whose in-place update measures the bandwidth
+TILE = 2**22  # normally distributed numbers that every process draws and repeats in its leaves
 
 
 def _layer(path: str, kernel: tuple[int, ...], bias: tuple[int, ...]) -> Tree:
@@ -75,6 +75,18 @@ def mlp(widths: tuple[int, ...] = (784, 128, 10)) -> Tree:
     return tree
 
 
+def llama(layers: int = 32, width: int = 4096, hidden: int = 11008, vocabulary: int = 32000) -> Tree:
+    """Llama 2 7B, with an output of its own: Touvron et al. 2023, arXiv 2307.09288. 9 leaves per layer."""
+    tree: Tree = {"embed/embedding": (vocabulary, width)}
+    for i in range(layers):
+        at = f"layers{i}"
+        tree |= {f"{at}/attention/{name}/kernel": (width, width) for name in ("q", "k", "v", "o")}
+        tree |= {f"{at}/mlp/{name}/kernel": (width, hidden) for name in ("gate", "up")}
+        tree |= {f"{at}/mlp/down/kernel": (hidden, width)}
+        tree |= {f"{at}/{name}/scale": (width,) for name in ("attention_norm", "mlp_norm")}
+    return tree | {"norm/scale": (width,), "head/kernel": (width, vocabulary)}
+
+
 def many(leaves: int, size: int = 1000) -> Tree:
     """Equal leaves, every other one a bias."""
     return {f"layer{i // 2}/{('kernel', 'bias')[i % 2]}": (size,) for i in range(leaves)}
@@ -82,7 +94,9 @@ def many(leaves: int, size: int = 1000) -> Tree:
 
 TREES: dict[str, Callable[[], Tree]] = {
     "leaf": lambda: {"kernel": (8192, 8192)},
+    "leaf256": lambda: {"kernel": (16384, 16384)},
     "gpt2": gpt2,
+    "llama7b": llama,
     "many": lambda: many(2000),
     "mlp": mlp,
     "resnet50": resnet,
@@ -96,10 +110,9 @@ def size(tree: Tree) -> int:
     return sum(map(math.prod, tree.values()))
 
 
-def values(tree: Tree) -> dict[str, Any]:
-    """Normally distributed float32 arrays, the same in every process."""
-    draw = np.random.default_rng(0)
-    return {path: draw.standard_normal(shape, np.float32) for path, shape in tree.items()}
+def tile() -> Any:
+    """Normally distributed float32 numbers, the same in every process; large trees repeat them on their device."""
+    return np.random.default_rng(0).standard_normal(TILE, np.float32)
 
 
 def timed(step: Callable[[], Any], wait: Callable[[], Any], steps: int) -> float:

@@ -17,6 +17,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # lowering is quicker without pytest's long stacks
 
+import cpu_only
 import jax
 import pytest
 import quick_compile
@@ -50,7 +51,10 @@ def compiled(monkeypatch):
     return widths
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
+    for item in items:
+        cpu_only.mark(item)
     items.sort(key=lambda item: not quick_compile.is_quick(item))  # a worker changes the way once
 
 

@@ -1,6 +1,10 @@
 """The benchmarks measure what they say: known trees, honest arithmetic from times to ratios. No clock is asserted."""
 
+import contextlib
 import functools
+import gzip
+import io
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -11,6 +15,7 @@ import jax.numpy as jnp
 import jax_steps  # example_loading puts the folder of benchmarks on the path
 import numpy as np
 import pytest
+import serving
 import trees
 
 pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
@@ -25,7 +30,9 @@ def flagged() -> Any:
     ("name", "parameters", "leaves"),
     [
         ("leaf", 64 * 2**20, 1),
+        ("leaf256", 256 * 2**20, 1),
         ("gpt2", 124_439_808, 148),  # as Hugging Face counts them
+        ("llama7b", 6_738_415_616, 291),  # likewise
         ("many", 2_000_000, 2000),
         ("mlp", 784 * 128 + 128 + 128 * 10 + 10, 4),
         ("resnet50", 25_557_032, 161),  # as torchvision does
@@ -64,21 +71,90 @@ def test_ratios_are_of_medians_and_torch_has_its_better_number_of_threads(flagge
     assert lines[3].split() == ["wd_optax", "0.014", "29%", "1.00", "0.70", "2.00", "40.0", "2.0", "100%"]
 
 
-def test_main_measures_prints_and_writes_without_torch(
-    flagged: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_variant_that_does_not_fit_is_reported_and_the_others_are_compared(flagged: Any) -> None:
+    full = [*MADE, row("torch foreach", [], threads=1), row("wd_optax, monitor", [])]
+    with flagged("step") as step:
+        found = step.summarise(full)
+        lines = step.report(found).splitlines()
+    assert [r["variant"] for r in found if "failed" in r] == ["torch foreach", "wd_optax, monitor"]
+    assert found[1]["× torch"] == 2
+    assert lines[-1].split() == ["wd_optax,", "monitor", "out", "of", "memory"]
+
+
+class Short:
+    """A worker whose device is full."""
+
+    def block(self, variant: int, *, error: str) -> float:
+        raise RuntimeError(error)
+
+
+@pytest.mark.parametrize("error", ["RESOURCE_EXHAUSTED: Out of memory while", "CUDA out of memory. Tried", "bug"])
+def test_a_process_answers_null_where_memory_is_short_and_fails_otherwise(
+    error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trees, "STREAM", 2**10)
-    asked = ["--trees=tiny", "--optimizers=adamw", "--rounds=3", "--torch_python=false"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(["block", [3], {"error": error}]) + "\n"))
+    with pytest.raises(RuntimeError, match="bug") if error == "bug" else contextlib.nullcontext():
+        serving.serve_methods(Short())
+    assert capsys.readouterr().out == ("" if error == "bug" else "null\n")
+
+
+class Answers:
+    """A worker without a process: what it was asked, and blocks of known times."""
+
+    def __init__(self, name: str, log: list[Any]) -> None:
+        self.name, self.log, self.command = name, log, [name]
+
+    def ask(self, method: str, *arguments: Any, **named: Any) -> Any:
+        self.log.append((self.name, method))
+        if method == "load":
+            assert named == {"stream": 8, "without": ["monitor"], "text": None}
+            return [{"variant": f"stream, {self.name}", "floor": 64}, {"variant": self.name, "floor": 420}]
+        variant, steps = arguments
+        return None if self.name == "big" and variant else 1e-3 * steps
+
+    def close(self) -> None:
+        self.log.append((self.name, "close"))
+
+
+@pytest.mark.parametrize("turns", [0, 2])
+def test_workers_run_beside_each_other_or_take_turns_with_the_device(flagged: Any, turns: int) -> None:
+    log: list[Any] = []
+    workers = [Answers("jax", log), Answers("big", log)]
+    load = {"stream": 8, "without": ["monitor"], "text": None}
+    with flagged("step", "--block=0.001") as step:
+        rows = step.measure(workers, "tiny", "adamw", rounds=3, turns=turns, **load)
+    assert [(r["variant"], len(r["seconds"])) for r in rows] == [
+        ("stream, jax", 3 * (turns or 1)),
+        ("jax", 3 * (turns or 1)),
+        ("stream, big", 3 * (turns or 1)),
+        ("big", 0),  # null: out of memory
+    ]
+    started = [name for name, method in log if method == "load"]
+    assert started == (["jax", "big", "big", "jax"] if turns else ["jax", "big"])
+    assert [name for name, method in log if method == "close"] == (started if turns else [])
+    assert not turns or all(b[1] == "close" for b, a in itertools.pairwise(log) if a[1] == "load")  # the device is free
+
+
+def test_main_measures_prints_and_writes_without_torch(
+    flagged: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--trees=tiny", "--optimizers=adamw", "--rounds=3", "--torch_python=false", "--block=1e-4"]
+    asked += ["--stream=1024", "--goals", f"--text={tmp_path}/text"]
     files = {"json": tmp_path / "made" / "step.json", "out": tmp_path / "made" / "step.png"}
     with flagged("step", *asked, *(f"--{k}={v}" for k, v in files.items())) as step:
-        monkeypatch.setattr(step, "BLOCK", 1e-4)
         step.main([])
     printed = capsys.readouterr().out
     assert "without torch" in printed
     written = json.loads(files["json"].read_text())
     assert written["versions"]["jax"] == jax.__version__
     assert written["device"] == jax.devices()[0].device_kind
-    names = ["stream, jax", *jax_steps.VARIANTS["adamw"]]
+    names = ["stream, jax", "copy, jax", *jax_steps.VARIANTS["adamw"]]
+    assert "tiny, wd_optax: at most 1.00 × the time of torch fused: not measured" in printed
+    assert [goal["reached"] for goal in written["goals"]] == [False, None]
+    assert {path.name for path in (tmp_path / "text").iterdir()} == {
+        f"tiny-adamw-{name}.txt.gz" for name in ("wd_optax", "wd_optax-monitor", "optax")
+    }
+    assert "ENTRY" in gzip.decompress((tmp_path / "text" / "tiny-adamw-optax.txt.gz").read_bytes()).decode()
     assert [row["variant"] for row in written["rows"]] == names
     assert all(len(row["seconds"]) == 3 and min(row["seconds"]) > 0 for row in written["rows"])
     assert all(name in printed for name in names)
@@ -91,11 +167,14 @@ def test_main_measures_prints_and_writes_without_torch(
 
 
 def test_what_a_step_must_touch_is_counted_from_its_state() -> None:
-    worker = jax_steps.JaxSteps()
+    worker = jax_steps.JaxSteps("cpu")
     per_parameter = {}
     for optimizer, dtype in (("adamw", "float32"), ("sgdw", "float32"), ("adamw_bf16", "bfloat16")):
-        for about in worker.load("mlp", optimizer, dtype):
+        for about in worker.load("mlp", optimizer, dtype, stream=8, without=["monitor", "nearest"], text=None):
             per_parameter[optimizer, about["variant"]] = about["floor"] / trees.size(trees.mlp())
+            assert about["variant"].startswith(("stream", "copy")) or about["program"]["fusion"] > 0
+    assert not any("monitor" in name or "nearest" in name for _, name in per_parameter)
+    assert min(worker.block(i, 1) for i in range(len(worker.variants))) > 0
     for key, expected in {
         ("adamw", "wd_optax"): 28,
         ("adamw", "optax"): 28,
@@ -109,7 +188,7 @@ def test_what_a_step_must_touch_is_counted_from_its_state() -> None:
 
 @pytest.mark.parametrize("optimizer", [name for name in jax_steps.VARIANTS if not name.endswith("_bf16")])
 def test_float32_variants_of_one_optimizer_compute_the_same(optimizer: str) -> None:
-    params = {path: jnp.asarray(x) for path, x in trees.values(trees.mlp((4, 3))).items()}
+    params = {path: jnp.resize(trees.tile(), shape) for path, shape in trees.mlp((4, 3)).items()}
     ends = {}
     for name, make in jax_steps.VARIANTS[optimizer].items():
         tx, p = make(), params
@@ -125,7 +204,7 @@ def test_float32_variants_of_one_optimizer_compute_the_same(optimizer: str) -> N
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--trees=lstm", "--trees: 'lstm' is none of leaf, gpt2"),
+        ("--trees=lstm", "--trees: 'lstm' is none of leaf, leaf256, gpt2"),
         ("--device=gpu", "--device=gpu: JAX finds no such device"),
     ],
 )

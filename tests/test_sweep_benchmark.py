@@ -64,7 +64,7 @@ def test_the_clock_counts_compiling_once_and_running_not_at_all() -> None:
 
 
 def test_a_process_trains_and_says_what_it_took(benchmark: Any) -> None:
-    settings = {"repeats": 2, "ways": ["sweep"], "looped": 1, "torch_python": ""}
+    settings = {"repeats": 2, "ways": ["sweep"], "looped": 1, "torch_python": "", "device": "cpu"}
     found = benchmark.measure(benchmark.Setting(256, 8, 1), 4, 1, **settings)["sweep"]
     assert found["points"] == 4
     assert len(found["seconds"]) == 2
@@ -76,6 +76,7 @@ def test_a_process_trains_and_says_what_it_took(benchmark: Any) -> None:
 
 def test_without_torch_the_error_names_the_extra(benchmark: Any) -> None:
     settings = {"repeats": 1, "ways": ["torch", "sweep"], "looped": 1, "torch_python": shutil.which("false")}
+    settings["device"] = "cpu"
     with pytest.raises(RuntimeError, match=r'pip install "wd_optax\[benchmarks\]", or --torch_python=PATH'):
         benchmark.measure(benchmark.Setting(256, 8, 1), 4, 1, **settings)
 
@@ -84,11 +85,12 @@ def test_without_torch_the_error_names_the_extra(benchmark: Any) -> None:
 def test_the_report_says_whether_the_target_is_met(benchmark: Any, seconds: float, said: str) -> None:
     way = {"points": 64, "seconds": [1.0, 1.0, 9.0], "compiling": 0.5, "bytes": 3e8, "distance": 1e-7}
     found = {"torch": way, "vmap": way, "sweep": {**way, "points": 1024, "seconds": [seconds]}}
-    lines = benchmark.report(benchmark.SETTINGS[0], 1024, found).splitlines()
+    lines = benchmark.report(benchmark.SETTINGS[0], 1024, found, "cpu").splitlines()
     assert lines[0] == "batch 128, width 128, 1024 points"
     assert lines[2].split()[:3] == ["torch", "64.0", "800%"]  # the median, not the mean
     assert lines[2].endswith("on 64 points")
     assert "on" not in lines[4]
     assert lines[-2] == f"at least 4 × torch: {said}"
     assert "4 × fused" not in "".join(lines)
+    assert "at least 50 × torch: " in benchmark.report(benchmark.SETTINGS[0], 1024, found, "gpu")
     assert lines[-1].startswith("best other way of JAX: vmap; sweep does ")
