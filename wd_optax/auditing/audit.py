@@ -95,7 +95,7 @@ def audit(
     params = without_keys(params)
     parameters = roles.parameters(params)
     use_stand_ins = _use_stand_ins(params, opt_state, stand_ins)
-    groups = kinds.one_each(params) if opt_state is not None else kinds.group_by_path(optimizer, params, parameters)
+    groups = kinds.one_each(params) if opt_state is not None else kinds.group(optimizer, params, parameters)
     setup = _set_up(optimizer, groups, opt_state, use_stand_ins, extra_args, horizon)
     at = step
     if step is None and (horizon or not setup.harness.given):

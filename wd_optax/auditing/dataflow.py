@@ -1,10 +1,11 @@
 """How each update depends on its own parameter: a digest of the traced program, which needs shapes only.
 
 A mask that reads sizes decides while `update` is traced. Therefore a stand-in is treated like the real leaf if the
-digests on the real shapes and on the stand-ins agree.
+digests on the real shapes and on the stand-ins agree, and leaves whose programs agree are audited as one.
 """
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,22 +22,42 @@ Digest = int | float | str | bool | None
 Mark = tuple[Owner, Digest]  # per variable: its owner, and what was done to it
 
 
-def trace_update(optimizer: optax.GradientTransformation, params: optax.Params) -> core.ClosedJaxpr:
+class Traced(NamedTuple):
+    """The program of one update (parameters, gradients, state) -> updates."""
+
+    program: core.ClosedJaxpr
+    state: list[Mark]  # per leaf of the state
+
+
+def trace_update(optimizer: optax.GradientTransformation, params: optax.Params) -> Traced:
     """The program of one update on the shapes of `params`, with gradients of the same dtypes."""
     state = jax.eval_shape(optimizer.init, params)
-    return jax.make_jaxpr(lambda p, g, s: optimizer.update(g, s, p)[0])(params, params, state)
+    program = jax.make_jaxpr(lambda p, g, s: optimizer.update(g, s, p)[0])(params, params, state)
+    return Traced(program, [_of_state(path, x) for path, x in jax.tree_util.tree_flatten_with_path(state)[0]])
 
 
-def has_loops(traced: core.ClosedJaxpr) -> bool:
+def _of_state(path: tuple[Any, ...], x: Any) -> Mark:
+    """A number in the state is marked by its path, without numbers of layers: it may be a multiplier of some leaves."""
+    is_number = x.shape == () and jnp.issubdtype(x.dtype, jnp.inexact)
+    return NONE, re.sub(r"\d+", "*", jax.tree_util.keystr(path)) if is_number else None
+
+
+def has_loops(traced: Traced) -> bool:
     """Whether the program has loops, which are slow operation by operation."""
-    return any(name in str(equation.primitive) for equation in traced.jaxpr.eqns for name in ("while", "scan"))
+    equations = traced.program.jaxpr.eqns
+    return any(name in str(equation.primitive) for equation in equations for name in ("while", "scan"))
 
 
-def digests(traced: core.ClosedJaxpr, sizes: list[int]) -> list[Digest]:
-    """Per leaf a hash of the operations from the parameter to its update, without shapes; `sizes` are its entries."""
-    marks: list[Mark] = [(i, "parameter") for i in range(len(sizes))]
-    marks += [(NONE, None)] * (len(traced.jaxpr.invars) - len(sizes))
-    out = _propagate(traced.jaxpr, [*map(_constant, traced.consts)], marks, sizes)
+def digests(traced: Traced, sizes: list[int], of_gradients: bool = False) -> list[Digest]:
+    """Per leaf a hash of the operations from the parameter, or from its gradient, to its update, without shapes.
+
+    False if the update doesn't depend on it, True if it depends on several leaves; `sizes` are the leaves' entries.
+    """
+    own: list[Mark] = [(i, "parameter") for i in range(len(sizes))]
+    others: list[Mark] = [(NONE, None)] * len(sizes)
+    marks = [*others, *own, *traced.state] if of_gradients else [*own, *others, *traced.state]
+    jaxpr = traced.program.jaxpr
+    out = _propagate(jaxpr, [*map(_constant, traced.program.consts)], marks, sizes)
     return [digest if owner == i else owner == MANY for i, (owner, digest) in enumerate(out)]
 
 
@@ -64,6 +85,7 @@ def _equation(equation: core.JaxprEqn, inputs: list[Mark], sizes: list[int]) -> 
         return [_join(name, [inputs[0], *marks]) for marks in zip(*branches, strict=True)]
     if name in CALLS and inner is not None:
         return _propagate(*_without_closure(inner), inputs, sizes)
+    name += str(params.get("axes", ""))  # a norm of columns isn't one of the leaf
     owner, _ = mark = _join(name, inputs)
     full = sizes[owner] if isinstance(owner, int) else None  # entries of the leaf
     avals: list[Any] = [x.aval for x in equation.outvars]
