@@ -10,7 +10,7 @@ GPU_PARTS := step bits sweep bytes suite
 # `make gpu GPU_PYTHON=python3` runs with the packages of that Python (JAX for CUDA, torch, pytest), and installs nothing.
 GPU_PYTHON ?= $(VENV)-gpu/bin/python
 
-.PHONY: claims demo map transfer examples faults gallery test test-all test-fast test-interop test-lowest test-tpu format clean
+.PHONY: claims demo docs test-docs map transfer examples faults gallery test test-all test-fast test-interop test-lowest test-tpu format clean
 .PHONY: gpu find-gpu $(addprefix gpu-,$(GPU_PARTS))
 
 # $(call environment,FOLDER,CONSTRAINTS,EXTRAS). A folder that this rule made with another Python is made anew.
@@ -30,6 +30,7 @@ $(eval $(call environment,$(VENV),constraints.txt,test))
 $(eval $(call environment,$(VENV)-tpu,constraints.txt,test$(comma)tpu))
 $(eval $(call environment,$(VENV)-interop,constraints.txt,test$(comma)interop))
 $(eval $(call environment,$(VENV)-gpu,constraints.txt,test$(comma)cuda))
+$(eval $(call environment,$(VENV)-site,constraints.txt,test$(comma)browser))
 $(eval $(call environment,$(VENV)-lowest,constraints-lowest.txt,test))
 
 demo: $(VENV)/.installed-$(VERSION)
@@ -76,15 +77,26 @@ test: $(VENV)/.installed-$(VERSION)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --quiet docs out/site-without-outputs
 	$(BIN)/python -m pytest
+
+# The site, with its notebooks and pictures made anew: out/site/index.html.
+docs: $(VENV)/.installed-$(VERSION)
+	$(BIN)/python docs/home_picture.py
+	NOTEBOOKS=force $(BIN)/python -m sphinx --builder html --fail-on-warning --fresh-env docs out/site
+
+# Every page of the site in Chromium, which Debian's packages bring where it is missing: links, screens, search, calculator.
+test-docs: docs $(VENV)-site/.installed-$(VERSION)
+	@command -v chromium chromium-browser google-chrome >/dev/null || apt-get install --yes chromium
+	$(VENV)-site/bin/python -m pytest -n 2 -m site tests/site
 
 # The inner loop: all but the tests marked slow. What is compiled is kept for the next time.
 test-fast: $(VENV)/.installed-$(VERSION)
-	JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/compiled $(BIN)/python -m pytest -m 'not slow and not tpu and not interop and not exhaustive'
+	JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/compiled $(BIN)/python -m pytest -m 'not slow and not tpu and not interop and not site and not gpu and not exhaustive'
 
 # The long tests too.
 test-all: $(VENV)/.installed-$(VERSION)
-	$(BIN)/python -m pytest -m 'not tpu and not interop'
+	$(BIN)/python -m pytest -m 'not tpu and not interop and not site and not gpu'
 
 # The TPU's compiler needs no TPU; it has an environment of its own, for JAX looks for a TPU wherever libtpu is.
 test-tpu: $(VENV)-tpu/.installed-$(VERSION)
@@ -117,4 +129,4 @@ format: $(VENV)/.installed-$(VERSION)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-* $(VENV) $(VENV)-gpu $(VENV)-interop $(VENV)-lowest $(VENV)-tpu out
+	rm -rf .venv .venv-* $(VENV) $(VENV)-gpu $(VENV)-interop $(VENV)-lowest $(VENV)-site $(VENV)-tpu out

@@ -3,7 +3,18 @@
 import re
 from typing import Any
 
-PLURAL = re.compile(r"(`[^`\n]+`)(?=\w)")  # `code`s: a closing backtick before a letter
+CODE = re.compile(r"(`[^`\n]+`)")
+
+
+def _escape_text(line: str) -> str:
+    """Escapes |p|, **options and names_ outside of code, and separates `code`s from the letter after it."""
+    parts = CODE.split(line)
+    for i, part in enumerate(parts):
+        if i % 2:
+            parts[i] = part + "\\ " * bool(re.match(r"\w", parts[i + 1]))
+        else:
+            parts[i] = re.sub(r"(\w)_(?!\w)", r"\1\\_", part.replace("|", r"\|").replace("**", r"\*\*"))
+    return "".join(parts)
 
 
 def escape(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -19,5 +30,5 @@ def escape(app: Any, what: str, name: str, thing: Any, options: Any, lines: list
             escaped.append("")  # a list or an example is a paragraph of its own
         if text:
             listed = indent if text.startswith("- ") else listed if listed is not None and indent > listed else None
-        escaped.append(line if example else PLURAL.sub(r"\1\\ ", line).replace("|", r"\|"))
+        escaped.append(line if example else _escape_text(line))
     lines[:] = escaped

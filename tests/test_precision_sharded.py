@@ -42,34 +42,45 @@ def rounder(partition=None):
     return wd.precision.round_updates("stochastic", key=2, partition=partition)
 
 
+def compensating(partition=None):
+    return wd.precision.round_updates("compensated", key=2, partition=partition)
+
+
+each_rounder = pytest.mark.parametrize("rounder", [rounder, compensating])
+
+
 def tiny(p):
     return jax.tree.map(lambda x: normal(5, x.shape, jnp.float32) * 2.0**-9, p)
 
 
 @each_sharding
-def test_any_sharding_has_the_bits_of_one_device(mesh, spec):
+@each_rounder
+def test_any_sharding_has_the_bits_of_one_device(mesh, spec, rounder):
     p, u = matrices(), tiny(matrices())
-    alone, _ = trained(rounder(), p, u)
+    alone, state = trained(rounder(), p, u)
     sharding = NamedSharding(mesh_of(mesh), spec)
     placed, placed_u = jax.device_put((p, u), sharding)
     one = jax.jit(functools.partial(step, rounder()))
     text = one.lower(placed_u, rounder().init(placed), placed).compile().as_text()
     assert not [c for c in ("all-reduce", "all-gather", "all-to-all", "collective-permute") if c in text]
-    assert_same_bits(trained(rounder(), placed, placed_u)[0], alone)
+    end, placed_state = trained(rounder(), placed, placed_u)
+    assert_same_bits((end, placed_state.residual), (alone, state.residual))
 
 
 @each_sharding
-def test_shard_map_has_the_bits_of_one_device(mesh, spec):
+@each_rounder
+def test_shard_map_has_the_bits_of_one_device(mesh, spec, rounder):
     p, u = matrices(), tiny(matrices())
-    alone, _ = trained(rounder(), p, u)
+    alone, alone_state = trained(rounder(), p, u)
     tx = rounder(partition=spec)  # one spec for all leaves: a tree prefix
-    mapped = jax.shard_map(
-        functools.partial(step, tx), mesh=mesh_of(mesh), in_specs=(spec, P(), spec), out_specs=(spec, P())
-    )
     state, end = tx.init(p), p
+    place = jax.tree.map(lambda x: spec if x.ndim else P(), state)
+    mapped = jax.shard_map(
+        functools.partial(step, tx), mesh=mesh_of(mesh), in_specs=(spec, place, spec), out_specs=(spec, place)
+    )
     for _ in range(3):
         end, state = jax.jit(mapped)(u, state, end)
-    assert_same_bits(end, alone)
+    assert_same_bits((end, state.residual), (alone, alone_state.residual))
 
 
 def test_shard_map_on_replicas_needs_no_partition():

@@ -148,14 +148,47 @@ def test_far_entries_of_a_huge_leaf_are_uncorrelated(k):
         assert abs(score(*(np.asarray(at(p, *words)) for p in (position, position + jnp.uint32(2**k))))) < 6
 
 
-def test_one_entry_over_the_steps_is_white():
+@pytest.mark.parametrize("upper_half", [False, True])
+def test_one_entry_over_the_steps_is_white(upper_half):
     """Mean and correlation at lags 1, 2, 4 over 4096 steps, for 4096 entries: 16384 scores, |z| < 6.5: 1.3·10⁻⁶."""
     steps = jnp.arange(4096, dtype=jnp.int32)
-    draw = lambda step: random_bits.bits((4096,), seed=jnp.uint32(0), stream=(99, 0), step=step)
+    draw = lambda step: random_bits.bits((4096,), seed=jnp.uint32(0), stream=(99, 0), step=step, upper_half=upper_half)
     series = uniform(np.asarray(jax.jit(jax.vmap(draw))(steps)))
     assert np.abs(series.mean(0)).max() * np.sqrt(12 * 4096) < 6.5
     for lag in (1, 2, 4):
         assert np.abs((series[lag:] * series[:-lag]).mean(0)).max() * 12 * np.sqrt(4096 - lag) < 6.5
+
+
+def upper(step, seed=0, stream=(99, 0)):
+    """The bits for residuals."""
+    draw = random_bits.bits((N,), seed=jnp.uint32(seed), stream=stream, step=jnp.int32(step), upper_half=True)
+    return np.asarray(draw)
+
+
+def test_the_bits_of_residuals_are_uniform():
+    """χ² over 2¹⁰ buckets of the upper bits that it uses, over 64 steps; their sum, 6σ."""
+    counts = [np.bincount(upper(step) >> np.uint32(22), minlength=1024) for step in range(64)]
+    assert abs((stats.chisquare(np.sum(counts, 0)).statistic - 1023) / np.sqrt(2 * 1023)) < 6
+    # In one step multiples of an odd number are more even than chance, or less: up to twice its variance (found: 1.6).
+    assert max(stats.chisquare(c).statistic for c in counts) < 2 * 1023
+
+
+@pytest.mark.parametrize("k", [0, 1, 4, 8, 12, 15])
+def test_entries_of_residuals_correlate_weakly_in_one_step_and_not_over_the_steps(k):
+    """Measured over 64 steps: at most 0.13 in one (k = 12); the mean has no sign, 6 of its own deviations."""
+    found = []
+    for step in range(64):
+        bits = upper(step)
+        found.append(score(bits[: -(2**k)], bits[2**k :]) / np.sqrt(N))
+    assert np.abs(found).max() < 0.3
+    assert abs(np.mean(found)) < 6 * stats.sem(found)
+
+
+def test_residuals_have_bits_of_their_own():
+    """Other steps, seeds and leaves, and those of `mix` with the same names: 4 × 8 scores, 6σ."""
+    for i in range(8):
+        others = [upper(i + 1), upper(i, seed=1), upper(i, stream=(99, 1)), leaf(stream=(99, 0), step=i)]
+        assert max(abs(score(upper(i), other)) for other in others) < 6
 
 
 @pytest.mark.parametrize("field", FIELDS)

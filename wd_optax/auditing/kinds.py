@@ -90,9 +90,7 @@ def one_each(params: optax.Params) -> Kinds:
     return group_leaves(params, range(len(jax.tree.leaves(params))))
 
 
-def group(
-    optimizer: optax.GradientTransformation, params: optax.Params, parameters: list[roles.Parameter]
-) -> Kinds:
+def group(optimizer: optax.GradientTransformation, params: optax.Params, parameters: list[roles.Parameter]) -> Kinds:
     """Kinds by program, or by path; every leaf is one if the tree is small or the optimizer takes only all of it."""
     if len(parameters) <= FEW:
         return one_each(params)

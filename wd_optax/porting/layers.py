@@ -25,7 +25,7 @@ class LayerDecay(NamedTuple):
     Layer 0 is embeddings, patches, positions and tokens; the layers come next, in the order of the number in their
     path; the final norm, the head and whatever else is outside are layer n, as in BEiT and timm.
 
-    Args (fields):
+    Attributes:
       lr: the factor of η per layer, 0.75 in BEiT's fine-tuning.
       weight_decay: the factor of λ per layer.
       layers: a regex whose first group is the layer's number, r"blocks/(\d+)"; None: the numbered components that are

@@ -97,7 +97,8 @@ def mix_upper(x: jax.Array, start: jax.Array, factor: jax.Array) -> jax.Array:
     would split AdamW with a residual and two low-precision moments into two loops. The constant is lowbias32's
     (hash-prospector).
     """
-    return _xorshift((x + start) * (factor | jnp.uint32(1)), 16) * jnp.uint32(0x21F0AAAD)
+    mixed: jax.Array = _xorshift((x + start) * (factor | jnp.uint32(1)), 16) * jnp.uint32(0x21F0AAAD)
+    return mixed
 
 
 def _xorshift(x: jax.Array, n: int) -> jax.Array:

@@ -38,7 +38,7 @@ class RoundingMode(NamedTuple):
 
     rounds: Callable[[Any], bool]  # which leaves
     compensates: bool = False  # adds what rounding left over to the next update
-    draws_bits: bool = False
+    draws_bits: bool = False  # for the parameter; a low-precision residual always needs them
     state: StateRounding = "stochastic"  # how low-precision moments are rounded with it
 
 
@@ -78,18 +78,19 @@ def round_updates(
 
     "nearest" rounds to the nearest value, "stochastic" to the value above or below with E[p + u'] = p + u,
     "compensated" to the nearest, adding what that left over to the next update (Kahan), in one more leaf of the
-    parameter's type. Parameters of 32 bits and more are left alone, except by "compensated_all": float32
-    loses a decay under 3·10⁻⁸ per step altogether, and much of one under 10⁻⁶.
+    parameter's type, itself rounded at random so that E[p + u' + residual] = p + u. Parameters of 32 bits and more are
+    left alone, except by "compensated_all", whose residuals of them are exact: float32 loses a decay under 3·10⁻⁸ per
+    step altogether, and much of one under 10⁻⁶.
 
-    What is too small for them is lost still: c < 2⁻²⁵ per step for "stochastic" (p + u is formed in float32), and
-    c < 2⁻¹⁸ for "compensated" in bfloat16, whose residual has 8 bits itself.
+    What is too small for float32 is lost still: c < 2⁻²⁵ per step for "stochastic", where p + u is formed in float32,
+    and u < 2⁻²⁵ of the residual for "compensated", whose residual is at most half a unit of p: c < 2⁻³³ in bfloat16.
 
-    Stochastic bits are a function of `key`, the step, the leaf's path and the entry's position: the same on every
+    Random bits are a function of `key`, the step, the leaf's path and the entry's position: the same on every
     replica and for any sharding under `jit`, different for every leaf and step.
 
     Args:
       rounding: "nearest", "stochastic", "compensated" or "compensated_all".
-      key: an int or a `jax.random` key; it is a leaf of the state, and only "stochastic" uses it.
+      key: an int or a `jax.random` key; it is a leaf of the state, and only "nearest" doesn't use it.
       partition: inside `shard_map`, where a leaf is only this device's shard, a tree of `PartitionSpec`s like the
         parameters, so that positions are counted in the whole leaf. Not needed anywhere else.
 
