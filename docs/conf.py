@@ -8,13 +8,13 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-import docstrings
+import docstrings  # noqa: E402, from the path above
 
-from wd_optax.version import __version__
+from wd_optax.version import __version__  # noqa: E402
 
 project = "wd_optax"
 author = "the wd_optax authors"
-copyright = author  # shown in the footer
+project_copyright = author  # shown in the footer
 version = release = __version__
 
 extensions = [
@@ -48,4 +48,5 @@ napoleon_custom_sections = [("Reference", "References")]
 
 
 def setup(app: Any) -> None:
+    """Sphinx calls this with the application."""
     app.connect("autodoc-process-docstring", docstrings.escape, priority=400)  # napoleon's is 500

@@ -28,6 +28,7 @@ def run(tx: optax.GradientTransformation, params: Any) -> Any:
 
 
 def main() -> None:
+    """Runs the six optimizers and draws three panels."""
     kernel, bf16 = {"kernel": jnp.ones((32, 32))}, {"kernel": jnp.ones((32, 32), jnp.bfloat16)}
     stacked = {"blocks": {"norm": {"scale": jnp.ones((12, 32))}}}  # twelve layers, as `scan` stacks them
     by_rank = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)

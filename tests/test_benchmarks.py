@@ -138,8 +138,8 @@ def test_workers_run_beside_each_other_or_take_turns_with_the_device(flagged: An
 def test_main_measures_prints_and_writes_without_torch(
     flagged: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--trees=tiny", "--optimizers=adamw", "--rounds=3", "--torch_python=false", "--block=1e-4"]
-    asked += ["--stream=1024", "--goals", f"--text={tmp_path}/text"]
+    asked = ["--trees=tiny", "--optimizers=adamw", "--rounds=3", "--torch_python=false", "--block=3e-3"]
+    asked += ["--stream=1024", "--goals", "--without=monitor", f"--text={tmp_path}/text"]
     files = {"json": tmp_path / "made" / "step.json", "out": tmp_path / "made" / "step.png"}
     with flagged("step", *asked, *(f"--{k}={v}" for k, v in files.items())) as step:
         step.main([])
@@ -148,11 +148,11 @@ def test_main_measures_prints_and_writes_without_torch(
     written = json.loads(files["json"].read_text())
     assert written["versions"]["jax"] == jax.__version__
     assert written["device"] == jax.devices()[0].device_kind
-    names = ["stream, jax", "copy, jax", *jax_steps.VARIANTS["adamw"]]
+    names = ["stream, jax", "copy, jax", "wd_optax", "optax"]
     assert "tiny, wd_optax: at most 1.00 × the time of torch fused: not measured" in printed
     assert [goal["reached"] for goal in written["goals"]] == [False, None]
     assert {path.name for path in (tmp_path / "text").iterdir()} == {
-        f"tiny-adamw-{name}.txt.gz" for name in ("wd_optax", "wd_optax-monitor", "optax")
+        f"tiny-adamw-{name}.txt.gz" for name in ("wd_optax", "optax")
     }
     assert "ENTRY" in gzip.decompress((tmp_path / "text" / "tiny-adamw-optax.txt.gz").read_bytes()).decode()
     assert [row["variant"] for row in written["rows"]] == names
@@ -163,7 +163,7 @@ def test_main_measures_prints_and_writes_without_torch(
 
     pixels = (image.imread(files["out"])[..., :3] * 255).round().astype(int)
     for colour in ((0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00)):  # ours and Optax's bars
-        assert (pixels == colour).all(axis=-1).sum() > 100
+        assert (pixels == colour).all(axis=-1).sum() > 20  # bars are short where one block was slow
 
 
 def test_what_a_step_must_touch_is_counted_from_its_state() -> None:

@@ -75,6 +75,14 @@ def test_a_bad_group_is_refused(groups, error, words):
     assert words in str(raised.value).replace("\\\\", "")
 
 
+def test_several_regexes_are_one_group():
+    groups = [{"params": ["bias", "embed"], "weight_decay": 0.0}]
+    rows = wd.emulate.explain("torch.optim.SGD", params=PARAMS, weight_decay=0.1, groups=groups).rows
+    assert {row.path for row in rows if row.weight_decay} == {"block_0/kernel", "block_1/kernel", "head/kernel"}
+    with pytest.raises(TypeError, match="expected a string"):
+        wd.emulate("torch.optim.SGD", params=PARAMS, groups=[{"params": [PARAMS["head"]["bias"]]}])
+
+
 def test_another_tree_is_refused():
     tx = wd.emulate("torch.optim.SGD", params=PARAMS, groups=SPARED)
     with pytest.raises(ValueError, match="'other' isn't in the params that the groups were made for"):
@@ -251,6 +259,14 @@ def test_zero_rates_and_an_empty_tree(name):
         ("torch.optim.AdamW", {"betas": (0.9, 1.0)}, ValueError, "betas[1]"),
         ("torch.optim.AdamW", {"lr": -1.0}, ValueError, "learning_rate=-1.0"),
         ("torch.optim.AdamW", {"weight_decay": "0.1"}, TypeError, "weight_decay"),
+        ("torch.optim.AdamW", {"betas": 0.9}, TypeError, "betas=(0.9, 0.999)"),
+        ("torch.optim.AdamW", {"betas": (0.9, 0.9, 0.9)}, TypeError, "two numbers"),
+        ("torch.optim.AdamW", {"schedule": 0.5}, TypeError, "a function step -> factor"),
+        ("torch.optim.AdamW", {"layer_decay": 75}, ValueError, "must be in (0, 1]"),
+        ("torch.optim.AdamW", {"layer_decay": True}, ValueError, "must be in (0, 1]"),
+        ("torch.optim.AdamW", {"groups": {"params": "bias"}}, TypeError, "a list of dicts"),
+        ("torch.optim.AdamW", {"params": None}, TypeError, "params=None"),
+        (PARAMS, {}, TypeError, "expected a name"),
         ("torch.optim.SGD", {"nesterov": True}, ValueError, "requires a momentum"),
         ("torch.optim.SGD", {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, ValueError, "zero dampening"),
         ("torch.optim.Adafactor", {"d": 0.5}, ValueError, "at least 1"),
@@ -259,7 +275,7 @@ def test_zero_rates_and_an_empty_tree(name):
 )
 def test_wrong_calls_are_refused(call, arguments, error, words):
     with pytest.raises(error) as raised:
-        wd.emulate(call, params=PARAMS, **arguments)
+        wd.emulate(call, **{"params": PARAMS, **arguments})
     assert words in str(raised.value)
 
 

@@ -168,6 +168,14 @@ def test_epsilon_whose_place_differs_is_told_by_its_factors():
     assert result.arguments == {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-7, "weight_decay": 0.1}
 
 
+def test_a_learning_rate_of_0():
+    result = wd.translate(from_="tfa.AdamW", to="torch.AdamW", learning_rate=0.0, weight_decay=0.1, epsilon=0.0)
+    assert result.differs == (
+        "torch.optim.AdamW removes η_t·λ of a weight per step, and η is 0: nothing, whatever λ is.",
+    )
+    assert result.drift > 0.1
+
+
 def test_what_moved_is_said():
     result = wd.translate(from_="keras.AdamW", to="optimi.AdamW", epsilon=0.0)
     names, *rest = result.moved
@@ -207,6 +215,7 @@ def test_masks_become_groups():
         ({"from_": "torch.optim.ADAMZ", "to": "torch.optim.Adam"}, ValueError, "is not known"),
         ({"from_": "torch.optim.Adam", "to": "optimi.Adam", "momentum": 0.9}, TypeError, "no argument 'momentum'"),
         ({"from_": "torch.optim.Adam", "to": "optimi.Adam", "schedule": warm_up}, ValueError, "pass steps"),
+        ({"from_": "timm.optim.create_optimizer_v2", "to": "torch.AdamW"}, ValueError, "of its own kind"),
         ({"from_": "tfa.AdamW", "to": "torch.AdamW", "weight_decay": 1.5}, ValueError, "below 1"),
     ],
 )

@@ -17,9 +17,12 @@ MODULES = {  # where each class is
 }  # fmt: skip
 
 
+def original(name: str) -> Any:
+    return getattr(importlib.import_module(f"timm.optim.{MODULES[name]}"), name)
+
+
 def find(call: str) -> Any:
-    name = call.rpartition(".")[2]
-    found = getattr(importlib.import_module(f"timm.optim.{MODULES[name]}"), name)
+    found = original(call.rpartition(".")[2])
     return lambda *args, **kwargs: found(*args, **_as_torch(kwargs))
 
 

@@ -80,6 +80,10 @@ def call(name: str, **record: Any) -> Callable[[Builder], Call]:
 
 def find(name: str, calls: Mapping[str, Call]) -> Call:
     """The call of this name, "torch.optim.AdamW", or short, "torch.AdamW"; else an error with the nearest ones."""
+    if not isinstance(name, str):
+        raise TypeError(
+            f'call: got a {type(name).__name__}, expected a name such as "torch.optim.AdamW", and params=...'
+        )
     if name in calls:
         return calls[name]
     ends = {known: (known.split(".")[0].lower(), known.split(".")[-1].lower()) for known in calls}

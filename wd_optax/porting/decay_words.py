@@ -11,7 +11,7 @@ import optax
 from wd_optax.choosing.timescales import weight_decay_for
 from wd_optax.masking import forms
 from wd_optax.porting.calls import Call
-from wd_optax.porting.meaning import Meaning, removed_fraction
+from wd_optax.porting.meaning import Meaning, rates_per_step
 
 RATIO_TOLERANCE = 1e-6  # of λ's over a run: schedules may compute in float32
 MEANS = {
@@ -82,8 +82,8 @@ def _convert(meaning: Meaning, target: Call, choices: list[str], eta_factor: flo
     assert rates is not None
     if rates.max() >= 1:
         raise ValueError(
-            f"{meaning.call.weight_decay} removes {rates.max():.3g} of each weight in step {rates.argmax()}: it must be "
-            "below 1, so lower it"
+            f"{meaning.call.weight_decay} removes {rates.max():.3g} of each weight in step {rates.argmax()}: it must "
+            "be below 1, so lower it"
         )
     options = [(coupling, _per_decay(meaning, coupling, eta_factor, per_eta)) for coupling in choices]
     exact = [(coupling, each) for coupling, each in options if _is_constant(rates, each)]
@@ -106,7 +106,7 @@ def _per_decay(meaning: Meaning, coupling: str, eta_factor: float, per_eta: floa
     eta = meaning.eta * eta_factor
     if coupling == "L2":
         return eta * per_eta
-    return removed_fraction(coupling, eta, np.ones_like(eta), meaning.peak * eta_factor)
+    return rates_per_step(coupling, eta, np.ones_like(eta), meaning.peak * eta_factor)
 
 
 def _is_constant(rates: np.ndarray, each: np.ndarray) -> bool:
@@ -148,6 +148,8 @@ def _moved(meaning: Meaning, target: Call, coupling: str, decay: float) -> str:
 def _not_at_every_step(
     meaning: Meaning, target: Call, coupling: str, decay: float, rates: np.ndarray, each: np.ndarray
 ) -> str:
+    if not each.any():
+        return f"{target.name} removes {MEANS[coupling]} of a weight per step, and η is 0: nothing, whatever λ is."
     left = math.exp(np.log1p(-rates).sum())
     apart = gap(rates, decay * each)
     return (

@@ -21,19 +21,18 @@ class DirectionPart(NamedTuple):
     eta_factor: float = 1.0  # what η was multiplied by
 
 
-def translate_direction(meaning: Meaning, target: Call) -> DirectionPart:
-    """The target's arguments for this direction.
-
-    Raises:
-      ValueError: for calls of different families.
-    """
-    source = meaning.call
+def check_families(source: Call, target: Call) -> None:
+    """Raises for calls whose steps are different functions of the gradient."""
     if not source.family or source.family != target.family:
         kinds = (f"{x.name} is {x.family or 'of its own kind'}" for x in (source, target))
         raise ValueError(
             f"to: {' and '.join(kinds)}: their steps are different functions of the gradient, so no arguments make "
             "them the same. Translate into a call of the same kind: print(wd.emulate.table()) shows formulas"
         )
+
+
+def translate_direction(meaning: Meaning, target: Call) -> DirectionPart:
+    """The target's arguments for this direction."""
     words = {name: value for name, value in meaning.words.items() if name != "peak"}
     factor, undamped = _without_dampening(words, target)
     arguments, moved = _renamed(meaning, target, words)

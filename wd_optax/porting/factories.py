@@ -45,7 +45,9 @@ def spare(params: Any, spares: Spares, weight_decay: str = "weight_decay") -> De
     """Two groups, without and with decay."""
     reasons = [spares(p) for p in roles.parameters(params)]
     groups = Group("no_decay", {weight_decay: 0.0}, ""), Group("decay", {}, "")
-    return Decided(groups, [0 if reason else 1 for reason in reasons], [reason or "decays" for reason in reasons])
+    return Decided(
+        groups, [0 if reason else 1 for reason in reasons], [reason or "no rule spares it" for reason in reasons]
+    )
 
 
 def is_vector_in_torch(p: roles.Parameter) -> str:

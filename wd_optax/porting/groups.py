@@ -29,8 +29,9 @@ def by_regex(
     """The groups and, per leaf of `params`, the index of its group.
 
     Args:
-      groups: as in torch, [{"params": regex, "weight_decay": 0.0, ...}, ...]: the first regex found in a path decides,
-        and what no regex takes is a group with `arguments` alone. "name" names the group in the state.
+      groups: as in torch, [{"params": regex, "weight_decay": 0.0, ...}, ...], or several regexes: the first one that
+        is found in a path decides, and what no regex takes is a group with `arguments` alone. "name" names the group in
+        the state.
       arguments: of the call, for what a group doesn't say.
       params: arrays or `jax.ShapeDtypeStruct`s.
 
@@ -39,6 +40,8 @@ def by_regex(
       KeyError: for a group without "params".
       TypeError: for groups that aren't a list of dicts.
     """
+    if isinstance(groups, Mapping | str):
+        raise TypeError(f'groups={groups!r}: expected a list of dicts, [{{"params": regex, "weight_decay": 0.0}}, ...]')
     rest = Group("rest" if groups else "all", dict(arguments), "no group's regex is in its path" if groups else "")
     patterns, made = [], []
     for i, group in enumerate(groups or ()):
@@ -46,7 +49,12 @@ def by_regex(
             raise TypeError(f'groups[{i}]={group!r} is no dict: expected {{"params": regex, "weight_decay": 0.0, ...}}')
         if "params" not in group:
             raise KeyError(f'groups[{i}]={group!r} has no "params": give the regex of its paths, {{"params": "bias"}}')
-        patterns.append(compile_regex("groups", group["params"]))
+        regexes = group["params"] if isinstance(group["params"], list | tuple) else [group["params"]]
+        for regex in regexes:
+            compile_regex(f'groups[{i}]["params"]', regex)
+        patterns.append(
+            compile_regex("groups", regexes[0] if len(regexes) == 1 else "|".join(f"(?:{x})" for x in regexes))
+        )
         own = {name: value for name, value in group.items() if name not in ("params", "name")}
         made.append(Group(group.get("name", f"group{i}"), {**arguments, **own}, f"groups[{i}] {group['params']!r}"))
     double = [name for name, n in collections.Counter(group.name for group in [*made, rest]).items() if n > 1]

@@ -72,6 +72,11 @@ def number_layers(found: list[roles.Parameter], decay: LayerDecay) -> list[Layer
     Raises:
       ValueError: where no path has a number, or several kinds of components are equally numerous.
     """
+    for name, factor in (("lr", decay.lr), ("weight_decay", decay.weight_decay)):
+        if isinstance(factor, bool) or not 0 < factor <= 1:
+            raise ValueError(
+                f"layer_decay: {name}={factor!r} is the factor per layer and must be in (0, 1], such as 0.75"
+            )
     stacked = compile_regex("layer_decay.stacked", decay.stacked) if decay.stacked else None
     in_stack = [stacked is not None and stacked.search(p.path) is not None for p in found]
     depth = _stack_depth(decay, found, in_stack)

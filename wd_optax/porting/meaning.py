@@ -42,12 +42,12 @@ class Meaning(NamedTuple):
     def removed(self) -> np.ndarray | None:
         """c_t, the fraction of a weight that the decay removes per step; None for L2 that momentum or Adam changes."""
         if self.coupling != "L2":
-            return removed_fraction(self.coupling, self.eta, self.decay, self.peak)
+            return rates_per_step(self.coupling, self.eta, self.decay, self.peak)
         plain = self.call.family == "sgd" and not self.words.get("momentum")
         return self.eta * self.decay if plain else None
 
 
-def removed_fraction(coupling: str, eta: np.ndarray, decay: np.ndarray, peak: float) -> np.ndarray:
+def rates_per_step(coupling: str, eta: np.ndarray, decay: np.ndarray, peak: float) -> np.ndarray:
     """c_t per step, for a decoupled coupling."""
     ratio = couplings.parse_coupling("coupling", coupling).ratio
     if ratio and not peak:

@@ -48,8 +48,7 @@ class Plan(NamedTuple):
         if isinstance(decision.multiplier, float) and decision.multiplier != 1.0:
             decay = scaled(decay, decision.multiplier)
         why = decision.reason if self.call.mask is not None else ""
-        because = "; ".join(x for x in (reason, group.because, why) if x)
-        return GroupRow(p.path, p.shape, group.name, rate, decay, because)
+        return GroupRow(p.path, p.shape, group.name, rate, decay, _joined(reason, group.because, why))
 
 
 def make_plan(
@@ -62,6 +61,8 @@ def make_plan(
       TypeError: for an argument that the framework's call doesn't have.
       ValueError: for groups or layers that don't fit the parameters.
     """
+    if params is None:
+        raise TypeError("params=None: pass the parameters that the optimizer is for, arrays or jax.ShapeDtypeStructs")
     decided = None
     if call.delegates:
         made_by: Any = call.build(params, **bind(call, arguments))
@@ -107,14 +108,18 @@ def _with_layers(plan: Plan, decay: LayerDecay) -> Plan:
 def _of_layer(call: Call, group: Group, layer: Layer, decay: LayerDecay) -> Group:
     if layer.slices:
         because = f"{layer}: slice i has lr·{decay.lr:g}^({layer.above} − i)"
-        return group._replace(name=f"{group.name}.layers", because=f"{group.because}; {because}")
+        return group._replace(name=f"{group.name}.layers", because=_joined(group.because, because))
     own = dict(group.arguments)
     for name, factor in ((call.learning_rate, decay.lr), (call.weight_decay, decay.weight_decay)):
         own[name] = scaled(own[name], factor**layer.above)
     shown = [f"lr·{decay.lr:g}^{layer.above}"] * (decay.lr != 1)
     shown += [f"{call.weight_decay}·{decay.weight_decay:g}^{layer.above}"] * (decay.weight_decay != 1)
-    because = f"{group.because}; {layer}: {', '.join(shown)}" if shown else group.because
+    because = _joined(group.because, f"{layer}: {', '.join(shown)}") if shown else group.because
     return Group(f"{group.name}.layer{layer.number}", own, because)
+
+
+def _joined(*reasons: str) -> str:
+    return "; ".join(reason for reason in reasons if reason)
 
 
 def _check_stacks(call: Call, decay: LayerDecay, numbered: list[Layer], found: list[roles.Parameter]) -> None:

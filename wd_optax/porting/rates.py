@@ -21,6 +21,8 @@ class Scheduled:
 
 def scheduled(learning_rate: Any, factor: Schedule | None) -> Any:
     """η times a factor of the step; η itself without one."""
+    if factor is not None and not callable(factor):
+        raise TypeError(f"schedule={factor!r}: expected a function step -> factor of the learning rate")
     return learning_rate if factor is None else Scheduled(learning_rate, factor)
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 
 from wd_optax.hyperparams import Scalar, ScalarOrSchedule
-from wd_optax.masking import masks
 from wd_optax.masking.masks import Mask
 from wd_optax.porting.live import descend
 from wd_optax.transforms import add_decayed_weights
@@ -40,29 +39,26 @@ def stable_adamw(
       >>> for g in [1.0] * 50 + [10.0]:
       ...     step, state = tx.update(jnp.array([g]), state, params)
       >>> print(f"{step.item():.1f}")
-      -2.1
+      -2.0
 
     Reference: Wortsman et al. 2023, arXiv 2304.13013, Algorithm 2.
     """
     adam = optax.scale_by_adam(b1, b2, eps)
-    share = lambda params: jax.tree.map(lambda m: m / peak, masks.multipliers(mask, params))
-    decay = add_decayed_weights(weight_decay, share)
+    decay = add_decayed_weights(weight_decay, mask)
 
     def init(params: Any) -> Any:
         return adam.init(params), decay.init(params)
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
         u, adam_state = adam.update(updates, state[0], params)
-        u, decay_state = decay.update(u, state[1], params)
+        decayed, decay_state = decay.update(optax.tree.zeros_like(updates), state[1], params)  # λ·p
         bias = 1 - b2 ** adam_state.count.astype(jnp.result_type(float))
 
-        def scale(u: Any, g: Any, nu: Any) -> Any:
-            if u is None:
-                return None
+        def scale(u: Any, d: Any, g: Any, nu: Any) -> Any:
             variance = jnp.maximum(nu / bias.astype(nu.dtype), eps**2)
-            return u / jnp.maximum(1, jnp.sqrt(jnp.mean(g**2 / variance)))
+            return (u + d / peak) / jnp.maximum(1, jnp.sqrt(jnp.mean(g**2 / variance)))
 
-        updates = jax.tree.map(scale, u, updates, adam_state.nu, is_leaf=lambda x: x is None)
+        updates = jax.tree.map(scale, u, decayed, updates, adam_state.nu)
         return updates, (adam_state, decay_state)
 
     return descend(optax.GradientTransformationExtraArgs(init, update), learning_rate)

@@ -9,7 +9,7 @@ from wd_optax.porting import timm, timm_layerwise, timm_muon, torch_optim
 from wd_optax.porting.calls import Call, refuse
 from wd_optax.porting.factories import Made, factory, is_vector_in_torch, spare
 
-_KNOWN = {known.name: known for m in (torch_optim, timm, timm_layerwise, timm_muon) for known in m.CALLS}
+_MAKES = {made.name: made for m in (torch_optim, timm, timm_layerwise, timm_muon) for made in m.CALLS}
 # what the models' no_weight_decay() name, and what Flax models call the same
 VIT = ("pos_embed", "cls_token", "reg_token", "dist_token")
 ALSO = {"pos_embed": ("pos_embedding",), "cls_token": ("cls",)}
@@ -25,81 +25,84 @@ class Short(NamedTuple):
     betas: bool = True
 
 
-def _sgd(call: str, **defaults: Any) -> Short:
+def _of_sgd(call: str, **defaults: Any) -> Short:
     return Short(call, defaults, momentum=True, eps=False, betas=False)
 
 
-def _momentum(call: str, **defaults: Any) -> Short:
+def _takes_momentum(call: str, **defaults: Any) -> Short:
     return Short(call, defaults, momentum=True, betas=False)
 
 
-def _torch(name: str, **defaults: Any) -> Short:
+def _of_torch(name: str, **defaults: Any) -> Short:
     return Short(f"torch.optim.{name}", defaults)
 
 
-def _timm(name: str, **defaults: Any) -> Short:
+def _of_timm(name: str, **defaults: Any) -> Short:
     return Short(f"timm.optim.{name}", defaults)
 
 
 _CORRECTED: dict[str, Any] = {"corrected_weight_decay": True}
 _DECOUPLED: dict[str, Any] = {"decoupled_decay": True}
-_PLAIN: dict[str, Short] = {
-    "sgd": _sgd("torch.optim.SGD", nesterov=True),
-    "momentum": _sgd("torch.optim.SGD", nesterov=False),
-    "nesterov": _sgd("torch.optim.SGD", nesterov=True),
-    "sgdw": _sgd("timm.optim.SGDW", nesterov=True),
-    "nesterovw": _sgd("timm.optim.SGDW", nesterov=True),
-    "sgdc": _sgd("timm.optim.SGDW", nesterov=True, **_CORRECTED),
-    "adam": _torch("Adam"),
-    "adamw": _torch("AdamW"),
-    "adamwlegacy": _timm("AdamWLegacy"),
-    "adamc": _timm("AdamWLegacy", **_CORRECTED),
-    "nadam": _torch("NAdam"),
-    "nadamw": _timm("NAdamW"),
-    "nadamc": _timm("NAdamW", **_CORRECTED),
-    "radam": _torch("RAdam"),
-    "radamw": _torch("RAdam", decoupled_weight_decay=True),
-    "adamax": _torch("Adamax"),
-    "adadelta": _torch("Adadelta")._replace(betas=False),
-    "adagrad": _torch("Adagrad", eps=1e-8)._replace(betas=False),
-    "adabelief": _timm("AdaBelief", rectify=False),
-    "radabelief": _timm("AdaBelief", rectify=True),
-    "adan": _timm("Adan", no_prox=False),
-    "adanw": _timm("Adan", no_prox=True),
-    "lion": _timm("Lion")._replace(eps=False),
-    "lionc": _timm("Lion", **_CORRECTED)._replace(eps=False),
-    "lamb": _timm("Lamb"),
-    "lambc": _timm("Lamb", trust_clip=True),
-    "lambw": _timm("Lamb", **_DECOUPLED),
-    "lambcw": _timm("Lamb", trust_clip=True, **_DECOUPLED),
-    "lambcd": _timm("Lamb", **_DECOUPLED, **_CORRECTED),
-    "lars": _momentum("timm.optim.Lars"),
-    "larc": _momentum("timm.optim.Lars", trust_clip=True),
-    "nlars": _momentum("timm.optim.Lars", nesterov=True),
-    "nlarc": _momentum("timm.optim.Lars", nesterov=True, trust_clip=True),
-    "rmsprop": _momentum("torch.optim.RMSprop", alpha=0.9),
-    "rmsproptf": _momentum("timm.optim.RMSpropTF", alpha=0.9),
-    "rmsproptfw": _momentum("timm.optim.RMSpropTF", alpha=0.9, **_DECOUPLED),
-    "rmsproptfc": _momentum("timm.optim.RMSpropTF", alpha=0.9, **_DECOUPLED, **_CORRECTED),
-    "adafactorbv": _momentum("timm.optim.AdafactorBigVision"),
-    "adafactorbvc": _momentum("timm.optim.AdafactorBigVision", **_CORRECTED),
-    "muon": _timm("Muon")._replace(momentum=True),
-    "nmuon": _timm("Muon", nesterov=True)._replace(momentum=True),
+_WITHOUT_CAUTION: dict[str, Short] = {
+    "sgd": _of_sgd("torch.optim.SGD", nesterov=True),
+    "momentum": _of_sgd("torch.optim.SGD", nesterov=False),
+    "nesterov": _of_sgd("torch.optim.SGD", nesterov=True),
+    "sgdw": _of_sgd("timm.optim.SGDW", nesterov=True),
+    "nesterovw": _of_sgd("timm.optim.SGDW", nesterov=True),
+    "sgdc": _of_sgd("timm.optim.SGDW", nesterov=True, **_CORRECTED),
+    "adam": _of_torch("Adam"),
+    "adamw": _of_torch("AdamW"),
+    "adamwlegacy": _of_timm("AdamWLegacy"),
+    "adamc": _of_timm("AdamWLegacy", **_CORRECTED),
+    "nadam": _of_torch("NAdam"),
+    "nadamw": _of_timm("NAdamW"),
+    "nadamc": _of_timm("NAdamW", **_CORRECTED),
+    "radam": _of_torch("RAdam"),
+    "radamw": _of_torch("RAdam", decoupled_weight_decay=True),
+    "adamax": _of_torch("Adamax"),
+    "adadelta": _of_torch("Adadelta")._replace(betas=False),
+    "adagrad": _of_torch("Adagrad", eps=1e-8)._replace(betas=False),
+    "adabelief": _of_timm("AdaBelief", rectify=False),
+    "radabelief": _of_timm("AdaBelief", rectify=True),
+    "adan": _of_timm("Adan", no_prox=False),
+    "adanw": _of_timm("Adan", no_prox=True),
+    "lion": _of_timm("Lion")._replace(eps=False),
+    "lionc": _of_timm("Lion", **_CORRECTED)._replace(eps=False),
+    "lamb": _of_timm("Lamb"),
+    "lambc": _of_timm("Lamb", trust_clip=True),
+    "lambw": _of_timm("Lamb", **_DECOUPLED),
+    "lambcw": _of_timm("Lamb", trust_clip=True, **_DECOUPLED),
+    "lambcd": _of_timm("Lamb", **_DECOUPLED, **_CORRECTED),
+    "lars": _takes_momentum("timm.optim.Lars"),
+    "larc": _takes_momentum("timm.optim.Lars", trust_clip=True),
+    "nlars": _takes_momentum("timm.optim.Lars", nesterov=True),
+    "nlarc": _takes_momentum("timm.optim.Lars", nesterov=True, trust_clip=True),
+    "rmsprop": _takes_momentum("torch.optim.RMSprop", alpha=0.9),
+    "rmsproptf": _takes_momentum("timm.optim.RMSpropTF", alpha=0.9),
+    "rmsproptfw": _takes_momentum("timm.optim.RMSpropTF", alpha=0.9, **_DECOUPLED),
+    "rmsproptfc": _takes_momentum("timm.optim.RMSpropTF", alpha=0.9, **_DECOUPLED, **_CORRECTED),
+    "adafactorbv": _takes_momentum("timm.optim.AdafactorBigVision"),
+    "adafactorbvc": _takes_momentum("timm.optim.AdafactorBigVision", **_CORRECTED),
+    "muon": _of_timm("Muon")._replace(momentum=True),
+    "nmuon": _of_timm("Muon", nesterov=True)._replace(momentum=True),
 }
 _CAUTIOUS = (
     "adafactorbv", "adafactorbvc", "adamc", "adan", "adanw", "lamb", "lambw", "lion", "lionc", "nadamc", "nadamw",
     "rmsproptf", "sgdc", "sgdw",
 )  # fmt: skip
-SHORT: dict[str, Short] = (
-    _PLAIN
-    | {f"c{name}": _PLAIN[name]._replace(defaults={**_PLAIN[name].defaults, "caution": True}) for name in _CAUTIOUS}
-    | {"cadamw": _timm("AdamWLegacy", caution=True)}
+SHORT_NAMES: dict[str, Short] = (
+    _WITHOUT_CAUTION
+    | {
+        f"c{name}": _WITHOUT_CAUTION[name]._replace(defaults={**_WITHOUT_CAUTION[name].defaults, "caution": True})
+        for name in _CAUTIOUS
+    }
+    | {"cadamw": _of_timm("AdamWLegacy", caution=True)}
 )
-NAME = "timm.optim.create_optimizer_v2"
+CREATE = "timm.optim.create_optimizer_v2"
 
 
 @factory(
-    NAME, version=timm.TIMM, formula="the optimizer that opt names", coupling="lr", eps="",
+    CREATE, version=timm.TIMM, formula="the optimizer that opt names", coupling="lr", eps="",
     mask_rule="not rank ≤ 1, biases, and names of no_weight_decay()",
     goldens=(
         "timm/create_sgd", "timm/create_adamw", "timm/create_lamb", "timm/create_lionc", "timm/create_all",
@@ -115,10 +118,10 @@ def _timm_create_optimizer(
     no_weight_decay: Collection[str] = VIT, **kwargs: Any,
 ) -> Made:  # fmt: skip
     """`no_weight_decay` is the model's method in timm: by default that of its ViT."""
-    _refuse(
+    _refuse_create(
         opt, fallback_list, fallback_no_weight_decay, layer_decay_min_scale, layer_decay_no_opt_scale, param_group_fn
     )
-    short = SHORT[opt.lower()]
+    short = SHORT_NAMES[opt.lower()]
     arguments = {"weight_decay": weight_decay, **kwargs} | ({} if lr is None else {"lr": lr})
     arguments = {**short.defaults, **({"momentum": momentum} if short.momentum else {}), **arguments}
     for name, takes in (("eps", short.eps), ("betas", short.betas)):
@@ -128,38 +131,38 @@ def _timm_create_optimizer(
     def spares(p: roles.Parameter) -> str:
         if isinstance(weight_decay, int | float) and not weight_decay:
             return "weight_decay=0"
-        named = next((name for name in no_weight_decay if _is_named(p.path, name)), None)
+        named = next((name for name in no_weight_decay if _is_spared(p.path, name)), None)
         if named is not None:
             return f"no_weight_decay() names {named!r}"
         return is_vector_in_torch(p) if filter_bias_and_bn else ""
 
-    return Made(_KNOWN[short.call], arguments, spare(params, spares))
+    return Made(_MAKES[short.call], arguments, spare(params, spares))
 
 
-def _is_named(path: str, name: str) -> bool:
+def _is_spared(path: str, name: str) -> bool:
     """Whether timm's pattern is the path, or its last part."""
     names = (name, *ALSO.get(name, ()))
     return any(fnmatch.fnmatch(x, y) for x in (path.replace("/", "."), path.rpartition("/")[2]) for y in names)
 
 
-def _refuse(
+def _refuse_create(
     opt: str, fallback_list: Collection[str], fallback_no_weight_decay: bool, min_scale: float,
     no_opt_scale: float | None, param_group_fn: Any,
 ) -> None:  # fmt: skip
-    if opt.lower() not in SHORT:
-        raise refuse(NAME, f"opt={opt!r}", "it is not ported", f"one of {', '.join(sorted(SHORT))}")
+    if opt.lower() not in SHORT_NAMES:
+        raise refuse(CREATE, f"opt={opt!r}", "it is not ported", f"one of {', '.join(sorted(SHORT_NAMES))}")
     if fallback_list or fallback_no_weight_decay:
         raise refuse(
-            NAME, "a fallback list", "groups decide it here",
+            CREATE, "a fallback list", "groups decide it here",
             'groups=[{"params": regex, "use_fallback": True}] of timm.optim.Muon',
         )  # fmt: skip
     if min_scale or no_opt_scale:
         raise refuse(
-            NAME, "layer_decay_min_scale, or layer_decay_no_opt_scale", "layers' factors aren't clamped here",
+            CREATE, "layer_decay_min_scale, or layer_decay_no_opt_scale", "layers' factors aren't clamped here",
             "layer_decay alone, or groups with an lr each",
         )  # fmt: skip
     if param_group_fn is not None:
-        raise refuse(NAME, "param_group_fn", "it takes a PyTorch model", "groups=[...] with regular expressions")
+        raise refuse(CREATE, "param_group_fn", "it takes a PyTorch model", "groups=[...] with regular expressions")
 
 
 CALLS: tuple[Call, ...] = (_timm_create_optimizer,)

@@ -22,18 +22,18 @@ QUINTIC = (
     (4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037), (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 )  # fmt: skip
-PRESETS = {"quintic": QUINTIC, "original": ((3.4445, -4.7750, 2.0315),)}
-SCALES = {  # of the step, for a matrix (out, in)
+MUON_PRESETS = {"quintic": QUINTIC, "original": ((3.4445, -4.7750, 2.0315),)}
+MUON_SCALES = {  # of the step, for a matrix (out, in)
     "original": lambda rows, columns: math.sqrt(max(1.0, rows / columns)),
     "match_rms_adamw": lambda rows, columns: 0.2 * math.sqrt(max(rows, columns)),
     "rms_to_rms": lambda rows, columns: math.sqrt(rows / columns),
     None: lambda rows, columns: 1.0,
 }
-NAME = "timm.optim.Muon"
+TIMM_MUON = "timm.optim.Muon"
 
 
 @call(
-    NAME, version=TIMM, formula="p ← (1 − η_t·λ)·p − η_t·0.2·√max(rows, columns)·NS(m); AdamW on other parameters",
+    TIMM_MUON, version=TIMM, formula="p ← (1 − η_t·λ)·p − η_t·0.2·√max(rows, columns)·NS(m); AdamW on other parameters",
     coupling="lr", eps="‖m‖ ≥ ε", accuracy="bfloat16",
     goldens=("timm/muon", "timm/muon_options", "timm/muon_too_small", "timm/muon_fallback"),
     note="Newton-Schulz in bfloat16; for matrices of 4 × 4 and more, and kernels flattened to (axis 0, the rest), "
@@ -48,11 +48,13 @@ def _timm_muon(
     use_fallback: bool = False, use_muon: bool | None = None,
 ) -> optax.GradientTransformation:  # fmt: skip
     """`use_fallback` and `use_muon` are entries of timm's groups."""
-    _check(algo, conv_mode, adamw_lr, scale_eps)
-    if adjust_lr_fn not in SCALES:
-        raise ValueError(f"{NAME}: adjust_lr_fn={adjust_lr_fn!r} is unknown: use {', '.join(map(repr, SCALES))}")
-    coefficients = _sequence(ns_coefficients, ns_steps)
-    matrices = _orthogonalised(momentum, nesterov, coefficients, eps, safety_factor, SCALES[adjust_lr_fn])
+    _check_muon(algo, conv_mode, adamw_lr, scale_eps)
+    if adjust_lr_fn not in MUON_SCALES:
+        raise ValueError(
+            f"{TIMM_MUON}: adjust_lr_fn={adjust_lr_fn!r} is unknown: use {', '.join(map(repr, MUON_SCALES))}"
+        )
+    coefficients = _coefficients(ns_coefficients, ns_steps)
+    matrices = _orthogonalised(momentum, nesterov, coefficients, eps, safety_factor, MUON_SCALES[adjust_lr_fn])
     others = adam(*betas, eps, nesterov=nesterov)
     optimizers = {
         "muon": decoupled(matrices, lr, weight_decay=weight_decay, mask=mask),
@@ -86,30 +88,30 @@ def _orthogonalised(
     return per_leaf(step, real=False, mu=jnp.zeros_like)
 
 
-def _sequence(coefficients: Any, steps: int) -> list[tuple[float, float, float]]:
+def _coefficients(coefficients: Any, steps: int) -> list[tuple[float, float, float]]:
     """One triple per step: the last one is repeated, as in timm."""
     if isinstance(coefficients, str):
-        if coefficients not in PRESETS:
+        if coefficients not in MUON_PRESETS:
             raise refuse(
-                NAME, f"ns_coefficients={coefficients!r}", "only 'quintic' and 'original' are known here",
+                TIMM_MUON, f"ns_coefficients={coefficients!r}", "only 'quintic' and 'original' are known here",
                 "its coefficients, a list of triples",
             )  # fmt: skip
-        coefficients = PRESETS[coefficients]
+        coefficients = MUON_PRESETS[coefficients]
     if not isinstance(coefficients[0], tuple | list):
         coefficients = [coefficients]
     given = [(float(a), float(b), float(c)) for a, b, c in coefficients]
     return given[:steps] if steps <= len(given) else given + [given[-1]] * (steps - len(given))
 
 
-def _check(algo: str, conv_mode: str, adamw_lr: float | None, scale_eps: bool) -> None:
+def _check_muon(algo: str, conv_mode: str, adamw_lr: float | None, scale_eps: bool) -> None:
     if algo != "muon":
-        raise refuse(NAME, f"algo={algo!r}", "its second moment is not ported", 'algo="muon"')
+        raise refuse(TIMM_MUON, f"algo={algo!r}", "its second moment is not ported", 'algo="muon"')
     if conv_mode != "flatten":
-        raise refuse(NAME, f"conv_mode={conv_mode!r}", "kernels are flattened here", 'conv_mode="flatten"')
+        raise refuse(TIMM_MUON, f"conv_mode={conv_mode!r}", "kernels are flattened here", 'conv_mode="flatten"')
     if adamw_lr is not None:
-        raise refuse(NAME, "adamw_lr", "timm has deprecated it", "fallback_lr_scale=adamw_lr/lr")
+        raise refuse(TIMM_MUON, "adamw_lr", "timm has deprecated it", "fallback_lr_scale=adamw_lr/lr")
     if scale_eps:
-        raise refuse(NAME, "scale_eps=True", "ε is one number here", "eps·√(in/out) for a group of one shape")
+        raise refuse(TIMM_MUON, "scale_eps=True", "ε is one number here", "eps·√(in/out) for a group of one shape")
 
 
 CALLS: tuple[Call, ...] = (_timm_muon,)

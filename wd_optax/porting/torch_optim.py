@@ -37,6 +37,8 @@ def _finish(
 
 def _check_ranges(betas: Any = (), **numbers: Any) -> None:
     """Raises where PyTorch does: each β in [0, 1), other numbers not negative."""
+    if not isinstance(betas, tuple | list) or len(betas) not in (0, 2):
+        raise TypeError(f"betas={betas!r}: expected two numbers, betas=(0.9, 0.999)")
     for i, beta in enumerate(betas):
         check_number(f"betas[{i}]", beta, below=1.0)
     for name, value in numbers.items():

@@ -12,7 +12,7 @@ from wd_optax.choosing.timescales import Timescale, timescale
 from wd_optax.hyperparams import Schedule
 from wd_optax.porting.calls import find
 from wd_optax.porting.decay_words import gap, translate_decay, translate_mask
-from wd_optax.porting.direction_words import translate_direction, words_of
+from wd_optax.porting.direction_words import check_families, translate_direction, words_of
 from wd_optax.porting.drift import SHAPE, drift, trajectory
 from wd_optax.porting.emulate import CALLS
 from wd_optax.porting.meaning import Meaning, read
@@ -65,6 +65,7 @@ def translate(
       0.1
     """
     source, target = find(from_, CALLS), find(to, CALLS)
+    check_families(source, target)
     meaning = read(source, arguments, schedule, steps)
     direction = translate_direction(meaning, target)
     decay = translate_decay(meaning, target, direction.eta_factor)

@@ -31,7 +31,7 @@ class Translation(NamedTuple):
             return "\n".join([*lines, f"The same numbers as {self.from_} at every step."])
         lines += ["Not the same:", *(f"- {sentence}" for sentence in self.differs)]
         lines.append(
-            f"After {self.steps:,} steps of random gradients the weights were {self.drift:.2g} apart, relatively."
+            f"Within {self.steps:,} steps of random gradients weights come to be {self.drift:.2g} apart, relatively."
         )
         return "\n".join(lines) + self._timescales()
 
@@ -50,4 +50,4 @@ class Translation(NamedTuple):
 def _show_argument(value: Any) -> str:
     if callable(value):
         return "<schedule>"
-    return f"{value:.10g}" if isinstance(value, float) else repr(value)
+    return f"{value:.7g}" if isinstance(value, float) else repr(value)
