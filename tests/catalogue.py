@@ -1,5 +1,6 @@
 """Every transform and optimizer of the library, read from its modules: a new one falls under every law by itself."""
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -49,18 +51,30 @@ def optimizer(name: str, **options: Any) -> optax.GradientTransformation:
     return optax.chain(tx, optax.scale_by_learning_rate(options.get("learning_rate", LEARNING_RATE)))
 
 
+BASES = {"adam": optax.adam(LEARNING_RATE), "sgd": optax.sgd(LEARNING_RATE)}
+
+
 def without_decay(name: str) -> optax.GradientTransformation:
     """The optimizer that `optimizer(name)` must be, bit for bit, at λ = 0."""
-    return optax.adam(LEARNING_RATE) if name.startswith("adam") else optax.sgd(LEARNING_RATE)
+    return BASES["adam" if name.startswith("adam") else "sgd"]
 
 
 # What one step with a zero gradient removes, given c = RATE or LEARNING_RATE·WEIGHT_DECAY; None: no closed form.
 REMOVES = dict.fromkeys(NAMES, lambda c: c) | {"proximal": lambda c: c / (1 + c), "adam_l2": None}
 
 
+@functools.cache
+def _normal(seed: int, count: int, i: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """The i-th of `count` arrays of a seed, drawn once: JAX draws slowly outside of jit."""
+    with jax.ensure_compile_time_eval():
+        key = jax.random.split(jax.random.key(seed), count)[i]
+        return np.asarray(jax.random.normal(key, shape, jnp.float32).astype(dtype))
+
+
 def params(dtype: Any = jnp.float32) -> Any:
-    key = iter(jax.random.split(jax.random.key(0), 9))
-    normal = lambda *shape: jax.random.normal(next(key), shape, jnp.float32).astype(dtype)
+    """New arrays at each call, because a test may donate them."""
+    draw = itertools.count()
+    normal = lambda *shape: jnp.array(_normal(0, 9, next(draw), shape, dtype))
     return {
         "embed": {"embedding": normal(5, 3)},
         "attn": {"kernel": normal(3, 2, 4), "bias": normal(2, 4)},
@@ -71,8 +85,7 @@ def params(dtype: Any = jnp.float32) -> Any:
 
 def grads(tree: Any, seed: int = 1) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    values = [jax.random.normal(k, p.shape, jnp.float32).astype(p.dtype) for k, p in zip(keys, leaves, strict=True)]
+    values = [jnp.array(_normal(seed, len(leaves), i, p.shape, jnp.dtype(p.dtype))) for i, p in enumerate(leaves)]
     return jax.tree.unflatten(treedef, values)
 
 
@@ -105,13 +118,28 @@ def step(tx: optax.GradientTransformation, gradients: Any, state: Any, p: Any) -
 def run(tx: optax.GradientTransformation, p: Any, gradients: Any, steps: int, mode: str = "jit") -> tuple[Any, Any]:
     """`steps` steps with the same gradients; mode is "eager", "jit" or "scan"."""
     carry = (p, tx.init(p))
-    one = lambda carry: step(tx, gradients, carry[1], carry[0])
     if mode == "scan":
-        return jax.jit(lambda carry: jax.lax.scan(lambda c, _: (one(c), None), carry, length=steps)[0])(carry)
-    one = jax.jit(one) if mode == "jit" else one
+        return _scanned(tx)(gradients, carry, steps)
+    one = jitted(tx) if mode == "jit" else functools.partial(step, tx)
     for _ in range(steps):
-        carry = one(carry)
+        p, state = carry
+        carry = one(gradients, state, p)
     return carry
+
+
+@functools.cache
+def jitted(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    """`step` of an optimizer, compiled once for all calls and tests that share it."""
+    return jax.jit(functools.partial(step, tx))
+
+
+@functools.cache
+def _scanned(tx: optax.GradientTransformation) -> Callable[..., tuple[Any, Any]]:
+    @functools.partial(jax.jit, static_argnums=2)
+    def loop(gradients: Any, carry: tuple[Any, Any], steps: int) -> tuple[Any, Any]:
+        return jax.lax.scan(lambda c, _: (step(tx, gradients, c[1], c[0]), None), carry, length=steps)[0]
+
+    return loop
 
 
 class Average(NamedTuple):

@@ -4,7 +4,9 @@ Many tests compile the same small programs: all workers of a run share a compila
 (`make test-fast` keeps it). A run ends with a list of the tests that took long and aren't marked `slow`.
 """
 
+import functools
 import gc
+import itertools
 import os
 import tempfile
 import time
@@ -21,11 +23,28 @@ import cpu_only
 import jax
 import pytest
 import quick_compile
+from jax._src.interpreters import mlir
 
 from wd_optax.choosing.sweeping.execute import Executor
 
 collect_ignore = ["faults"]  # no tests: `make faults`
 LONG = 4.0  # seconds of CPU time, which other programs of the machine don't change much
+
+# JAX makes an MLIR context for each program, which takes a third of the tracing and lowering of a small one. Here 500
+# programs share one, which keeps their constants; a program that is made while another is lowered has its own.
+_make_context, _programs = mlir.make_ir_context, itertools.count()
+_shared = functools.lru_cache(maxsize=1)(lambda _: _make_context())
+
+
+def _context():
+    try:
+        mlir.ir.Context.current  # noqa: B018
+    except ValueError:
+        return _shared(next(_programs) // 500)
+    return _make_context()
+
+
+mlir.make_ir_context = _context
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

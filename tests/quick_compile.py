@@ -20,7 +20,6 @@ AS_USERS_COMPILE = {
     "test_goldens.py",
     "test_lowering.py",
     "test_precision.py",
-    "test_precision_composes.py",
     "test_precision_numbers.py",
     "test_precision_sharded.py",
     "test_random_bits.py",

@@ -178,7 +178,6 @@ def test_rows_that_every_step_uses_decay_as_without_the_rule(policy):
     assert_same_bits(*results)
 
 
-@pytest.mark.quick_compile(False)
 def test_untouched_rows_come_back_bit_for_bit():
     """Also infinite ones, and a step of −0.0."""
     p = {"embed": jnp.array([[1.0, jnp.inf], [2.0, 3.0], [jnp.nan, 0.0]])}

@@ -52,6 +52,5 @@ def test_the_reference_names_what_exists_by_its_kind(kind: str, name: str) -> No
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_used(name: str) -> None:
-    assert re.search(rf"\b{re.escape(name.replace('wd_optax', 'wd', 1))}\b", USES), (
-        f"{name} is in no document or example"
-    )
+    short = re.escape(name.removeprefix("wd_optax."))
+    assert re.search(rf"\b(wd|wd_optax)\.{short}\b", USES), f"{name} is in no document or example"

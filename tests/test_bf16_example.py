@@ -1,5 +1,6 @@
 """The example of low precision runs, and what it claims holds at few steps."""
 
+import functools
 import pathlib
 import re
 from typing import Any
@@ -25,11 +26,12 @@ def example() -> Any:
 
 @pytest.fixture(scope="module")
 def results(example: Any) -> dict[str, Any]:
-    """100 steps, at a λ that takes 9 % of the weights in them; η·λ = 9e-4 is under 2⁻⁹ = 2e-3."""
+    """100 steps, at a λ that takes 9 % of the weights in them; η·λ = 9e-4 is under 2⁻⁹ = 2e-3. 60 of the text."""
     rates = {"learning_rate": 3e-4, "weight_decay": 3.0}
     with jax.numpy_dtype_promotion("standard"):
         found = example.run(tasks=("digits",), ways=WAYS["digits"], steps=100, seeds=3, **rates)
-        text = {way: example.train(way, example.load_task("text"), 100, 3, **rates) for way in WAYS["text"]}
+        model, x, y, batch = example.load_task("text")
+        text = {way: example.train(way, (model, x[:256], y[:256], batch), 60, 3, **rates) for way in WAYS["text"]}
     return found | {"trained": found["trained"] | {"text": text}}
 
 
@@ -59,7 +61,7 @@ def test_mended_ways_train_as_float32_does_and_nearest_does_not(example: Any, re
         assert abs(stretch) < 2e-3, way
     gap, stretch, same = example.compared(runs, "nearest")
     assert not same
-    # Measured 0.32 and 2.7 % on digits, whose weights grow as they learn; 0.28 and 8.3 % on text.
+    # Measured 0.32 and 2.7 % on digits, whose weights grow as they learn; 0.28 and 4.8 % on text.
     assert gap > 0.1
     assert stretch > 0.02
 
@@ -67,7 +69,8 @@ def test_mended_ways_train_as_float32_does_and_nearest_does_not(example: Any, re
 @pytest.mark.parametrize("task", ["digits", "text"])
 def test_training_is_in_pure_bf16(example: Any, task: str) -> None:
     model, x, y, _ = example.load_task(task)
-    params = jax.tree.map(lambda p: p[0].astype(jnp.bfloat16), example.initial_params(model, x, jnp.arange(1)))
+    shapes = jax.eval_shape(functools.partial(example.initial_params, model), x, jnp.arange(1))
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], jnp.bfloat16), shapes)
     grads = jax.eval_shape(jax.grad(lambda p: example.loss_fn(model, p, x[:2], y[:2])), params)
     assert {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype(jnp.bfloat16)}
     inputs = x[:2].astype(jnp.bfloat16) if task == "digits" else x[:2]

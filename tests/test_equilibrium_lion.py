@@ -14,6 +14,7 @@ import wd_optax as wd
 from wd_optax.choosing.equilibrium import cautious_minimum, equilibrium
 
 pytestmark = pytest.mark.optax_promotes  # Optax's scale_by_lion
+as_users_compile = pytest.mark.quick_compile(False)  # they run for longer than they compile
 
 FAN_IN, COLUMNS, ETA = 200, 32, 1e-2
 BETAS = {"default": (0.9, 0.99), "signs of gradients": (0.0, 0.99), "one beta": (0.95, 0.95)}
@@ -41,6 +42,7 @@ def simulate(betas, weight_decay, steps):
     return norms[steps // 2 :].mean(), angles[steps // 2 :].mean()
 
 
+@as_users_compile
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BETAS)
 def test_lions_equilibrium_is_what_random_gradients_reach(name):
@@ -122,6 +124,7 @@ def test_the_cautious_minimum_balances_gradient_and_decay(a, decay, noise, h):
     assert np.sign(found) == np.sign(a)
 
 
+@as_users_compile
 def test_the_cautious_minimum_is_where_noisy_training_settles():
     decay, noise, runs = 1.0, 0.5, 2000
     tx = wd.sgdw(0.01, weight_decay=decay, rule=wd.rules.cautious(), mask=None)

@@ -3,12 +3,15 @@
 In float64, so that "the same" means 1e-12 and a missing decay can't hide in a tolerance.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from catalogue import in_pairs
 from sklearn.datasets import load_digits
 
 import wd_optax as wd
@@ -21,6 +24,7 @@ FALLING = lambda t: LR / (1 + t)
 RISING = lambda t: WD * (1 + t)
 
 
+@functools.cache
 def tiny():
     """A line through points: y = w·x + b."""
     x = jnp.linspace(-1, 1, 8)
@@ -28,6 +32,7 @@ def tiny():
     return params, lambda p: jnp.mean((p["w"] * x + p["b"] - (2 * x + 1)) ** 2)
 
 
+@functools.cache
 def real():
     """A ReLU network on scikit-learn's handwritten digits."""
     digits = load_digits()
@@ -48,6 +53,12 @@ def real():
 
 PROBLEMS = {"tiny": tiny, "real": real}
 both_problems = pytest.mark.parametrize("problem", ["tiny", pytest.param("real", marks=pytest.mark.slow)])
+
+
+def problems_in_pairs(*axes):
+    """Problems and other axes as parameters: some that cover all pairs of values, the rest marked exhaustive."""
+    marks = lambda point: [*point.marks, *[pytest.mark.slow] * (point.values[0] == "real")]
+    return [pytest.param(*point.values, marks=marks(point), id=point.id) for point in in_pairs(PROBLEMS, *axes)]
 
 
 def train(tx, params, loss, steps=STEPS):
@@ -71,11 +82,10 @@ def distance(a, b):
 # --- S1, S2, S3, S6: L2 in the loss, SGD with decay, and their equivalence ---------------------------------
 
 
-@both_problems
-@pytest.mark.parametrize("mask", [None, "weights", [("w|kernel", 0.5)]])
-@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize(("problem", "mask", "half"), problems_in_pairs(["none", "weights", "half"], [True, False]))
 def test_s01_both_l2_conventions_and_the_transform_that_equals_them(problem, mask, half):
     params, loss = PROBLEMS[problem]()
+    mask = {"none": None, "weights": "weights", "half": [("w|kernel", 0.5)]}[mask]
     penalised = lambda p: loss(p) + wd.l2_penalty(p, WD, mask, half=half)
     in_chain = optax.chain(wd.add_l2_to_loss(WD if half else 2 * WD, mask), optax.adam(LR))
     chex.assert_trees_all_close(train(optax.adam(LR), params, penalised), train(in_chain, params, loss), **SAME)
@@ -100,19 +110,18 @@ def test_s01_values_and_gradients_of_the_penalties():
 @pytest.mark.parametrize("lr", [LR, FALLING], ids=["constant", "schedule"])
 def test_s02_sgd_with_weight_decay_by_hand(problem, lr):
     params, loss = PROBLEMS[problem]()
-    expected = params
+    expected, gradient = params, jax.jit(jax.grad(loss))
     for t in range(STEPS):
         eta = lr(t) if callable(lr) else lr
-        g = jax.grad(loss)(expected)
+        g = gradient(expected)
         expected = jax.tree.map(lambda p, g, eta=eta: p - eta * g - eta * WD * p, expected, g)
     got = train(wd.sgdw(lr, weight_decay=WD, mask=None), params, loss)
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[-1], got), expected, **SAME)
 
 
-@both_problems
-@pytest.mark.parametrize("lr", [LR, FALLING], ids=["constant lr", "scheduled lr"])
-@pytest.mark.parametrize("weight_decay", [WD, RISING], ids=["constant wd", "scheduled wd"])
-@pytest.mark.parametrize("mask", [None, "weights"])
+@pytest.mark.parametrize(
+    ("problem", "lr", "weight_decay", "mask"), problems_in_pairs([LR, FALLING], [WD, RISING], [None, "weights"])
+)
 def test_s03_l2_and_decay_are_one_trajectory_under_sgd(problem, lr, weight_decay, mask):
     params, loss = PROBLEMS[problem]()
     l2 = train(wd.sgd_l2(lr, weight_decay=weight_decay, mask=mask), params, loss)
@@ -238,9 +247,9 @@ def test_s06_the_linear_model_loses_eta_lambda_w_and_nothing_of_b(optimizer):
 )
 def test_s07_pytorch_sgd(momentum, dampening, nesterov):
     params, loss = real()
-    wd_, lr, p, buffer = 1e-4, 0.05, params, None
+    wd_, lr, p, buffer, gradient = 1e-4, 0.05, params, None, jax.jit(jax.grad(loss))
     for _ in range(STEPS):
-        g = jax.tree.map(lambda g, p: g + wd_ * p, jax.grad(loss)(p), p)
+        g = jax.tree.map(lambda g, p: g + wd_ * p, gradient(p), p)
         if momentum:
             mixed = lambda b, g: momentum * b + (1 - dampening) * g
             buffer = g if buffer is None else jax.tree.map(mixed, buffer, g)
@@ -254,8 +263,9 @@ def test_s07_pytorch_sgd(momentum, dampening, nesterov):
 def test_s17_pytorch_adam_and_adamw(decoupled):
     params, loss = real()
     p, m, v = params, optax.tree.zeros_like(params), optax.tree.zeros_like(params)
+    gradient = jax.jit(jax.grad(loss))
     for t in range(1, STEPS + 1):
-        g = jax.grad(loss)(p)
+        g = gradient(p)
         if decoupled:
             p = jax.tree.map(lambda p: p * (1 - 0.01 * WD), p)
         else:
@@ -305,12 +315,13 @@ def test_s15_adamw_without_epsilon_is_scale_free_and_adam_with_l2_is_not(tree):
     params, loss = PROBLEMS[tree]()
     scale = jax.tree.map(lambda p: 10.0 ** -jnp.round(3 * jnp.sin(1.0 + jnp.arange(p.size))).reshape(p.shape), params)
     offset = jax.tree.map(lambda p: jnp.full(p.shape, 1e-3), params)  # no entry has a zero gradient: 0/0 without ε
+    gradient = jax.jit(jax.grad(loss))
 
     def run(make, rescale):
         tx = make(1e-3, weight_decay=WD, eps=0.0, mask=None)
         p, state = params, tx.init(params)
         for _ in range(5):
-            g = optax.tree.add(jax.grad(loss)(p), offset)
+            g = optax.tree.add(gradient(p), offset)
             g = jax.tree.map(jnp.multiply, g, scale) if rescale else g
             updates, state = tx.update(g, state, p)
             p = optax.apply_updates(p, updates)

@@ -1,5 +1,7 @@
 """`wd.from_torch`: names of Hugging Face and timm against Flax trees, groups, and what it refuses."""
 
+import re
+
 import fake_torch
 import jax
 import jax.numpy as jnp
@@ -99,6 +101,9 @@ def test_stacked_layers():
     assert found["model/layers/mlp/up_proj/weight"] == wanted
     with pytest.raises(ValueError, match="matches no path"):
         matched(llama(2), flax(params))
+    from_one = {re.sub(r"layers\.(\d)", lambda m: f"layers.{int(m[1]) + 1}", name): s for name, s in llama().items()}
+    with pytest.raises(ValueError, match="matches no path"):
+        matched(from_one, flax(params))
 
 
 VIT = {"cls_token": (1, 1, 8), "pos_embed": (1, 17, 8), "patch_embed.proj.weight": (8, 3, 4, 4),
@@ -234,6 +239,8 @@ def test_a_state_dict_needs_the_call_and_names_per_group():
     for group, names in zip(state_dict["param_groups"], per_group, strict=True):
         group["param_names"] = [f"module.{name}" for name in names]
     assert decayed(wd.from_torch(state_dict, None, PARAMS, call="torch.optim.AdamW")[0]) == decayed(tx)
+    unwrapped, _ = wd.from_torch(state_dict, named, PARAMS, call="torch.optim.AdamW")
+    assert decayed(unwrapped) == decayed(tx)
     with pytest.raises(TypeError, match="got a dict with 'model', 'optimizer', expected"):
         wd.from_torch({"model": {}, "optimizer": state_dict}, None, PARAMS)
 

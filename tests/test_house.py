@@ -271,7 +271,7 @@ def blocks(text):
 @pytest.mark.parametrize(
     "document",
     [
-        pytest.param("README.md", marks=pytest.mark.quick_compile(False)),
+        "README.md",
         "WORKSPACE_NOTES.md",
         *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")),
     ],

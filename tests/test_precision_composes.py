@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from catalogue import in_pairs
+from catalogue import in_pairs, jitted, step
 from flax import nnx
 from helpers import assert_same_bits
 
@@ -23,10 +23,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 ROUNDINGS = rounding.ROUNDINGS
 assert tuple(ROUNDINGS) == get_args(rounding.Rounding)
 each_rounding = pytest.mark.parametrize("rounding", ROUNDINGS)
+as_users_compile = pytest.mark.quick_compile(False)
+
+
+@functools.cache
+def drawn(seed, shape, dtype):
+    return np.asarray(jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype))
 
 
 def normal(seed, shape, dtype=jnp.bfloat16):
-    return jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
+    return jnp.array(drawn(seed, shape, jnp.dtype(dtype)))
 
 
 def mixed():
@@ -52,14 +58,8 @@ def adamw(rounding="stochastic", **options):
     return wd.adamw(1e-3, weight_decay=0.1, rounding=rounding, **options)
 
 
-def step(tx, g, state, p):
-    updates, state = tx.update(g, state, p)
-    return optax.apply_updates(p, updates), state
-
-
 def trained(tx, p, g, steps=3, jit=True, state=None):
-    one = functools.partial(step, tx)
-    one = jax.jit(one) if jit else one
+    one = jitted(tx) if jit else functools.partial(step, tx)
     state = tx.init(p) if state is None else state
     for _ in range(steps):
         p, state = one(g, state, p)
@@ -69,6 +69,7 @@ def trained(tx, p, g, steps=3, jit=True, state=None):
 # --- one way to write it
 
 
+@as_users_compile
 @pytest.mark.parametrize(
     ("name", "weight_decay", "rounding"), in_pairs(["adamw", "sgdw", "with_decay"], [0.1, 0.0], ROUNDINGS)
 )
@@ -82,7 +83,6 @@ def test_the_argument_is_the_chain(name, weight_decay, rounding):
     assert_same_bits(trained(make(rounding=rounding, key=5), p, g)[0], trained(long, p, g)[0])
 
 
-@pytest.mark.quick_compile
 @pytest.mark.parametrize("b", ["mu_dtype", "nu_dtype"])
 @each_rounding
 def test_moments_have_the_type_that_was_asked_for(b, rounding):
@@ -133,6 +133,7 @@ def test_mixed_trees(rounding):
     assert tx.update({**u, "kernel": None}, tx.init(p), p)[0]["kernel"] is None
 
 
+@as_users_compile
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_compensation_keeps_decay_and_step(dtype):
     """1000 steps, far too small alone, of decay and of gradient: the sum arrives to a unit of the type."""
@@ -192,6 +193,7 @@ def test_bits_come_from_the_key_alone():
     assert_same_bits(trained(adamw(), p, g, jit=False)[0], trained(adamw(), p, g, jit=False)[0])
 
 
+@as_users_compile
 def test_a_leaf_has_its_bits_whatever_else_the_tree_has():
     p, g = low_precision(), like(low_precision())
     whole, _ = trained(adamw(mask=None), p, g)
@@ -224,6 +226,7 @@ def test_leaves_steps_and_keys_are_independent():
 # --- inside everything
 
 
+@as_users_compile
 @each_rounding
 def test_jit_scan_and_donation(rounding):
     p, g, tx = low_precision(), like(low_precision()), adamw(rounding)
@@ -237,6 +240,7 @@ def test_jit_scan_and_donation(rounding):
     assert_same_bits(scanned((p, tx.init(p))), (end, state))
 
 
+@as_users_compile
 @each_rounding
 def test_vmap_over_keys_and_rates_equals_a_loop(rounding):
     p, g = low_precision(), like(low_precision())
@@ -255,6 +259,7 @@ def test_vmap_over_keys_and_rates_equals_a_loop(rounding):
     assert bool(differ) is (rounding == "stochastic")
 
 
+@as_users_compile
 def test_wrappers():
     p, g, tx = low_precision(), like(low_precision()), adamw("stochastic", mask=None)
     plain, _ = trained(tx, p, g, 2)
@@ -314,6 +319,7 @@ def test_resume_is_bit_exact(rounding, through, tmp_path):
 # --- memory
 
 
+@as_users_compile
 @pytest.mark.parametrize(
     ("rounding", "moments", "per_parameter"),
     [
@@ -371,6 +377,7 @@ def test_a_key_that_is_none():
             adamw(key=bad).init(low_precision())
 
 
+@as_users_compile
 @pytest.mark.parametrize(("rounding", "dtype"), [("stochastic", jnp.bfloat16), ("compensated", jnp.float16)])
 def test_apply_if_finite_goes_inside_or_gets_float32_gradients(rounding, dtype):
     """The two orders of the docstring: a skipped step leaves every bit of parameters and moments as it was."""

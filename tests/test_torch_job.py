@@ -257,6 +257,9 @@ def test_a_parameter_without_steps_must_not_train():
     frozen = wd.partition({"a": ADAMW, "b": optax.set_to_zero()}, lambda p: "b" if p.role == "bias" else "a")
     state = resume(adam_state(bias=None), tx=frozen, named_parameters=fake_torch.model(SHAPES))
     assert int(optax.tree.get(state, "step")) == 7
+    named = fake_torch.model(SHAPES)
+    named["fc.bias"].requires_grad = False  # since step 3
+    assert int(optax.tree.get(resume(adam_state(bias=3), tx=frozen, named_parameters=named), "step")) == 7
 
 
 def test_an_optimizer_without_steps_starts():
@@ -329,6 +332,15 @@ def test_weights_are_checked_and_bring_buffers_and_tied_names():
         resume(adam_state(), tied, params=jax.tree.map(jnp.ones_like, PARAMS), weights=weights)
     with pytest.raises(ValueError, match=r"weights has no 'fc.bias'"):
         resume(adam_state(), weights={"fc.weight": WEIGHTS["fc.weight"]})
+
+
+def test_constant_tensors_are_not_tied():
+    """A frozen bias that is 1, as one that trains."""
+    both = lambda s: convert(s) | {"norm": {"bias": s["norm.bias"]}}
+    params = PARAMS | {"norm": {"bias": jnp.ones(2)}}
+    tx = wd.partition({"a": ADAMW, "b": optax.set_to_zero()}, lambda p: "b" if "norm" in p.path else "a")
+    state = resume(adam_state(), both, tx, params, weights=WEIGHTS | {"norm.bias": WEIGHTS["fc.bias"].copy()})
+    assert int(optax.tree.get(state, "step")) == 7
 
 
 def test_names_in_another_order_than_the_state_are_found_by_shape():

@@ -35,7 +35,7 @@ tpu_run = load("tpu_run")
 tpu_model, tpu_compile, tpu_folder = tpu_run.tpu_model, tpu_run.tpu_compile, tpu_run.tpu_folder
 SCRIPT = pathlib.Path(tpu_run.__file__)
 SIZE = tpu_model.Size(layers=2, width=16, heads=2, context=16, batch_size=16, accumulate=2)
-STEPS, SAVE_EVERY, KEEP = 60, 4, 3
+STEPS, LOG_EVERY, SAVE_EVERY, KEEP = 32, 10, 4, 3
 NUMBERS = {"learning_rate": 0.01, "weight_decay": 0.1, "clip": 1.0, "seed": 0}
 
 
@@ -48,13 +48,13 @@ def parts(axes: str, precision: str = "master", size: Any = SIZE) -> Any:
 
 
 def run(axes: str, out: pathlib.Path, precision: str = "master", **changed: Any) -> Any:
-    settings = {"steps": STEPS, "log_every": 10, "save_every": SAVE_EVERY, "keep": KEEP, "precision": precision}
+    settings = {"steps": STEPS, "log_every": LOG_EVERY, "save_every": SAVE_EVERY, "keep": KEEP, "precision": precision}
     return tpu_run.run(SIZE, *parts(axes, precision), settings | NUMBERS | changed, str(out))
 
 
 def command(out: pathlib.Path, axes: str, *more: str) -> list[str]:
     numbers = [f"--{name}={value}" for name, value in (SIZE._asdict() | NUMBERS).items()]
-    every = [f"--steps={STEPS}", "--log_every=10", f"--save_every={SAVE_EVERY}", f"--keep={KEEP}"]
+    every = [f"--steps={STEPS}", f"--log_every={LOG_EVERY}", f"--save_every={SAVE_EVERY}", f"--keep={KEEP}"]
     return [sys.executable, str(SCRIPT), f"--mesh={axes}", f"--out={out}", *numbers, *every, *more]
 
 
@@ -82,7 +82,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     with process:
         for line in process.stdout:
             said.append(line)
-            if line.startswith("step 10:"):
+            if line.startswith(f"step {LOG_EVERY}:"):
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL, "".join(said)
@@ -97,9 +97,9 @@ def left(killed: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_it_learns(whole: Any) -> None:
     figures = whole[0]["figures"]
-    assert list(figures) == [10, 20, 30, 40, 50, 60]
+    assert list(figures) == [10, 20, 30, 32]
     assert figures[10]["loss"] < np.log(128) + 0.1  # a uniform guess is 4.85
-    assert figures[60]["loss"] < figures[10]["loss"] - 0.3
+    assert figures[32]["loss"] < figures[10]["loss"] - 0.3
 
 
 def test_parameters_and_optimizer_state_are_sharded(whole: Any) -> None:
@@ -118,8 +118,8 @@ def test_parameters_and_optimizer_state_are_sharded(whole: Any) -> None:
 
 def test_the_newest_checkpoints_are_kept(whole: Any) -> None:
     results, out = whole
-    assert results["kept"] == [52, 56, 60]
-    assert sorted(p.name for p in (out / "checkpoints").iterdir() if p.is_dir()) == ["52", "56", "60"]
+    assert results["kept"] == [24, 28, 32]
+    assert sorted(p.name for p in (out / "checkpoints").iterdir() if p.is_dir()) == ["24", "28", "32"]
 
 
 def scalars(folder: pathlib.Path) -> dict[tuple[str, int], float]:
@@ -143,23 +143,23 @@ def test_tensorboard_reads_every_figure(whole: Any) -> None:
     for key, x in expected.items():
         assert found[key] == pytest.approx(x, rel=1e-6), key  # stored as float32
     for name in ("loss", "weight_norm", "decay_share", "angle", "tokens_per_second"):
-        assert (name, 10) in found
+        assert (name, LOG_EVERY) in found
 
 
 def test_a_finished_run_says_so(whole: Any) -> None:
     results, out = whole
     again = run("4x2", out)
-    assert again["start"] == 60
+    assert again["start"] == STEPS
     assert_same_bits(again["state"], results["state"])
     said = tpu_run.report(again, "x")
-    assert said == "The run in x is already finished at step 60: use another --out, or more --steps."
+    assert said == "The run in x is already finished at step 32: use another --out, or more --steps."
 
 
 def test_after_kill_9_the_same_mesh_ends_with_the_same_bits(whole: Any, left: pathlib.Path) -> None:
     on = run("4x2", left)
     assert 4 <= on["start"] < STEPS
     assert_same_bits(on["state"], whole[0]["state"])
-    assert on["figures"][60]["loss"] == whole[0]["figures"][60]["loss"]
+    assert on["figures"][STEPS]["loss"] == whole[0]["figures"][STEPS]["loss"]
 
 
 def restored(axes: str, out: pathlib.Path) -> Any:
@@ -191,7 +191,7 @@ def test_after_kill_9_four_devices_go_on_from_the_same_bits(whole: Any, left: pa
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     on = run("2x2", left)
     assert on["start"] == step
-    assert on["figures"][60]["loss"] == pytest.approx(whole[0]["figures"][60]["loss"], abs=0.01)
+    assert on["figures"][STEPS]["loss"] == pytest.approx(whole[0]["figures"][STEPS]["loss"], abs=0.01)
     assert 0 < apart(on["state"], whole[0]["state"]) < 0.02
 
 
@@ -309,21 +309,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     whole: Any, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(whole[1], tmp_path / "out")
-    for path in (out / "checkpoints" / "60").rglob("*"):  # a bit of one file alone may be one that nobody reads
+    for path in (out / "checkpoints" / "32").rglob("*"):  # a bit of one file alone may be one that nobody reads
         if path.is_file() and (content := bytearray(path.read_bytes())):
             content[len(content) // 2] ^= 1
             path.write_bytes(content)
-    for path in (out / "checkpoints" / "56").rglob("*"):
+    for path in (out / "checkpoints" / "28").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     on = run("4x2", out)
     said = capsys.readouterr().out
-    assert re.search(r"checkpoint 60 is damaged \(.*\) and was renamed to .*damaged-60: continuing from step 52", said)
-    assert re.search(r"checkpoint 56 is damaged \(.*\) and was renamed to .*damaged-56: continuing from step 52", said)
-    assert on["start"] == 52
+    assert re.search(r"checkpoint 32 is damaged \(.*\) and was renamed to .*damaged-32: continuing from step 24", said)
+    assert re.search(r"checkpoint 28 is damaged \(.*\) and was renamed to .*damaged-28: continuing from step 24", said)
+    assert on["start"] == 24
     assert_same_bits(on["state"], whole[0]["state"])
-    assert (out / "damaged-60").is_dir()
-    assert on["kept"] == [52, 56, 60]
+    assert (out / "damaged-32").is_dir()
+    assert on["kept"] == [24, 28, 32]
 
 
 def test_without_any_whole_checkpoint_nothing_is_touched(left: pathlib.Path) -> None:
@@ -612,7 +612,7 @@ def test_two_processes_go_on_with_one_model(whole: Any, tmp_path: pathlib.Path) 
     common |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
     common |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2" + quick_compile.flags()}
     out = shutil.copytree(whole[1], tmp_path / "out")
-    for step in (56, 60):
+    for step in (28, 32):
         shutil.rmtree(out / "checkpoints" / str(step))
     processes = [
         subprocess.Popen(
@@ -630,9 +630,9 @@ def test_two_processes_go_on_with_one_model(whole: Any, tmp_path: pathlib.Path) 
     ]
     first, second = (process.communicate(timeout=200)[0] for process in processes)
     assert [process.returncode for process in processes] == [0, 0], first + second
-    assert "step 60: loss" not in second
-    loss = re.findall(r"^step 60: loss ([\d.]+)", first, re.M)
-    assert float(loss[0]) == pytest.approx(whole[0]["figures"][60]["loss"], abs=0.01)
+    assert "step 32: loss" not in second
+    loss = re.findall(r"^step 32: loss ([\d.]+)", first, re.M)
+    assert float(loss[0]) == pytest.approx(whole[0]["figures"][STEPS]["loss"], abs=0.01)
     step, state = restored("4x2", out)
     assert step == STEPS
     assert apart(state, whole[0]["state"]) < 0.02

@@ -10,7 +10,8 @@ ABOUT = """\
 "Resumed bit for bit" means that the same call in a new process ended with the numbers of a sweep that was never
 disturbed, and that no finished file was rewritten or set aside. A trial with wrong numbers counts as "ACCEPTED WRONG",
 and one that trained finished runs again as "LOST"; either fails the command. Each trial runs in forked processes on its
-own folder. The trials are in `tests/faults/`, and `make test` runs a few of each.
+own folder. The trials are in `tests/faults/`. `make test` runs a few of each fault of a sweep, and
+`tests/test_tpu_run.py`.
 
 ## The identity of a sweep
 

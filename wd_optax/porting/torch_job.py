@@ -48,9 +48,10 @@ def read_job(optimizer: Any, named_parameters: NamedParameters) -> TorchJob:
     """
     groups, states, kind = _unpack(optimizer)
     given = _Named(named_parameters)
+    clean = clean_names([name for group in groups for name in group.get("param_names", ())])
     found, seen = [], set()
     for i, group in enumerate(groups):
-        for key, names, tensor in _names_of_group(i, group, list(group["params"]), given, len(groups)):
+        for key, names, tensor in _names_of_group(i, group, clean, given, len(groups)):
             if (names if tensor is None else id(tensor)) in seen:
                 raise ValueError(
                     f"optimizer: {names[0]!r} is in two groups, the second is group {i}: remove it from one"
@@ -59,10 +60,8 @@ def read_job(optimizer: Any, named_parameters: NamedParameters) -> TorchJob:
             found.append(_torch_parameter(i, names, tensor, states(key)))
     known = {name for p in found for name in p.names}
     found += [_torch_parameter(None, names, x, {}) for names, x in given.tensors() if not known.intersection(names)]
-    clean = clean_names([name for p in found for name in p.names])
-    plain = [p._replace(names=tuple(dict.fromkeys(clean[name] for name in p.names))) for p in found]
     options = tuple({k: v for k, v in group.items() if k not in ("params", "param_names")} for group in groups)
-    return TorchJob(kind, options, tuple(plain))
+    return TorchJob(kind, options, tuple(found))
 
 
 def _unpack(optimizer: Any) -> tuple[Sequence[Mapping[str, Any]], Any, str]:
@@ -100,7 +99,10 @@ class _Named:
         entries = list(given.items()) if isinstance(given, Mapping) else list(given or ())
         self.given = given is not None
         self.nested = [_named_entries(x) for x in entries] if entries and not any(map(_is_entry, entries)) else None
-        self.flat = _named_entries(entries) if self.nested is None else [x for part in self.nested for x in part]
+        flat = _named_entries(entries) if self.nested is None else [x for part in self.nested for x in part]
+        clean = clean_names([name for name, _ in flat])
+        self.flat = [(clean[name], x) for name, x in flat]
+        self.nested = self.nested and [[(clean[name], x) for name, x in part] for part in self.nested]
 
     def tensors(self) -> list[tuple[tuple[str, ...], Any]]:
         """Each tensor with all its names."""
@@ -125,9 +127,10 @@ def _named_entries(given: Any) -> list[tuple[str, Any]]:
 
 
 def _names_of_group(
-    i: int, group: Mapping[str, Any], keys: list[Any], given: _Named, groups: int
+    i: int, group: Mapping[str, Any], clean: Mapping[str, str], given: _Named, groups: int
 ) -> list[tuple[Any, tuple[str, ...], Any]]:
     """(key of its state, names, tensor or None) of every parameter of group i."""
+    keys = list(group["params"])
     if not keys:
         return []
     by_tensor = {id(x): (names, x) for names, x in given.tensors() if x is not None}
@@ -135,8 +138,8 @@ def _names_of_group(
         return [(key, *by_tensor[id(key)]) for key in keys]
     live = hasattr(keys[0], "shape")
     if "param_names" in group:
-        by_name = {names[0]: (names, x) for names, x in given.tensors()}
-        pairs = [by_name.get(name, ((name,), None)) for name in group["param_names"]]
+        by_name = {name: (names, x) for names, x in given.tensors() for name in names}
+        pairs = [by_name.get(clean[name], ((clean[name],), None)) for name in group["param_names"]]
         return [(k, names, k if live else x) for k, (names, x) in zip(keys, pairs, strict=True)]
     if live:
         lost = next(key for key in keys if id(key) not in by_tensor)
@@ -192,9 +195,7 @@ def _torch_parameter(
 def read_names(named_parameters: NamedParameters) -> list[tuple[tuple[str, ...], tuple[int, ...] | None]]:
     """The names and the shape, None if unknown, of each parameter of a model."""
     found = _Named(named_parameters).tensors()
-    clean = clean_names([name for names, _ in found for name in names])
-    shapes = [None if x is None else tuple(x.shape) for _, x in found]
-    return [(tuple(clean[x] for x in names), shape) for (names, _), shape in zip(found, shapes, strict=True)]
+    return [(names, None if x is None else tuple(x.shape)) for names, x in found]
 
 
 def clean_names(names: Iterable[str]) -> dict[str, str]:

@@ -142,16 +142,15 @@ def _by_key(tensors: Mapping[str, Any], parameters: Sequence[TorchParameter], ch
         )
     for key in [key for key in tensors if check and key not in found]:
         own = to_numpy(tensors[key])
-        for other in [
-            other for other, p in found.items() if p.shape == own.shape and own.size and own.min() < own.max()
-        ]:
-            if np.array_equal(own, to_numpy(tensors[other])):
+        for other in [other for other in found if tuple(tensors[other].shape) == own.shape]:
+            if _varies(own) and np.array_equal(own, to_numpy(tensors[other])):
                 found[key] = found[other]
                 break
     return {key: found[key] for key in tensors if key in found}
 
 
 def _varies(x: np.ndarray[Any, Any]) -> bool:
+    """Whether equal values mean something: two biases may both be zero."""
     return x.size > 0 and bool((x != x.flat[0]).any())
 
 
