@@ -1,9 +1,10 @@
 """Startup cost: tracing and compiling the step, `init`, and the import, compared with Optax's in one run.
 
-Only ratios are comparable between machines; the two alternate. Caches are cleared before each compilation, as in a
-fresh process. wd.adamw has its default mask, Optax's has none.
+Only ratios are comparable between machines; all alternate. Caches are cleared before each compilation, as in a fresh
+process. wd.adamw has its default mask, Optax's has none. "monitored" is wd.adamw in `wd.monitor_decay`, and its ratios
+are to wd.adamw.
 
-    python benchmarks/startup.py                     # takes ~2 minutes on a laptop CPU
+    python benchmarks/startup.py                     # takes ~5 minutes on a laptop CPU
     python benchmarks/startup.py --leaves=10,100 --rounds=9
 """
 
@@ -28,14 +29,16 @@ from absl import app, flags
 
 import wd_optax as wd
 
-_LEAVES = flags.DEFINE_list("leaves", ["10", "100", "1000"], "Sizes of the trees.")
+_LEAVES = flags.DEFINE_list("leaves", ["10", "100", "2000"], "Sizes of the trees.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Measurements of each.", lower_bound=3)
 _JSON = flags.DEFINE_string("json", None, "JSON file for all measurements.")
 
 OPTIMIZERS = {
     "wd_optax": lambda: wd.adamw(1e-3, weight_decay=0.1),
     "optax": lambda: optax.adamw(1e-3, weight_decay=0.1),
+    "monitored": lambda: wd.monitor_decay(wd.adamw(1e-3, weight_decay=0.1)),
 }
+MODULES = ("wd_optax", "optax")
 
 
 def now() -> Any:
@@ -79,7 +82,7 @@ def begin(name: str, size: int) -> dict[str, Any]:
 
 
 def measure(sizes: Iterable[int], rounds: int) -> dict[str, dict[str, list[list[float]]]]:
-    """{what: {"wd_optax" or "optax": [wall, CPU] seconds of each round}}."""
+    """{what: {name of `OPTIMIZERS`: [wall, CPU] seconds of each round}}."""
     works: dict[str, Callable[[str], dict[str, Any]]] = {
         f", {size:,} leaves": functools.partial(begin, size=size) for size in sizes
     }
@@ -89,7 +92,8 @@ def measure(sizes: Iterable[int], rounds: int) -> dict[str, dict[str, list[list[
         works[""] = lambda name: {"import": import_seconds(name, cache)}
         for of, work in works.items():
             for i in range(rounds + 1):  # the first is a warm-up
-                for name in order.sample(list(OPTIMIZERS), 2):
+                names = list(OPTIMIZERS if of else MODULES)
+                for name in order.sample(names, len(names)):
                     spent = work(name)
                     for what, clocks in spent.items() if i else ():
                         found.setdefault(what + of, {}).setdefault(name, []).append(clocks.tolist())
@@ -97,13 +101,20 @@ def measure(sizes: Iterable[int], rounds: int) -> dict[str, dict[str, list[list[
 
 
 def report(found: dict[str, dict[str, list[list[float]]]]) -> str:
-    """Formats medians in ms, their ratio, and the ratio of CPU seconds."""
-    lines = [f"{'median ms':32}{'wd_optax':>10}{'optax':>10}{'ratio':>8}{'of CPU':>8}"]
+    """Formats medians in ms, their ratio, and the ratio of CPU seconds; in lines of their own those of the monitor."""
+    lines = [f"{'median ms':40}{'wd_optax':>10}{'optax':>10}{'ratio':>8}{'of CPU':>8}"]
+    watched = [f"{'median ms':40}{'monitored':>10}{'wd_optax':>10}{'ratio':>8}{'of CPU':>8}"]
     for what, of in found.items():
-        ours, theirs = (1e3 * np.median(of[name], axis=0) for name in OPTIMIZERS)
-        wall, cpu = ours / theirs
-        lines.append(f"{what:32}{ours[0]:10.2f}{theirs[0]:10.2f}{wall:8.2f}{cpu:8.2f}")
-    return "\n".join(lines)
+        medians = {name: 1e3 * np.median(seconds, axis=0) for name, seconds in of.items()}
+        lines.append(_line(what, medians["wd_optax"], medians["optax"]))
+        if "monitored" in medians:
+            watched.append(_line(what, medians["monitored"], medians["wd_optax"]))
+    return "\n".join([*lines, *watched])
+
+
+def _line(what: str, ours: Any, theirs: Any) -> str:
+    wall, cpu = ours / theirs
+    return f"{what:40}{ours[0]:10.2f}{theirs[0]:10.2f}{wall:8.2f}{cpu:8.2f}"
 
 
 def main(argv: list[str]) -> None:

@@ -47,7 +47,7 @@ FLOORS = [
     {"core", "projection.radius", "rules.__init__"},
     {"projection.project", "transforms", "wrappers"},
     {"choosing.equilibrium", "choosing.timescales", "migrate", "monitor", "optimizers", "projection.hyperball"},
-    {"choosing.runs", "porting.calls", "porting.layers", "porting.rates"},
+    {"choosing.describe_decay", "choosing.runs", "porting.calls", "porting.layers", "porting.rates"},
     {"porting.directions", "porting.group_table", "porting.groups"},
     {"porting.cautious_steps", "porting.factories", "porting.live", "porting.plan", "porting.torch_directions"},
     {

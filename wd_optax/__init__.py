@@ -5,6 +5,7 @@ from optax import scale_by_adam
 from wd_optax import precision, prox, rules
 from wd_optax.auditing.audit import audit
 from wd_optax.auditing.explaining import explain
+from wd_optax.choosing.describe_decay import describe_decay
 from wd_optax.choosing.equilibrium import equilibrium
 from wd_optax.choosing.published import published
 from wd_optax.choosing.runs import Run
@@ -47,6 +48,7 @@ __all__ = [
     "coupled",
     "decay_rate",
     "decoupled",
+    "describe_decay",
     "emulate",
     "equilibrium",
     "explain",

@@ -55,7 +55,7 @@ def check_groups(groups: Any) -> None:
         compile_regex("groups", rule[1])
 
 
-def group_leaves(groups: Groups, slices: Slices, params: Any) -> Grouping:
+def assign_groups(groups: Groups, slices: Slices, params: Any) -> Grouping:
     """The group of every leaf of `params`; see `wd_optax.measure_decay`."""
     check_groups(groups)
     check_slices(slices)

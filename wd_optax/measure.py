@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from wd_optax import step_sums, tables
-from wd_optax.decay_groups import Grouping, Groups, group_leaves
+from wd_optax.decay_groups import Grouping, Groups, assign_groups
 from wd_optax.hyperparams import check_transformation
 from wd_optax.masking.slices import Slices
 from wd_optax.step_derivative import leaf_steps
@@ -77,6 +77,11 @@ class DecayTable(Mapping[str, DecayInfo]):
     @functools.cached_property
     def _figures(self) -> list[DecayInfo]:
         return [_derive(Norms(*(x[..., i, :] for i in range(len(Norms._fields))))) for x in self.arrays]
+
+    @property
+    def is_batched(self) -> bool:
+        """Whether `vmap` has added axes."""
+        return any(np.ndim(x) > 2 for x in self.arrays)
 
     @functools.cached_property
     def _where(self) -> dict[str, tuple[int, int | None]]:
@@ -192,7 +197,7 @@ def measure_decay(
 
     """
     check_transformation("optimizer", optimizer)
-    return measure_groups(optimizer, grads, opt_state, params, group_leaves(groups, slices, params), extra)[0]
+    return measure_groups(optimizer, grads, opt_state, params, assign_groups(groups, slices, params), extra)[0]
 
 
 def measure_groups(

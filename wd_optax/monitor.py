@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from wd_optax.decay_groups import Groups, check_groups, group_leaves
+from wd_optax.decay_groups import Groups, assign_groups, check_groups
 from wd_optax.masking import roles
 from wd_optax.masking.roles import ROLES
 from wd_optax.masking.slices import Slices, check_slices
@@ -91,7 +91,7 @@ def monitor_decay(
     def init(params: optax.Params) -> DecayMonitorState:
         state = inner.init(params)
         refuse_wrong_order(state)
-        return DecayMonitorState(state, recorded(empty_table(group_leaves(groups, slices, params))))
+        return DecayMonitorState(state, recorded(empty_table(assign_groups(groups, slices, params))))
 
     def update(
         updates: optax.Updates, state: DecayMonitorState, params: optax.Params | None = None, **extra: Any
@@ -102,7 +102,7 @@ def monitor_decay(
             )
         # `inner.update` is traced twice: here for the sums, which need its derivative, and below for the step. XLA
         # recomputes the update there; one trace would write it to memory, because the sums come before the step.
-        grouping = group_leaves(groups, slices, params)
+        grouping = assign_groups(groups, slices, params)
         measured, zero = measure_groups(inner, updates, state.inner, params, grouping, extra)
         updates = _add_dependency(updates, zero)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
@@ -167,10 +167,10 @@ def _recorded_in(opt_state: optax.OptState) -> Mapping[str, DecayInfo]:
 
 
 def _for_logger(read: Mapping[str, DecayInfo]) -> dict[str, float]:
-    size = next(iter(read.values())).size
-    if size.ndim > (set(read) != set(ROLES)):
+    if isinstance(read, DecayTable) and read.is_batched:
+        shape = read.arrays[0].shape[:-2]
         raise ValueError(
-            f"flat=True: opt_state is batched, shape {size.shape}, and a logger takes one number: pass the state of "
+            f"flat=True: opt_state is batched, shape {shape}, and a logger takes one number: pass the state of "
             "one run, read_decay(jax.tree.map(lambda x: x[0], opt_state), flat=True)"
         )
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(read))

@@ -74,7 +74,10 @@ def _evaluate(
 def _reads(jaxpr: Any, inputs: list[bool]) -> list[bool]:
     """Which outputs depend on the marked inputs."""
     marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
-    is_marked = lambda v: not isinstance(v, jax.extend.core.Literal) and v in marked
+
+    def is_marked(v: Any) -> bool:
+        return not isinstance(v, jax.extend.core.Literal) and v in marked
+
     for equation in jaxpr.eqns:
         given = [is_marked(v) for v in equation.invars]
         if not any(given):

@@ -102,7 +102,7 @@ def summarize(
         found = {name: _total(parts[name]) for name, n in layers.items() if n}
         if flat := [_total(parts[name] or none) for name, n in layers.items() if not n]:
             found[""] = jnp.stack(flat, axis=-1)
-        return {name: _norms(stacked[name], x) for name, x in found.items()}, _zero_after(found.values())
+        return {name: _group_norms(stacked[name], x) for name, x in found.items()}, _zero_after(found.values())
 
     def on_cpu(*leaves: LeafStep) -> Summary:
         with jax.enable_x64(True):
@@ -161,7 +161,7 @@ def _loop_sums(
     each = sum_all(axes, *added)
     if sliced:
         pp, uu, pu, *_ = each
-        p, along = jnp.sqrt(pp), _along(pp, pu)
+        p, along = jnp.sqrt(pp), _part_along(pp, pu)
         across = jnp.sqrt(jnp.maximum(uu - along**2, jnp.zeros_like(p)))
         each += (jnp.where(p > 0, jnp.arctan2(across, p + along), jnp.zeros_like(p)), (p > 0).astype(p.dtype))
     return jnp.stack([jnp.sum(x, axis=tuple(range(int(layered), x.ndim))) for x in each])
@@ -220,12 +220,12 @@ def _zero_after(sums: Iterable[jax.Array]) -> jax.Array:
     return jnp.max(jnp.where(squares < -1, jnp.float32(1), jnp.float32(-0.0)))
 
 
-def _along(pp: jax.Array, pu: jax.Array) -> jax.Array:
+def _part_along(pp: jax.Array, pu: jax.Array) -> jax.Array:
     """The part of u along p, with its sign."""
     return pu / jnp.sqrt(one_for_zero(pp))
 
 
-def _norms(size: np.ndarray[Any, Any], sums: jax.Array) -> jax.Array:
+def _group_norms(size: np.ndarray[Any, Any], sums: jax.Array) -> jax.Array:
     """The rows of `Norms` from those of `Sums`; the roots are one operation, which XLA fuses with all before it."""
     x = Sums(*sums[: len(Sums._fields)])
     one = jnp.ones_like(x.pp)
