@@ -92,6 +92,71 @@ def many(leaves: int, size: int = 1000) -> Tree:
     return {f"layer{i // 2}/{('kernel', 'bias')[i % 2]}": (size,) for i in range(leaves)}
 
 
+def llama3(layers: int, width: int, hidden: int, *, stacked: bool = False) -> Tree:
+    """Llama 3, with 8 heads of 128 for keys and values: Grattafiori et al. 2024, arXiv 2407.21783, table 3.
+
+    Unrolled there are 9 leaves per layer; stacked, layers are axis 0 of 9 leaves, as `scan` has them.
+    """
+    keys, words = 8 * 128, 128_256
+    layer: Tree = {f"attention/{name}/kernel": (width, width) for name in ("wq", "wo")}
+    layer |= {f"attention/{name}/kernel": (width, keys) for name in ("wk", "wv")}
+    layer |= {f"feed_forward/{name}/kernel": (width, hidden) for name in ("w1", "w3")}
+    layer |= {"feed_forward/w2/kernel": (hidden, width)}
+    layer |= {"attention_norm/scale": (width,), "ffn_norm/scale": (width,)}
+    ends: Tree = {"embed/embedding": (words, width), "norm/scale": (width,), "lm_head/kernel": (width, words)}
+    return ends | (_stack("layers", layers, layer) if stacked else _unroll("layers", layers, layer))
+
+
+def deepseek_v3(layers: int = 61, dense: int = 3, experts: int = 256) -> Tree:
+    """DeepSeek-V3 without its second head, stacked: DeepSeek-AI 2024, arXiv 2412.19437, section 4.2.
+
+    Latent attention, `dense` layers with an MLP, then layers with one shared expert and `experts` routed ones.
+    """
+    width, heads, words = 7168, 128, 129_280
+    queries, latents, rotary, each = 1536, 512, 64, 128
+    attention: Tree = {
+        "attention/q_a/kernel": (width, queries),
+        "attention/q_a_norm/scale": (queries,),
+        "attention/q_b/kernel": (queries, heads * (each + rotary)),
+        "attention/kv_a/kernel": (width, latents + rotary),
+        "attention/kv_a_norm/scale": (latents,),
+        "attention/kv_b/kernel": (latents, heads * 2 * each),
+        "attention/out/kernel": (heads * each, width),
+        "attention_norm/scale": (width,),
+        "mlp_norm/scale": (width,),
+    }
+    mixture: Tree = {"router/kernel": (width, experts), "router/bias": (experts,)}
+    mixture |= {f"shared/{path}": shape for path, shape in _gated(width, 2048).items()}
+    mixture |= {f"experts/{path}": (experts, *shape) for path, shape in _gated(width, 2048).items()}
+    mlp: Tree = {f"mlp/{path}": shape for path, shape in _gated(width, 18_432).items()}
+    ends: Tree = {"embed/embedding": (words, width), "norm/scale": (width,), "lm_head/kernel": (width, words)}
+    stacks = _stack("dense_layers", dense, attention | mlp) | _stack("moe_layers", layers - dense, attention | mixture)
+    return ends | stacks
+
+
+def _gated(width: int, hidden: int) -> Tree:
+    """An MLP with a gate."""
+    return {"gate/kernel": (width, hidden), "up/kernel": (width, hidden), "down/kernel": (hidden, width)}
+
+
+def _stack(at: str, layers: int, layer: Tree) -> Tree:
+    return {f"{at}/{path}": (layers, *shape) for path, shape in layer.items()}
+
+
+def _unroll(at: str, layers: int, layer: Tree) -> Tree:
+    return {f"{at}/{i}/{path}": shape for i in range(layers) for path, shape in layer.items()}
+
+
+def blocks(leaves: int) -> Tree:
+    """Layers of two kernels, two biases and a norm's scale, of four sizes."""
+    tree: Tree = {}
+    for i in range(leaves // 5):
+        width = 64 * (1 + i % 4)
+        tree |= _layer(f"layer_{i}/in", (width, 4 * width), (4 * width,)) | {f"layer_{i}/norm/scale": (width,)}
+        tree |= _layer(f"layer_{i}/out", (4 * width, width), (width,))
+    return tree
+
+
 TREES: dict[str, Callable[[], Tree]] = {
     "leaf": lambda: {"kernel": (8192, 8192)},
     "leaf256": lambda: {"kernel": (16384, 16384)},

@@ -244,16 +244,3 @@ def test_masks_of_all_forms_are_measured_on_the_tree_they_fit(flagged: Any) -> N
         lines = masks.report({30: {"weights": 0.002, "tree": 0.003}}).splitlines()
     assert lines[0].split() == ["leaves", "weights", "tree"]
     assert lines[1].split() == ["30", "2", "(1.0)", "3", "(1.5)"]
-
-
-def test_audits_of_shapes_are_timed_and_see_the_decay(flagged: Any) -> None:
-    with flagged("audit") as audit:
-        cases = audit.cases(leaves=20, layers=1)
-        assert len(jax.tree.leaves(audit.llama_70b(80))) == 723
-        assert len(jax.tree.leaves(audit.many_leaves(20))) == 20
-        cost = audit.measure('many, "weights"', leaves=20, layers=1)
-        assert (cost.leaves, cost.decaying) == (20, 8)
-        assert min(cost.wall, cost.cpu, cost.megabytes) > 0
-        lines = audit.table({name: cost._replace(parameters=7e10) for name in cases}).splitlines()
-    assert len(lines) == 1 + len(cases)
-    assert lines[1].split()[:5] == ["70b,", "horizon", "20", "7e+10", "8"]

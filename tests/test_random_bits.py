@@ -3,6 +3,7 @@
 Seeds are fixed, so the tests can't flicker; "false alarm" is the chance that ideal bits would have failed.
 """
 
+import functools
 import zlib
 
 import chex
@@ -33,10 +34,11 @@ def pcg3d(x, y, z):
     return v
 
 
-def reference(position, seed, low, high, step):
+def reference(position, seed, low, high, step, short_key=False):
     """`random_bits.bits` of a flat leaf, from the reference above: every argument an array of words."""
     x, y, z = pcg3d(seed, low, step)
-    return triple32(position, pcg3d(x, y ^ np.uint64(high), z))
+    x, y, z = pcg3d(x, y ^ np.uint64(high), z)
+    return triple32(position, (0 * x, x, 0 * x) if short_key else (x, y, z))
 
 
 def triple32(x, keys):
@@ -49,15 +51,26 @@ def triple32(x, keys):
     return x ^ (x >> np.uint64(14))
 
 
-@jax.jit
-def at(position, seed, low, high, step):
+@functools.partial(jax.jit, static_argnames="short_key")
+def at(position, seed, low, high, step, short_key=False):
     """The library's bits at any position: an entry of a leaf of rank one, through the offsets of a shard."""
-    draw = lambda p, a, b, c, d: random_bits.bits((1,), seed=a, stream=(b, c), step=d, offsets=((1,), (p,)))[0]
-    return jax.vmap(draw)(position, seed, low, high, step)
+    draw = lambda p, a, b, c, d: random_bits.bits(
+        (1,), seed=a, stream=(b, c), step=d, offsets=((1,), (p,)), short_key=short_key
+    )
+    return jax.vmap(draw)(position, seed, low, high, step)[:, 0]
 
 
-def leaf(seed=0, stream=(0x5EED1EAF, 0), step=0, shape=(N,)):
-    return np.asarray(random_bits.bits(shape, seed=jnp.uint32(seed), stream=stream, step=jnp.int32(step)))
+@functools.partial(jax.jit, static_argnames=("shape", "short_key"))
+def compiled(seed, stream, step, shape, short_key):
+    return random_bits.bits(shape, seed=seed, stream=stream, step=step, short_key=short_key)
+
+
+def leaf(seed=0, stream=(0x5EED1EAF, 0), step=0, shape=(N,), short_key=False):
+    words = tuple(map(np.uint32, stream))
+    return np.asarray(compiled(np.uint32(seed), words, np.int32(step), shape, short_key))
+
+
+each_key = pytest.mark.parametrize("short_key", [False, True])
 
 
 def uniform(bits):
@@ -78,12 +91,13 @@ def test_the_hash_is_the_published_one():
     chex.assert_trees_all_equal([np.uint64(x) for x in ours], pcg3d(*words.T))
 
 
-def test_bits_are_a_function_of_seed_stream_step_and_position():
+@each_key
+def test_bits_are_a_function_of_seed_stream_step_and_position(short_key):
     position = np.arange(4 * len(WORDS), dtype=np.uint32) * np.uint32(16769023)  # far into leaves of 2³² entries
     seed, low, high, step = np.tile(WORDS, (4, 1)).T
     step = step >> np.uint32(1)  # an int32
-    ours = at(*map(jnp.asarray, (position, seed, low, high, step.astype(np.int32))))
-    np.testing.assert_array_equal(np.uint64(ours), reference(position, seed, low, high, step))
+    ours = at(*map(jnp.asarray, (position, seed, low, high, step.astype(np.int32))), short_key)
+    np.testing.assert_array_equal(np.uint64(ours), reference(position, seed, low, high, step, short_key))
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (6,), (2, 3), (2, 3, 4), (3, 1, 2, 2), (0, 3)])
@@ -106,25 +120,26 @@ def test_a_shard_has_the_bits_of_its_place_in_the_whole_leaf(whole, axis, parts)
     np.testing.assert_array_equal(np.concatenate(found, axis), leaf(3, (7, 8), 5, whole))
 
 
-def test_bits_are_equidistributed():
-    """χ² over every byte and over 2¹⁰ buckets of the upper 16 bits; 5 × 40 tests at 10⁻⁷: false alarm 2·10⁻⁵."""
+@each_key
+def test_bits_are_equidistributed(short_key):
+    """χ² over every byte and over 2¹⁰ buckets of the upper 16 bits; 2 × 5 × 40 tests at 10⁻⁷: false alarm 4·10⁻⁵."""
     p_values = []
     for i in range(40):
-        bits = leaf(seed=i % 4, step=i // 4, stream=random_bits.stream_of(f"layers/{i}/kernel"))
+        bits = leaf(i % 4, random_bits.stream_of(f"layers/{i}/kernel"), i // 4, short_key=short_key)
         for shift, buckets in [(0, 256), (8, 256), (16, 256), (24, 256), (22, 1024)]:
             counts = np.bincount((bits >> np.uint32(shift)) % np.uint32(buckets), minlength=buckets)
             p_values.append(stats.chisquare(counts).pvalue)
     assert min(p_values) > 1e-7
-    # and not too even either: the p-values themselves are uniform (false alarm 10⁻⁴)
+    # and not too even either: the p-values themselves are uniform (false alarm 2·10⁻⁴)
     assert stats.kstest(p_values, "uniform").pvalue > 1e-4
 
 
-LAGS = {
-    "position": lambda k: lambda i: (leaf(step=i)[: -(2**k)], leaf(step=i)[2**k :]),
-    "seed": lambda k: lambda i: (leaf(i), leaf(i ^ 2**k)),
-    "low": lambda k: lambda i: (leaf(1, (10**8 * i, 5)), leaf(1, ((10**8 * i) ^ 2**k, 5))),
-    "high": lambda k: lambda i: (leaf(1, (5, 10**8 * i)), leaf(1, (5, (10**8 * i) ^ 2**k))),
-    "step": lambda k: lambda i: (leaf(step=i), leaf(step=i + 2**k)),
+LAGS = {  # of a number i and a distance 2ᵏ: the arguments of one leaf, and of another
+    "position": lambda i, lag: ({"step": i}, {"step": i}),
+    "seed": lambda i, lag: ({"seed": i}, {"seed": i ^ lag}),
+    "low": lambda i, lag: ({"seed": 1, "stream": (10**8 * i, 5)}, {"seed": 1, "stream": ((10**8 * i) ^ lag, 5)}),
+    "high": lambda i, lag: ({"seed": 1, "stream": (5, 10**8 * i)}, {"seed": 1, "stream": (5, (10**8 * i) ^ lag)}),
+    "step": lambda i, lag: ({"step": i}, {"step": i + lag}),
 }
 
 
@@ -134,73 +149,53 @@ LAGS = {
     + [(field, k) for field in ("seed", "low", "high") for k in (0, 1, 8, 16, 24, 28, 30, 31)]
     + [("step", k) for k in (0, 1, 8, 16, 24, 28, 30)],
 )
-def test_neighbours_are_uncorrelated(field, k):
-    """Entries, keys, leaves and steps 2ᵏ apart; 38 × 8 normal scores, |z| < 6: false alarm 6·10⁻⁷."""
-    assert max(abs(score(*LAGS[field](k)(i))) for i in range(8)) < 6
+@each_key
+def test_neighbours_are_uncorrelated(field, k, short_key):
+    """Entries, keys, leaves and steps 2ᵏ apart; 2 × 38 × 8 normal scores, |z| < 6: false alarm 10⁻⁶."""
+    shift = 2**k if field == "position" else 0
+    for i in range(8):
+        one, other = (leaf(**arguments, short_key=short_key) for arguments in LAGS[field](i, 2**k))
+        assert abs(score(one[: N - shift], other[shift:])) < 6
+
+
+def test_short_keys_have_bits_of_their_own():
+    """Not those of a long key with the same seed, leaf and step, 8 scores, 6σ."""
+    assert max(abs(score(leaf(step=i), leaf(step=i, short_key=True))) for i in range(8)) < 6
 
 
 @pytest.mark.parametrize("k", range(17, 32))
-def test_far_entries_of_a_huge_leaf_are_uncorrelated(k):
-    """Entries 2ᵏ apart, 15 × 8 scores, |z| < 6: false alarm 2·10⁻⁷."""
+@each_key
+def test_far_entries_of_a_huge_leaf_are_uncorrelated(k, short_key):
+    """Entries 2ᵏ apart, 2 × 15 × 8 scores, |z| < 6: false alarm 5·10⁻⁷."""
     for i in range(8):
         words = [jnp.full(N, w) for w in (jnp.uint32(i), *map(jnp.uint32, WORDS[i, :2]), jnp.int32(i))]
         position = jnp.arange(N, dtype=jnp.uint32)
-        assert abs(score(*(np.asarray(at(p, *words)) for p in (position, position + jnp.uint32(2**k))))) < 6
+        assert abs(score(*(np.asarray(at(p, *words, short_key)) for p in (position, position + jnp.uint32(2**k))))) < 6
 
 
-@pytest.mark.parametrize("upper_half", [False, True])
-def test_one_entry_over_the_steps_is_white(upper_half):
-    """Mean and correlation at lags 1, 2, 4 over 4096 steps, for 4096 entries: 16384 scores, |z| < 6.5: 1.3·10⁻⁶."""
+@each_key
+def test_one_entry_over_the_steps_is_white(short_key):
+    """Mean and correlation at lags 1, 2, 4 over 4096 steps, for 4096 entries: 2 × 16384 scores, |z| < 6.5: 2.6·10⁻⁶."""
     steps = jnp.arange(4096, dtype=jnp.int32)
-    draw = lambda step: random_bits.bits((4096,), seed=jnp.uint32(0), stream=(99, 0), step=step, upper_half=upper_half)
+    draw = lambda step: random_bits.bits((4096,), seed=jnp.uint32(0), stream=(99, 0), step=step, short_key=short_key)
     series = uniform(np.asarray(jax.jit(jax.vmap(draw))(steps)))
     assert np.abs(series.mean(0)).max() * np.sqrt(12 * 4096) < 6.5
     for lag in (1, 2, 4):
         assert np.abs((series[lag:] * series[:-lag]).mean(0)).max() * 12 * np.sqrt(4096 - lag) < 6.5
 
 
-def upper(step, seed=0, stream=(99, 0)):
-    """The bits for residuals."""
-    draw = random_bits.bits((N,), seed=jnp.uint32(seed), stream=stream, step=jnp.int32(step), upper_half=True)
-    return np.asarray(draw)
-
-
-def test_the_bits_of_residuals_are_uniform():
-    """χ² over 2¹⁰ buckets of the upper bits that it uses, over 64 steps; their sum, 6σ."""
-    counts = [np.bincount(upper(step) >> np.uint32(22), minlength=1024) for step in range(64)]
-    assert abs((stats.chisquare(np.sum(counts, 0)).statistic - 1023) / np.sqrt(2 * 1023)) < 6
-    # In one step multiples of an odd number are more even than chance, or less: up to twice its variance (found: 1.6).
-    assert max(stats.chisquare(c).statistic for c in counts) < 2 * 1023
-
-
-@pytest.mark.parametrize("k", [0, 1, 4, 8, 12, 15])
-def test_entries_of_residuals_correlate_weakly_in_one_step_and_not_over_the_steps(k):
-    """Measured over 64 steps: at most 0.13 in one (k = 12); the mean has no sign, 6 of its own deviations."""
-    found = []
-    for step in range(64):
-        bits = upper(step)
-        found.append(score(bits[: -(2**k)], bits[2**k :]) / np.sqrt(N))
-    assert np.abs(found).max() < 0.3
-    assert abs(np.mean(found)) < 6 * stats.sem(found)
-
-
-def test_residuals_have_bits_of_their_own():
-    """Other steps, seeds and leaves, and those of `mix` with the same names: 4 × 8 scores, 6σ."""
-    for i in range(8):
-        others = [upper(i + 1), upper(i, seed=1), upper(i, stream=(99, 1)), leaf(stream=(99, 0), step=i)]
-        assert max(abs(score(upper(i), other)) for other in others) < 6
-
-
 @pytest.mark.parametrize("field", FIELDS)
-def test_one_flipped_bit_of_the_input_flips_half_of_the_output(field):
+@each_key
+def test_one_flipped_bit_of_the_input_flips_half_of_the_output(field, short_key):
     """Avalanche into the 16 bits that bfloat16 uses, over 2¹² inputs.
 
-    Each output bit flips with ½ ± 0.04 (5σ, 28 × 16 × 5 of them: false alarm 10⁻³ on ideal bits), up to
+    Each output bit flips with ½ ± 0.04 (5σ, 2 × 28 × 16 × 5 of them: false alarm 3·10⁻³ on ideal bits), up to
     input bit 27; above, positions and steps don't come, and seeds and leaves are tested by correlation.
     """
     rng = np.random.default_rng(1)
     words = dict(zip(FIELDS, rng.integers(0, 2**31, (len(FIELDS), 2**12), dtype=np.uint32), strict=True))
-    draw = lambda w: np.asarray(at(*(jnp.asarray(w[f].astype(np.int32) if f == "step" else w[f]) for f in FIELDS)))
+    words_of = lambda w: (jnp.asarray(w[f].astype(np.int32) if f == "step" else w[f]) for f in FIELDS)
+    draw = lambda w: np.asarray(at(*words_of(w), short_key))
     base = draw(words)
     for k in range(28):
         changed = base ^ draw(words | {field: words[field] ^ np.uint32(2**k)})

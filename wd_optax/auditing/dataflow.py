@@ -94,6 +94,8 @@ def _equation(equation: core.JaxprEqn, inputs: list[Mark], sizes: list[int]) -> 
         return [mark] * len(outputs)
     if owner == NONE:
         return [(NONE, None)] * len(outputs)
+    if any(one == MANY for one, _ in inputs):  # a sum over many leaves, to which one more is added
+        return [(MANY, MANY)] * len(outputs)
     # A sum over the leaf: the numbers that divide it depend on its size, and are left out.
     return [_join(name, [one for one in inputs if one[0] != NONE])] * len(outputs)
 

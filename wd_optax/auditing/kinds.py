@@ -101,11 +101,13 @@ def group(optimizer: optax.GradientTransformation, params: optax.Params, paramet
     programs = _programs(optimizer, params)
     if programs is None:  # it needs values, or extra arguments
         return next((kinds for kinds in by_path if _accepts(optimizer, kinds.tree())), one_each(params))
-    by_program = [(*both, len(p.shape), str(p.dtype)) for both, p in zip(programs, parameters, strict=True)]
+    by_program: list[tuple[Hashable, ...]] = [
+        (*both, len(p.shape), str(p.dtype)) for both, p in zip(programs, parameters, strict=True)
+    ]
     for i, path in enumerate(paths):
         if True in programs[i]:  # it depends on all leaves, and no operation can be said to be its own
             by_program[i] += path
-    siblings = [(program, path) for program, path in zip(by_program, paths, strict=True)]  # which roles may look at
+    siblings: list[tuple[Hashable, ...]] = [*zip(by_program, paths, strict=True)]  # which roles may look at
     cuts: tuple[Cut, ...] = ("pruned", "hidden")
     for keys, cut in itertools.product((by_program, siblings), cuts):
         kinds = group_leaves(params, keys, cut)

@@ -58,7 +58,7 @@ def bits(
     stream: Stream,
     step: jax.Array,
     offsets: Offsets | None = None,
-    upper_half: bool = False,
+    short_key: bool = False,
 ) -> jax.Array:
     """Draws 32 uniform bits per entry, a function of (seed, stream, step, position) alone.
 
@@ -68,7 +68,8 @@ def bits(
       stream: the leaf's, see `stream_of`.
       step: scalar int32.
       offsets: None, or where this shard begins in the whole leaf: the whole shape, and an index per dimension.
-      upper_half: whether only the upper 16 bits will be used, and entries may be weakly correlated: fewer operations.
+      short_key: whether the entries share one word as the key instead of three: see `mix`. Two leaves then have the
+        same bits in one step in 2³².
 
     Returns:
       uint32 of the given shape. Positions are counted modulo 2³².
@@ -77,28 +78,22 @@ def bits(
     low, high = map(jnp.uint32, stream)
     x, y, z = pcg3d(seed, low, step.astype(jnp.uint32))
     x, y, z = pcg3d(x, y ^ high, z)
-    position = _positions(shape, offsets)
-    return mix_upper(position, x, y) if upper_half else mix(position, x, y, z)
+    zero = jnp.uint32(0)
+    # Not as the first word: keys that differ by 5 would give the same bits 5 positions apart.
+    start, *key = (zero, x, zero) if short_key else (x, y, z)
+    return mix(_positions(shape, offsets, start), *key)
 
 
-def mix(x: jax.Array, start: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
-    """Hashes one word, with three words as the key: triple32 of Wellons 2018 (github.com/skeeto/hash-prospector)."""
-    x = _xorshift(x + start, 17) * jnp.uint32(0xED5AD4BB)
+def mix(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
+    """Hashes one word, with two words as the key: triple32 of Wellons 2018 (github.com/skeeto/hash-prospector).
+
+    Every word of the key is a scalar operand of the step's loop, which the TPU's compiler has few of: three hashes
+    with three words each make two loops of AdamW with a residual and two low-precision moments (tests/tpu).
+    """
+    x = _xorshift(x, 17) * jnp.uint32(0xED5AD4BB)
     x = _xorshift(x + y, 11) * jnp.uint32(0xAC4C1B51)
     x = _xorshift(x + z, 15) * jnp.uint32(0x31848BAB)
     return _xorshift(x, 14)
-
-
-def mix_upper(x: jax.Array, start: jax.Array, factor: jax.Array) -> jax.Array:
-    """Hashes one word with two words as the key, in five operations: for the rounding of residuals.
-
-    The result is uniform, and independent for different keys, which each step has. Under an unlucky key entries at some
-    distance correlate, by 0.1 or so with either sign (tests/test_random_bits.py). With a third `mix` the TPU's compiler
-    would split AdamW with a residual and two low-precision moments into two loops. The constant is lowbias32's
-    (hash-prospector).
-    """
-    mixed: jax.Array = _xorshift((x + start) * (factor | jnp.uint32(1)), 16) * jnp.uint32(0x21F0AAAD)
-    return mixed
 
 
 def _xorshift(x: jax.Array, n: int) -> jax.Array:
@@ -118,12 +113,20 @@ def pcg3d(x: jax.Array, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Arra
     return x, y, z + x * y
 
 
-def _positions(shape: tuple[int, ...], offsets: Offsets | None) -> jax.Array:
-    """The row-major index of every entry, as a sum of iotas, which shards without communication."""
+def _positions(shape: tuple[int, ...], offsets: Offsets | None, start: jax.Array) -> jax.Array:
+    """`start` plus the row-major index of every entry, as a sum of vectors, which shards without communication.
+
+    Vectors are added first, columns last, so that an entry takes one addition: with more of them, as for
+    sharded columns, the TPU's compiler splits the step into two loops (tests/tpu).
+    """
     whole, starts = (shape, (0,) * len(shape)) if offsets is None else offsets
-    position, stride = jnp.zeros(shape, jnp.uint32), 1
+    position, stride = jnp.broadcast_to(start, (1,) * len(shape)), 1
+    terms = []
     for axis in reversed(range(len(shape))):
-        index = jax.lax.broadcasted_iota(jnp.uint32, shape, axis) + jnp.asarray(starts[axis]).astype(jnp.uint32)
-        position = position + index * jnp.uint32(stride % 2**32)
+        along = tuple(n if i == axis else 1 for i, n in enumerate(shape))
+        index = jax.lax.broadcasted_iota(jnp.uint32, along, axis) + jnp.asarray(starts[axis]).astype(jnp.uint32)
+        terms.append(index * jnp.uint32(stride % 2**32))
         stride *= whole[axis]
+    for term in terms[1:] + terms[:1]:  # columns last
+        position = position + term
     return position

@@ -91,8 +91,8 @@ def round_updates(
     Args:
       rounding: "nearest", "stochastic", "compensated" or "compensated_all".
       key: an int or a `jax.random` key; it is a leaf of the state, and only "nearest" doesn't use it.
-      partition: inside `shard_map`, where a leaf is only this device's shard, a tree of `PartitionSpec`s like the
-        parameters, so that positions are counted in the whole leaf. Not needed anywhere else.
+      partition: inside `shard_map`, where a leaf is only this device's shard, a tree of `PartitionSpec` objects like
+        the parameters, so that positions are counted in the whole leaf. Not needed anywhere else.
 
     Returns:
       A transformation with a `RoundState`. Updates of low-precision leaves become float32.
@@ -135,7 +135,7 @@ def round_updates(
         updates, params, residual = dtypes.as_arrays(updates), dtypes.as_arrays(params), state.residual
         draw = functools.partial(_draw_bits, params, state, partition)
         if mode.compensates:
-            updates, residual = _compensate(mode, updates, params, residual, draw("residual of ", upper_half=True))
+            updates, residual = _compensate(mode, updates, params, residual, draw("residual of ", short_key=True))
         rounded = _round_to_params(updates, params, draw("") if mode.draws_bits else None)
         return rounded, state._replace(step=optax.safe_increment(state.step), residual=residual)
 
@@ -184,7 +184,7 @@ def _round_to_params(updates: optax.Updates, params: optax.Params, bits: Any) ->
 
 
 def _draw_bits(
-    params: optax.Params, state: RoundState, partition: Any, purpose: str, *, upper_half: bool = False
+    params: optax.Params, state: RoundState, partition: Any, purpose: str, *, short_key: bool = False
 ) -> Any:
     """A tree like `params`: random bits named by purpose and path for low-precision leaves, None for others."""
     names = [random_bits.stream_of(purpose + path) for path, _ in roles.flatten(params)[0]]
@@ -199,7 +199,7 @@ def _draw_bits(
             return None
         offsets = None if spec is None else _offsets(p.shape, spec)
         return random_bits.bits(
-            p.shape, seed=state.seed, stream=stream, step=state.step, offsets=offsets, upper_half=upper_half
+            p.shape, seed=state.seed, stream=stream, step=state.step, offsets=offsets, short_key=short_key
         )
 
     return jax.tree.map(leaf, params, streams, *specs)
