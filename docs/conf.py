@@ -35,6 +35,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 120
 
 autodoc_typehints = "none"
+napoleon_use_ivar = True  # else attributes are described twice
 napoleon_use_rtype = False
 
 html_theme = "furo"

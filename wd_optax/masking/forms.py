@@ -139,11 +139,11 @@ def _by_tree(mask: Any, found: list[roles.Parameter], hidden: list[str]) -> list
         for prefix in prefixes[p.path]:
             if prefix in below:
                 below[prefix].append(p)
-    behind = set(hidden)
+    hidden_paths = set(hidden)
     hidden_or_above = {prefix for path in hidden for prefix in paths.prefixes(path)}
     entries = {}
     for path, leaf in given.items():
-        is_hidden = path in hidden_or_above or not behind.isdisjoint(paths.prefixes(path))
+        is_hidden = path in hidden_or_above or not hidden_paths.isdisjoint(paths.prefixes(path))
         if found and not below[path] and not is_hidden:
             refuse(
                 f"mask entry {path!r} belongs to no parameter: drop it or correct its path; the nearest are",

@@ -60,10 +60,10 @@ def _renamed(meaning: Meaning, target: Call, words: Mapping[str, Any]) -> tuple[
         value = new if len(parts) > 1 else new[0]
         if value != defaults[name] or not any(part in NEUTRAL for part in parts):  # options that are off aren't shown
             arguments[name] = value
-    return arguments, _names(meaning.call, target)
+    return arguments, _renaming(meaning.call, target)
 
 
-def _names(source: Call, target: Call) -> list[str]:
+def _renaming(source: Call, target: Call) -> list[str]:
     """One sentence on the arguments whose names change."""
     pairs: dict[tuple[str, ...], tuple[str, ...]] = {
         (source.learning_rate,): (target.learning_rate,),
