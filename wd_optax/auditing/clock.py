@@ -33,7 +33,7 @@ def set_counts(harness: Harness, state: optax.OptState, step: int) -> optax.OptS
     with numerics(harness.float64):
         counted = []
         for x, by in zip(leaves, harness.counts, strict=True):
-            counted.append(_array(harness, min(step * by, jnp.iinfo(x.dtype).max), x.dtype) if by else x)
+            counted.append(jnp.asarray(min(step * by, jnp.iinfo(x.dtype).max), x.dtype) if by else x)
         return jax.tree.unflatten(treedef, counted)
 
 
@@ -55,7 +55,7 @@ def advance(harness: Harness, step: int, s: float, k: float) -> Advanced:
     if not step:
         return Advanced(states[0], True)
     for _ in range(3):
-        states.append(harness.step(s, k, states[-1]).state)
+        states.append(harness.after(s, k, states[-1]))
     state, geometric = _extrapolate(harness, states, step)
     return Advanced(set_counts(harness, state, step), geometric)
 
@@ -71,14 +71,9 @@ def _extrapolate(harness: Harness, states: list[optax.OptState], n: int) -> Adva
                 leaves.append(buffer[0])
                 continue
             x, fits = _extrapolated([*map(np.asarray, buffer)], n)
-            leaves.append(_array(harness, x, buffer[0].dtype))
+            leaves.append(jnp.asarray(x, buffer[0].dtype))
             geometric &= fits
         return Advanced(jax.tree.unflatten(treedef, leaves), geometric)
-
-
-def _array(harness: Harness, x: Any, dtype: Any) -> Any:
-    """An array of a state: of NumPy where `update` is compiled, which takes it to the device faster than JAX's own."""
-    return np.asarray(x, dtype) if harness.update.compiled else jnp.asarray(x, dtype)
 
 
 def _is_buffer(states: list[Any]) -> bool:

@@ -95,10 +95,18 @@ class Harness:
 
     def step(self, s: float, k: float, state: optax.OptState = None, flipped: bool = False) -> StepResult:
         """One real step: `period` calls of `update` with one gradient, each from where the previous one ended."""
-        with numerics(self.float64):
-            total, state = self._step(s, k, state, flipped)
-            leaves = jax.device_get(jax.tree.leaves(total))
+        total, state = self._step(s, k, state, flipped)
+        leaves = jax.device_get(jax.tree.leaves(total))
         return StepResult([*map(sample, leaves)], _norms(leaves), state)
+
+    def updates(self, s: float, k: float, state: optax.OptState = None, flipped: bool = False) -> list[np.ndarray]:
+        """The updates of `step`, without their norms, which take longer than the step of a large leaf."""
+        total, _ = self._step(s, k, state, flipped)
+        return [*map(sample, jax.device_get(jax.tree.leaves(total)))]
+
+    def after(self, s: float, k: float, state: optax.OptState) -> optax.OptState:
+        """The state of `step`."""
+        return self._step(s, k, state, False)[1]
 
     def norms_after(self, s: float, k: float) -> np.ndarray:
         """The norm of each leaf, all of its entries, after one real step."""
@@ -107,20 +115,21 @@ class Harness:
             return _norms(jax.device_get(jax.tree.leaves(new)))
 
     def _step(self, s: float, k: float, state: optax.OptState, flipped: bool) -> tuple[optax.Updates, optax.OptState]:
-        state = self.scaled(s) if state is None else state
-        params, gradients = self.trees.params(s), self.trees.gradients(k or self.least_gradient, flipped)
-        total, state = self.update(gradients, state, params)
-        for _ in range(1, self.period):
-            updates, state = self.update(gradients, state, apply_updates(params, total))
-            total = jax.tree.map(jnp.add, total, updates)
-        return total, state
+        with numerics(self.float64):
+            state = self.scaled(s) if state is None else state
+            params, gradients = self.trees.params(s), self.trees.gradients(k or self.least_gradient, flipped)
+            total, state = self.update(gradients, state, params)
+            for _ in range(1, self.period):
+                updates, state = self.update(gradients, state, apply_updates(params, total))
+                total = jax.tree.map(jnp.add, total, updates)
+            return total, state
 
     def mean(self, s: float, k: float, state: optax.OptState = None) -> list[np.ndarray]:
         """The updates of a step, averaged over both signs of unpaired gradients."""
-        once = self.step(s, k, state).updates
+        once = self.updates(s, k, state)
         if not self.probes.unpaired or not k:
             return once
-        again = self.step(s, k, state, flipped=True).updates
+        again = self.updates(s, k, state, flipped=True)
         with np.errstate(invalid="ignore"):  # infinite updates
             return [(a + b) / 2 for a, b in zip(once, again, strict=True)]
 

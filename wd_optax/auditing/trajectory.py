@@ -51,7 +51,7 @@ def step_pair(harness: Harness, step: int) -> StepPair:
     harness = clock.at_step(harness, step)
     starts = [Advanced(None, True)] * 2 if harness.given else [clock.advance(harness, step, s, 1) for s in (1, -1)]
     states = starts[0].state, starts[1].state
-    plus, minus = (harness.step(s, 1, state).updates for s, state in zip((1, -1), states, strict=True))
+    plus, minus = (harness.updates(s, 1, state) for s, state in zip((1, -1), states, strict=True))
     odd = harness.odd(1, states) if harness.probes.unpaired else odd_parts(plus, minus)
     return StepPair(plus, minus, odd, starts[0].geometric and starts[1].geometric)
 
