@@ -1,4 +1,4 @@
-"""The numbers of PyTorch, timm, optimī, Keras and TF-Addons, step by step, from the call here that equals each.
+"""The numbers of PyTorch, timm, Transformers and others, step by step, from the call here that equals each.
 
 goldens/*.npz were written by goldens/generate_*.py from the real packages; nothing of theirs is needed to run this.
 """
@@ -19,15 +19,21 @@ from wd_optax.porting.torch_directions import newton_schulz
 RTOL = 1e-12  # float64 on both sides, Keras and TF-Addons too: reordered sums over ten steps reach 6e-13
 FOLDER = Path(__file__).with_name("goldens")
 sys.path.insert(0, str(FOLDER))
-from cases_keras import KERAS  # noqa: E402  # the folder is not a package: its scripts run as they are
+from cases_bitsandbytes import BITSANDBYTES  # noqa: E402  # the folder is not a package: its scripts run as they are
+from cases_composer import COMPOSER  # noqa: E402
+from cases_keras import KERAS  # noqa: E402
 from cases_optimi import OPTIMI  # noqa: E402
 from cases_tfa import TFA, TFA_SCHEDULED  # noqa: E402
 from cases_timm import TIMM  # noqa: E402
 from cases_torch import TORCH  # noqa: E402
+from cases_transformers import TRANSFORMERS  # noqa: E402
 from problem import GRADS, LR, P0, PEAK, WDS, groups  # noqa: E402
 from problem import parts as split  # noqa: E402
 
-RECORDED = {"torch": TORCH, "timm": TIMM, "optimi": OPTIMI, "keras": KERAS, "tfa": TFA}
+RECORDED = {
+    "torch": TORCH, "timm": TIMM, "optimi": OPTIMI, "keras": KERAS, "tfa": TFA, "transformers": TRANSFORMERS,
+    "bitsandbytes": BITSANDBYTES, "composer": COMPOSER,
+}  # fmt: skip
 FILES = {framework: dict(np.load(FOLDER / f"{framework}.npz")) for framework in RECORDED}
 GIVEN = ("p0", "gradients", "learning_rates", "weight_decays", "version")
 WD = WDS[1]

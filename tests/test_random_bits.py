@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import wd_optax as wd
 from wd_optax.precision import random_bits
 
 N = 2**16
@@ -161,6 +162,37 @@ def test_neighbours_are_uncorrelated(field, k, short_key):
 def test_short_keys_have_bits_of_their_own():
     """Not those of a long key with the same seed, leaf and step, 8 scores, 6σ."""
     assert max(abs(score(leaf(step=i), leaf(step=i, short_key=True))) for i in range(8)) < 6
+
+
+@pytest.mark.optax_promotes
+def test_every_hash_of_a_step_has_a_stream_of_its_own(monkeypatch):
+    """Of two leaves, three each: both moments and the residual, whose wrappers have the same seed and step."""
+    streams, bits = [], random_bits.bits
+    monkeypatch.setattr(
+        random_bits, "bits", lambda *args, **names: streams.append(names["stream"]) or bits(*args, **names)
+    )
+    params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(3, jnp.bfloat16)}
+    tx = wd.adamw(
+        1e-3, weight_decay=0.1, rounding="compensated", mask=None, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16
+    )
+    state = tx.init(params)
+    streams.clear()
+    jax.eval_shape(tx.update, params, state, params)
+    assert len(streams) == len(set(streams)) == 6
+
+
+def test_residuals_draw_anew_for_each_step_and_key():
+    """What is left over is half a unit of the residual, so a coin decides: |z| < 6, false alarm 2·10⁻⁹ each."""
+    p, u = jnp.ones(N, jnp.bfloat16), jnp.full(N, 2.0**-10 * (1 + 2.0**-8), jnp.float32)
+
+    def coins(key, step):
+        tx = wd.precision.round_updates("compensated", key=key)
+        residual = tx.update(u, tx.init(p)._replace(step=jnp.int32(step)), p)[1].residual
+        return np.float64(residual) / 2.0**-10 > 1
+
+    first = coins(0, 0)
+    for coin in (first, first ^ coins(0, 1), first ^ coins(1, 0)):
+        assert abs(coin.mean() - 0.5) * 2 * np.sqrt(N) < 6
 
 
 @pytest.mark.parametrize("k", range(17, 32))

@@ -1,6 +1,6 @@
 """Writes signatures_<framework>.json: the arguments and defaults of each call, as the installed framework has them.
 
-    python tests/goldens/signatures.py torch|timm|optimi|keras|tfa
+    python tests/goldens/signatures.py torch|timm|optimi|keras|tfa|bitsandbytes|composer
 
 Run it where that framework is installed: see generate_*.py.
 """
@@ -21,12 +21,16 @@ CALLS = {
     "optimi": ["SGD", "Adam", "AdamW", "RAdam", "Lion", "Adan", "StableAdamW"],
     "keras": ["SGD", "Adam", "AdamW", "RMSprop", "Lion", "Lamb", "Adafactor"],
     "tfa": ["SGDW", "AdamW", "LAMB"],
+    "bitsandbytes": ["Adam", "AdamW", "Lion"],
+    "composer": ["DecoupledSGDW", "DecoupledAdamW"],
 }  # fmt: skip
 MODULES = {
     "torch": "torch.optim",
     "optimi": "optimi",
     "keras": "keras.optimizers",
     "tfa": "tensorflow_addons.optimizers",
+    "bitsandbytes": "bitsandbytes.optim",
+    "composer": "composer.optim.decoupled_weight_decay",
 }
 
 
@@ -36,8 +40,12 @@ def classes(framework: str) -> dict[str, Any]:
 
         generate_timm.bare_packages()
         return {f"timm.optim.{name}": generate_timm.original(name) for name in generate_timm.MODULES}
+    if framework == "composer":
+        import generate_composer
+
+        generate_composer.bare_packages()
     module = importlib.import_module(MODULES[framework])
-    prefix = {"tfa": "tfa.optimizers"}.get(framework, MODULES[framework])
+    prefix = {"tfa": "tfa.optimizers", "composer": "composer.optim"}.get(framework, MODULES[framework])
     return {f"{prefix}.{name}": getattr(module, name) for name in CALLS[framework]}
 
 
@@ -47,7 +55,9 @@ def arguments(made: Any) -> dict[str, str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     names = ("params", "model_or_params", "self")
     each = [p for p in found if p.kind in kinds and p.name not in names]
-    return {p.name: "" if p.default is p.empty else str(p.default) for p in each}
+    return {
+        p.name: "" if p.default is p.empty or str(p.default) == "<required parameter>" else str(p.default) for p in each
+    }
 
 
 if __name__ == "__main__":

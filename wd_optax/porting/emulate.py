@@ -7,13 +7,31 @@ import optax
 
 from wd_optax import tables
 from wd_optax.hyperparams import Schedule
-from wd_optax.porting import keras, optimi, tf_addons, timm, timm_factory, timm_layerwise, timm_muon, torch_optim
+from wd_optax.porting import (
+    big_vision,
+    bitsandbytes,
+    composer,
+    hugging_face,
+    jax_frameworks,
+    keras,
+    megatron,
+    optimi,
+    tf_addons,
+    timm,
+    timm_factory,
+    timm_layerwise,
+    timm_muon,
+    torch_optim,
+)
 from wd_optax.porting.calls import Call, find
 from wd_optax.porting.group_table import GroupTable
 from wd_optax.porting.layers import LayerDecay
 from wd_optax.porting.plan import make_plan
 
-MODULES = (torch_optim, timm, timm_layerwise, timm_muon, timm_factory, optimi, keras, tf_addons)
+MODULES = (
+    torch_optim, timm, timm_layerwise, timm_muon, timm_factory, hugging_face, bitsandbytes, composer, optimi, keras,
+    tf_addons, big_vision, jax_frameworks, megatron,
+)  # fmt: skip
 CALLS: Mapping[str, Call] = {known.name: known for module in MODULES for known in module.CALLS}
 
 

@@ -1,11 +1,13 @@
 """Calls that make another call and its groups: `timm.optim.create_optimizer_v2`, the Trainer of Transformers."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wd_optax.masking import roles
 from wd_optax.porting.calls import Builder, Call, call
 from wd_optax.porting.groups import Group
+from wd_optax.porting.rates import scaled
 
 # a parameter -> why it doesn't decay; "" where it does
 Spares = Callable[[roles.Parameter], str]
@@ -39,6 +41,39 @@ def factory(name: str, **record: Any) -> Callable[[Callable[..., Made]], Call]:
         return made
 
     return decorate
+
+
+def ruled(inner: Call, decide: Callable[[Any, Mapping[str, Any]], Decided]) -> Call:
+    """`inner` with groups by a rule of the framework's, from the parameters and the call's arguments."""
+
+    def make(params: Any, **arguments: Any) -> Made:
+        return Made(inner, arguments, decide(params, arguments))
+
+    first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    given = inner.signature.parameters.values()
+    make.__signature__ = inspect.Signature([first, *given])  # type: ignore[attr-defined]
+    return inner._replace(build=make, delegates=True)
+
+
+def multiplied(each: Sequence[tuple[float, float, str]], call: Call, arguments: Any) -> Decided:
+    """Groups with the same factors of η and λ.
+
+    Args:
+      each: per parameter the factor of η, that of λ, and why.
+      call: whose names for η and λ they are.
+      arguments: of the call.
+    """
+    kinds = sorted({(lr, decay) for lr, decay, _ in each}, reverse=True)
+    rate, weight_decay = (arguments[name] for name in (call.learning_rate, call.weight_decay))
+    groups = tuple(
+        Group(
+            f"lr·{lr:g}, decay·{decay:g}",
+            {call.learning_rate: scaled(rate, lr), call.weight_decay: scaled(weight_decay, decay)},
+            "",
+        )
+        for lr, decay in kinds
+    )
+    return Decided(groups, [kinds.index((lr, decay)) for lr, decay, _ in each], [why for *_, why in each])
 
 
 def spare(params: Any, spares: Spares, weight_decay: str = "weight_decay") -> Decided:

@@ -39,7 +39,9 @@ def peak(call: str, learning_rate: Any) -> Any:
     Raises:
       ValueError: for a schedule, whose peak can't be known.
     """
-    base = learning_rate.base if isinstance(learning_rate, Scheduled) else learning_rate
+    base = learning_rate
+    while isinstance(base, Scheduled):
+        base = base.base
     if callable(base):
         raise ValueError(
             f"{call}: its decay divides by the peak of the learning rate, and lr is a schedule, whose peak can't be "
