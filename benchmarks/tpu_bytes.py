@@ -94,7 +94,8 @@ def compiled_for(topology: str, case: Case, *, rows: int = 2**16, leaves: int = 
     mesh = Mesh(chips if sharded else chips[:1], ("data",))
     params = {f"layer_{i}": {"kernel": jax.ShapeDtypeStruct((rows, COLUMNS), case.dtype)} for i in range(leaves)}
     tx = case.make()
-    place = lambda x: NamedSharding(mesh, PartitionSpec("data") if x.ndim > 1 and x.shape[0] == rows else PartitionSpec())
+    rows_of = lambda x: PartitionSpec("data") if x.ndim > 1 and x.shape[0] == rows else PartitionSpec()
+    place = lambda x: NamedSharding(mesh, rows_of(x))
     carry = (params, jax.eval_shape(tx.init, params))
     carry = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place(x)), carry)
 
