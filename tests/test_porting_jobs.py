@@ -232,6 +232,8 @@ def test_maxtexts_adamw(opt_type):
         ("layers_0/input_layernorm/weight", (4,), "the Trainer's pattern 'layernorm' is in its name"),
         ("block/q_norm/scale", (4,), r"the Trainer's pattern '_norm(?:$|\\.)' is in its name"),
         ("attention/query/bias", (2, 4), "the Trainer's pattern 'bias' is in its name"),
+        ("block/rmsnorm_1/scale", (4,), "the Trainer's pattern 'rmsnorm' is in its name"),
+        ("decoder/norm/scale", (4,), r"the Trainer's pattern '(?:^|\\.)norm(?:$|\\.)' is in its name"),
         ("BatchNorm_0/scale", (4,), ""),
         ("pos_embed", (1, 5, 4), ""),
         ("cls_token", (1, 1, 4), ""),
@@ -311,3 +313,29 @@ def test_megatrons_numbers(optimizer):
 def test_what_has_no_twin_is_refused(call, arguments, message):
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         wd.emulate(call, params={"kernel": jnp.ones((2, 2))}, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("transformers.Trainer", {"max_steps": 9}),
+        (BIG_VISION, {"lr": 0.1, "wd": 0.1, "grad_clip_norm": 1.0}),
+        ("megatron.core.optimizer.get_megatron_optimizer", {"lr": 0.1}),
+        ("axlearn.adamw_optimizer", {"learning_rate": 0.1, "b1": 0.9, "b2": 0.9, "eps": 1e-8}),
+    ],
+)
+def test_none_integers_low_precision_and_an_empty_tree(call, arguments):
+    params = {"kernel": jnp.ones((2, 2), jnp.bfloat16), "none": None, "steps": jnp.arange(3)}
+    for tree_of in (params, {}):
+        tx = wd.emulate(call, params=tree_of, **arguments)
+        grads = jax.tree.map(jnp.ones_like, tree_of)
+        updates, _ = tx.update(grads, tx.init(tree_of), tree_of)
+        assert jax.tree.map(jnp.result_type, updates) == jax.tree.map(jnp.result_type, tree_of)
+
+
+def test_a_trainers_schedule_clip_and_rule_are_not_translated_away():
+    """They have no counterpart in a bare optimizer, so `translate` promises nothing."""
+    with pytest.raises(ValueError, match="is of its own kind"):
+        wd.translate(from_="transformers.Trainer", to="torch.AdamW", max_steps=9)
+    found = wd.translate(from_="composer.DecoupledAdamW", to="torch.AdamW", lr=1e-3, weight_decay=1e-5)
+    assert found.arguments["weight_decay"] == pytest.approx(1e-2)

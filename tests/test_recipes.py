@@ -19,9 +19,8 @@ from recipe_trees import EVERY, STEPS, TREES, gradients, initial  # noqa: E402  
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.quick_compile, pytest.mark.optax_promotes]
 RECORDED = dict(np.load(FOLDER / "recipes.npz"))
 PAGE = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text()
-FUNCTIONS = re.findall(r"```python\n(.*?)```", PAGE.partition("## Recipes")[2], re.DOTALL)[0].partition("\nfor recipe")[
-    0
-]
+BLOCK = re.findall(r"```python\n(.*?)```", PAGE.partition("## Recipes")[2], re.DOTALL)[0]
+FUNCTIONS = BLOCK.partition("\nvit = ")[0]
 SHORTER = {  # steps per epoch, and nanoGPT's durations, as in the recorded runs
     "nano_gpt": {"warmup": 10, "steps": 80}, "deit": {"steps_per_epoch": 1}, "resnet50": {"steps_per_epoch": 1},
     "run_clm": {"steps": STEPS}, "keras_vit": {},

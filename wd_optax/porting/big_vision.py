@@ -17,15 +17,16 @@ from wd_optax.hyperparams import Schedule
 from wd_optax.masking import roles
 from wd_optax.masking.masks import Mask
 from wd_optax.porting.calls import Call, Staged, call, refuse
+from wd_optax.porting.clipping import of_trained
 from wd_optax.porting.factories import Decided, multiplied, ruled
 from wd_optax.porting.rates import peak, scheduled
 from wd_optax.wrappers import decoupled
 
 CONFIG = "big_vision.optax.make"
 Multipliers = Sequence[tuple[str, float]]
-KERNELS: Multipliers = ((".*/kernel$", 1.0),)
-_DECAYS = ("linear", "polynomial", "cosine", "rsqrt", "stair")
-_KNOWN = ("decay_type", "power", "end", "linear_end", "timescale", "shift", "steps", "mults")
+KERNELS_ONLY: Multipliers = ((".*/kernel$", 1.0),)
+DECAY_TYPES = ("linear", "polynomial", "cosine", "rsqrt", "stair")
+OPTIONS = ("decay_type", "power", "end", "linear_end", "timescale", "shift", "steps", "mults")
 
 
 def scale_by_adafactor(
@@ -55,7 +56,7 @@ def momentum_hp(momentum: float = 0.9, dtype: Any = jnp.bfloat16, nesterov: bool
     return optax.trace(decay=momentum, accumulator_dtype=dtype, nesterov=nesterov)
 
 
-_OWN = {
+OWN_STAGES = {
     "big_vision.scale_by_adafactor": scale_by_adafactor, "big_vision.momentum_hp": momentum_hp,
     "big_vision.sgd": optax.identity,
 }  # fmt: skip
@@ -63,7 +64,10 @@ _OWN = {
 
 def _duration(name: str, config: Mapping[str, Any], total: int | None, batch: int | None, data: int | None) -> Any:
     """Steps of "warmup" or "cooldown", given as steps, epochs, examples or a percentage."""
-    whole = lambda x: max(1, round(x)) if x else 0
+
+    def whole(x: float) -> int:
+        return max(1, round(x)) if x else 0
+
     if f"{name}_steps" in config:
         return config[f"{name}_steps"]
     if batch and f"{name}_examples" in config:
@@ -85,8 +89,8 @@ def factors(config: Mapping[str, Any], total: int | None, batch: int | None, dat
     """
     kind = config.get("decay_type", "stair")
     durations = {f"{x}_{unit}" for x in ("warmup", "cooldown") for unit in ("steps", "epochs", "examples", "percent")}
-    unknown = [key for key in config if key not in _KNOWN and key not in durations]
-    if unknown or kind not in _DECAYS:
+    unknown = [key for key in config if key not in OPTIONS and key not in durations]
+    if unknown or kind not in DECAY_TYPES:
         what = f"schedule_config={{{unknown[0]!r}: ...}}" if unknown else f"decay_type={kind!r}"
         raise refuse(CONFIG, what, "it is not ported", "schedule=step -> factor")
     warmup, cooldown = (_duration(name, config, total, batch, data) for name in ("warmup", "cooldown"))
@@ -95,7 +99,7 @@ def factors(config: Mapping[str, Any], total: int | None, batch: int | None, dat
 
     def factor(step: Any) -> jax.Array:
         t = jnp.asarray(step, jnp.float32)
-        value = _decayed(kind, config, t, warmup, jnp.clip((t - warmup) / ((total or 0) - warmup or 1), 0, 1))
+        value = _after_warmup(kind, config, t, warmup, jnp.clip((t - warmup) / ((total or 0) - warmup or 1), 0, 1))
         value = value * jnp.minimum(1.0, t / warmup) if warmup else value
         value = value * jnp.minimum(1.0, ((total or 0) - t) / cooldown) if cooldown else value
         return jnp.asarray(jnp.asarray(value, jnp.float32), float)  # in JAX's default type, in which it multiplies η
@@ -103,7 +107,7 @@ def factors(config: Mapping[str, Any], total: int | None, batch: int | None, dat
     return factor
 
 
-def _decayed(kind: str, config: Mapping[str, Any], t: jax.Array, warmup: int, progress: jax.Array) -> Any:
+def _after_warmup(kind: str, config: Mapping[str, Any], t: jax.Array, warmup: int, progress: jax.Array) -> Any:
     if kind in ("linear", "polynomial"):
         end = config.get("end", config.get("linear_end", 0))
         return end + (1.0 - end) * (1.0 - progress) ** config.get("power", 1)
@@ -116,7 +120,7 @@ def _decayed(kind: str, config: Mapping[str, Any], t: jax.Array, warmup: int, pr
     return jnp.asarray(mults, jnp.float32)[jnp.searchsorted(jnp.asarray(steps, jnp.float32), t + 1)]
 
 
-def _multiplier(name: str, table: Multipliers, path: str, missing: float) -> tuple[float, str]:
+def _first_multiplier(name: str, table: Multipliers, path: str, missing: float) -> tuple[float, str]:
     """The first regex that is the whole path decides."""
     for regex, value in table:
         if re.fullmatch(regex, path):
@@ -124,13 +128,15 @@ def _multiplier(name: str, table: Multipliers, path: str, missing: float) -> tup
     return missing, f"no regex of {name} is its path: {missing:g}"
 
 
-def _decide(params: Any, arguments: Mapping[str, Any]) -> Decided:
+def _by_multipliers(params: Any, arguments: Mapping[str, Any]) -> Decided:
     each = []
     for p in roles.parameters(params):
-        decay, why = _multiplier("wd_mults", arguments["wd_mults"], p.path, 0.0)
-        rate, also = _multiplier("lr_mults", arguments["lr_mults"], p.path, 1.0) if arguments["lr_mults"] else (1.0, "")
+        decay, why = _first_multiplier("wd_mults", arguments["wd_mults"], p.path, 0.0)
+        rate, also = (
+            _first_multiplier("lr_mults", arguments["lr_mults"], p.path, 1.0) if arguments["lr_mults"] else (1.0, "")
+        )
         each.append((rate, decay, f"{why}; {also}" if also else why))
-    return multiplied(each, _make, {**arguments, "wd": arguments["wd"] or 0.0})
+    return multiplied(each, _big_vision, {**arguments, "wd": arguments["wd"] or 0.0})
 
 
 @call(
@@ -138,9 +144,9 @@ def _decide(params: Any, arguments: Mapping[str, Any]) -> Decided:
     eps="√v̂ + ε", goldens=(), mask_rule="paths that are .*/kernel", weight_decay="wd",
     note="config.schedule is schedule_config here; lr_mults scale η and not the decay",
 )  # fmt: skip
-def _make(
+def _big_vision(
     mask: Mask, *, lr: Any, wd: Any = None, optax_name: str = "scale_by_adam", optax: Mapping[str, Any] | None = None,
-    grad_clip_norm: float | None = None, wd_mults: Multipliers = KERNELS, lr_mults: Multipliers | None = None,
+    grad_clip_norm: float | None = None, wd_mults: Multipliers = KERNELS_ONLY, lr_mults: Multipliers | None = None,
     schedule_config: Mapping[str, Any] | None = None, total_steps: int | None = None, batch_size: int | None = None,
     data_size: int | None = None,
 ) -> Any:  # fmt: skip
@@ -149,23 +155,23 @@ def _make(
         raise refuse(CONFIG, "a list of schedules", "frozen parameters and schedules by name aren't ported",
                      "wd.partition of one call per schedule, and optax.set_to_zero() for None")  # fmt: skip
     eta = scheduled(lr, factors(schedule_config or {}, total_steps, batch_size, data_size))
-    return _finish(_direction(optax_name, optax or {}), mask, eta, wd or 0.0, grad_clip_norm)
+    return _with_decay_of_schedule(_stage_named(optax_name, optax or {}), mask, eta, wd or 0.0, grad_clip_norm)
 
 
-def _direction(name: str, arguments: Mapping[str, Any]) -> Any:
+def _stage_named(name: str, arguments: Mapping[str, Any]) -> Any:
     try:
-        make = _OWN[name] if name in _OWN else operator.attrgetter(name)(optax)
+        make = OWN_STAGES[name] if name in OWN_STAGES else operator.attrgetter(name)(optax)
     except AttributeError:
         raise refuse(CONFIG, f"optax_name={name!r}", "Optax has none of this name",
-                     f"one of Optax's scale_by_..., or of {', '.join(_OWN)}") from None  # fmt: skip
+                     f"one of Optax's scale_by_..., or of {', '.join(OWN_STAGES)}") from None  # fmt: skip
     return make(**arguments)
 
 
-def _finish(direction: Any, mask: Mask, eta: Any, decay: Any, clip: float | None) -> Any:
+def _with_decay_of_schedule(direction: Any, mask: Mask, eta: Any, decay: Any, clip: float | None) -> Any:
     tx = decoupled(
         direction, eta, weight_decay=decay, mask=mask, coupling="schedule", peak_learning_rate=peak(CONFIG, eta)
     )
-    return Staged(optax.clip_by_global_norm(clip), tx) if clip else tx
+    return Staged(of_trained(optax.clip_by_global_norm(clip)), tx) if clip else tx
 
 
-CALLS: tuple[Call, ...] = (ruled(_make, _decide),)
+CALLS: tuple[Call, ...] = (ruled(_big_vision, _by_multipliers),)

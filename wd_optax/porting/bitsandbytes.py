@@ -12,11 +12,11 @@ from wd_optax.masking.masks import Mask
 from wd_optax.porting.calls import Call, call, refuse
 from wd_optax.wrappers import decoupled
 
-VERSION = "bitsandbytes 0.50.2"
+BITSANDBYTES = "bitsandbytes 0.50.2"
 IGNORED = "amsgrad is accepted and changes nothing, there as here"
 
 
-def _around(
+def _bnb_around(
     name: str, direction: optax.GradientTransformation, mask: Mask, lr: Any, weight_decay: Any, optim_bits: int,
     args: Any,
 ) -> optax.GradientTransformation:  # fmt: skip
@@ -28,12 +28,14 @@ def _around(
     return decoupled(direction, lr, weight_decay=weight_decay, mask=mask)
 
 
-def _adam(name: str, mask: Mask, lr: Any, betas: Any, eps: float, weight_decay: Any, bits: int, args: Any) -> Any:
-    return _around(name, optax.scale_by_adam(*betas, eps), mask, lr, weight_decay, bits, args)
+def _bnb_any_adam(
+    name: str, mask: Mask, lr: Any, betas: Any, eps: float, weight_decay: Any, bits: int, args: Any
+) -> Any:
+    return _bnb_around(name, optax.scale_by_adam(*betas, eps), mask, lr, weight_decay, bits, args)
 
 
 @call(
-    "bitsandbytes.optim.Adam", version=VERSION, formula="p ← (1 − η_t·λ)·p − η_t·m̂/(√v̂ + ε)", coupling="lr",
+    "bitsandbytes.optim.Adam", version=BITSANDBYTES, formula="p ← (1 − η_t·λ)·p − η_t·m̂/(√v̂ + ε)", coupling="lr",
     eps="√v̂ + ε", goldens=("bitsandbytes/adam", "bitsandbytes/adam_groups"), family="adam",
     words={"betas": ("b1", "b2"), "eps": "eps"}, note=f"decoupled, unlike torch's; {IGNORED}",
 )  # fmt: skip
@@ -41,11 +43,11 @@ def _bnb_adam(
     mask: Mask, *, lr: Any = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: Any = 0,
     amsgrad: bool = False, optim_bits: int = 32, args: Any = None, min_8bit_size: int = 4096, is_paged: bool = False,
 ) -> optax.GradientTransformation:  # fmt: skip
-    return _adam("bitsandbytes.optim.Adam", mask, lr, betas, eps, weight_decay, optim_bits, args)
+    return _bnb_any_adam("bitsandbytes.optim.Adam", mask, lr, betas, eps, weight_decay, optim_bits, args)
 
 
 @call(
-    "bitsandbytes.optim.AdamW", version=VERSION, formula="p ← (1 − η_t·λ)·p − η_t·m̂/(√v̂ + ε)", coupling="lr",
+    "bitsandbytes.optim.AdamW", version=BITSANDBYTES, formula="p ← (1 − η_t·λ)·p − η_t·m̂/(√v̂ + ε)", coupling="lr",
     eps="√v̂ + ε", goldens=("bitsandbytes/adamw", "bitsandbytes/adamw_options"), family="adam",
     words={"betas": ("b1", "b2"), "eps": "eps"}, note=IGNORED,
 )  # fmt: skip
@@ -54,11 +56,11 @@ def _bnb_adamw(
     weight_decay: Any = 1e-2, amsgrad: bool = False, optim_bits: int = 32, args: Any = None, min_8bit_size: int = 4096,
     is_paged: bool = False,
 ) -> optax.GradientTransformation:  # fmt: skip
-    return _adam("bitsandbytes.optim.AdamW", mask, lr, betas, eps, weight_decay, optim_bits, args)
+    return _bnb_any_adam("bitsandbytes.optim.AdamW", mask, lr, betas, eps, weight_decay, optim_bits, args)
 
 
 @call(
-    "bitsandbytes.optim.Lion", version=VERSION, formula="p ← (1 − η_t·λ)·p − η_t·sign(β₁·m + (1 − β₁)·g)",
+    "bitsandbytes.optim.Lion", version=BITSANDBYTES, formula="p ← (1 − η_t·λ)·p − η_t·sign(β₁·m + (1 − β₁)·g)",
     coupling="lr", eps="", goldens=("bitsandbytes/lion", "bitsandbytes/lion_options"), family="lion",
     words={"betas": ("b1", "b2")},
 )  # fmt: skip
@@ -67,7 +69,7 @@ def _bnb_lion(
     optim_bits: int = 32, args: Any = None, min_8bit_size: int = 4096, is_paged: bool = False,
 ) -> optax.GradientTransformation:  # fmt: skip
     direction = optax.scale_by_lion(*betas)
-    return _around("bitsandbytes.optim.Lion", direction, mask, lr, weight_decay, optim_bits, args)
+    return _bnb_around("bitsandbytes.optim.Lion", direction, mask, lr, weight_decay, optim_bits, args)
 
 
 CALLS: tuple[Call, ...] = (_bnb_adam, _bnb_adamw, _bnb_lion)

@@ -1,4 +1,4 @@
-"""PyTorch's clip of the gradients' global norm."""
+"""Clips of the gradients' global norm, as PyTorch does it and over what is trained."""
 
 from typing import Any
 
@@ -23,4 +23,10 @@ def clip_grad_norm(largest: float, eps: float = 1e-6) -> optax.GradientTransform
         factor = jnp.minimum(1, largest / (optax.tree.norm(updates) + eps))
         return jax.tree.map(lambda g: (g * factor).astype(g.dtype), updates)
 
-    return optax.stateless(clip)
+    return of_trained(optax.stateless(clip))
+
+
+def of_trained(clip: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`clip` for floating-point and complex leaves alone: integers have no gradient."""
+    is_trained = lambda tree: jax.tree.map(lambda x: jnp.issubdtype(x.dtype, jnp.inexact), tree)
+    return optax.masked(clip, is_trained)

@@ -15,10 +15,10 @@ from wd_optax.porting.calls import Call, call
 from wd_optax.porting.rates import peak
 from wd_optax.wrappers import decoupled
 
-VERSION = "mosaicml 0.32.1"
+COMPOSER = "mosaicml 0.32.1"
 
 
-def _decay(
+def _composer_decay(
     name: str, direction: optax.GradientTransformation, mask: Mask, lr: Any, weight_decay: Any
 ) -> optax.GradientTransformation:
     initial = peak(name, lr)
@@ -30,7 +30,7 @@ def _decay(
 
 
 @call(
-    "composer.optim.DecoupledSGDW", version=VERSION,
+    "composer.optim.DecoupledSGDW", version=COMPOSER,
     formula="p ← (1 − (η_t/η₀)·λ)·p − η_t·b, b ← μ·b + (1 − τ)·g, b₁ = g₁", coupling="schedule", eps="",
     goldens=("composer/sgdw", "composer/sgdw_momentum", "composer/sgdw_nesterov", "composer/sgdw_groups"),
     family="sgd", words={word: word for word in ("momentum", "dampening", "nesterov")}, note="η₀ is each group's lr",
@@ -41,11 +41,11 @@ def _composer_sgdw(
     if nesterov and (not momentum or dampening):
         raise ValueError("composer.optim.DecoupledSGDW: Nesterov momentum requires a momentum and zero dampening")
     direction = heavy_ball(momentum or None, nesterov, dampening if momentum else 0.0, None)
-    return _decay("composer.optim.DecoupledSGDW", direction, mask, lr, weight_decay)
+    return _composer_decay("composer.optim.DecoupledSGDW", direction, mask, lr, weight_decay)
 
 
 @call(
-    "composer.optim.DecoupledAdamW", version=VERSION, formula="p ← (1 − (η_t/η₀)·λ)·p − η_t·m̂/(√v̂ + ε)",
+    "composer.optim.DecoupledAdamW", version=COMPOSER, formula="p ← (1 − (η_t/η₀)·λ)·p − η_t·m̂/(√v̂ + ε)",
     coupling="schedule", eps="√v̂ + ε",
     goldens=("composer/adamw", "composer/adamw_amsgrad", "composer/adamw_options", "composer/adamw_groups"),
     family="adam", words={"betas": ("b1", "b2"), "eps": "eps", "amsgrad": "amsgrad"}, note="η₀ is each group's lr",
@@ -54,7 +54,7 @@ def _composer_adamw(
     mask: Mask, *, lr: Any = 1e-3, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
     weight_decay: Any = 1e-5, amsgrad: bool = False,
 ) -> optax.GradientTransformation:  # fmt: skip
-    return _decay("composer.optim.DecoupledAdamW", adam(*betas, eps, amsgrad=amsgrad), mask, lr, weight_decay)
+    return _composer_decay("composer.optim.DecoupledAdamW", adam(*betas, eps, amsgrad=amsgrad), mask, lr, weight_decay)
 
 
 CALLS: tuple[Call, ...] = (_composer_sgdw, _composer_adamw)

@@ -63,7 +63,7 @@ def multiplied(each: Sequence[tuple[float, float, str]], call: Call, arguments: 
       call: whose names for η and λ they are.
       arguments: of the call.
     """
-    kinds = sorted({(lr, decay) for lr, decay, _ in each}, reverse=True)
+    kinds = sorted({(lr, decay) for lr, decay, _ in each}, reverse=True) or [(1.0, 1.0)]  # also for an empty tree
     rate, weight_decay = (arguments[name] for name in (call.learning_rate, call.weight_decay))
     groups = tuple(
         Group(

@@ -80,10 +80,9 @@ def trainer_schedule(kind: str, warmup_steps: float, max_steps: int) -> Schedule
     learning_rate="learning_rate",
     goldens=("transformers/trainer", "transformers/trainer_linear", "transformers/trainer_cosine",
              "transformers/trainer_options"),
-    family="adam", words={"adam_beta1": "b1", "adam_beta2": "b2", "adam_epsilon": "eps"},
     note="η falls linearly to 0 over max_steps by default",
 )  # fmt: skip
-def _trainer(
+def _hf_trainer(
     mask: Mask, *, learning_rate: Any = 5e-5, weight_decay: Any = 0.0, adam_beta1: float = 0.9,
     adam_beta2: float = 0.999, adam_epsilon: float = 1e-8, max_grad_norm: float = 1.0,
     optim: str = "adamw_torch_fused", optim_args: str | None = None, lr_scheduler_type: str = "linear",
@@ -101,4 +100,4 @@ def _trainer(
     return Staged(clip_grad_norm(max_grad_norm), tx) if max_grad_norm else tx
 
 
-CALLS: tuple[Call, ...] = (ruled(_trainer, lambda params, arguments: spare(params, _not_by_the_trainer)),)
+CALLS: tuple[Call, ...] = (ruled(_hf_trainer, lambda params, arguments: spare(params, _not_by_the_trainer)),)

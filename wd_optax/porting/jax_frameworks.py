@@ -19,11 +19,11 @@ from wd_optax.wrappers import decoupled
 
 AXLEARN, MAXTEXT = "axlearn 064ecb6", "maxtext 093e263"
 Scales = Sequence[tuple[str, float]] | None
-_FORMULA = "p ← (1 − η_t·λ)·p − η_t·m̂/(√v̂ + ε)"
-_NOTE = "weight_decay_per_param_scale: the (regex, scale) pairs of per_param_scale_by_path"
+AXLEARN_ADAMW = "p ← (1 − η_t·λ)·p − η_t·m̂/(√v̂ + ε)"
+AXLEARN_NOTE = "weight_decay_per_param_scale: the (regex, scale) pairs of per_param_scale_by_path"
 
 
-def _scales(inner: Call) -> Any:
+def _per_param_scales(inner: Call) -> Any:
     """Groups by `weight_decay_per_param_scale`: the first regex that is the whole path decides, otherwise 1."""
 
     def decide(params: Any, arguments: Mapping[str, Any]) -> Decided:
@@ -48,8 +48,8 @@ def _refuse_transformation(name: str, given: Any) -> None:
 
 
 @call(
-    "axlearn.adamw_optimizer", version=AXLEARN, formula=_FORMULA, coupling="lr", eps="√v̂ + ε", goldens=(),
-    learning_rate="learning_rate", family="adam", words={"b1": "b1", "b2": "b2", "eps": "eps"}, note=_NOTE,
+    "axlearn.adamw_optimizer", version=AXLEARN, formula=AXLEARN_ADAMW, coupling="lr", eps="√v̂ + ε", goldens=(),
+    learning_rate="learning_rate", family="adam", words={"b1": "b1", "b2": "b2", "eps": "eps"}, note=AXLEARN_NOTE,
 )  # fmt: skip
 def _axlearn_adamw(
     mask: Mask, *, learning_rate: Any, b1: float, b2: float, eps: float, weight_decay: Any = 0,
@@ -63,9 +63,8 @@ def _axlearn_adamw(
 
 @call(
     "axlearn.adamw_decoupled_optimizer", version=AXLEARN, formula="p ← p − f_t·(η·m̂/(√v̂ + ε) + λ·p)",
-    coupling="schedule", eps="√v̂ + ε", goldens=(), learning_rate="learning_rate", family="adam",
-    words={"b1": "b1", "b2": "b2", "eps": "eps"},
-    note=f"algorithm 2 of the AdamW paper: f_t is update_schedule; {_NOTE}",
+    coupling="schedule", eps="√v̂ + ε", goldens=(), learning_rate="learning_rate",
+    note=f"algorithm 2 of the AdamW paper: f_t is update_schedule; {AXLEARN_NOTE}",
 )  # fmt: skip
 def _axlearn_decoupled(
     mask: Mask, *, learning_rate: Any, b1: float, b2: float, eps: float, update_schedule: Any, weight_decay: Any = 0,
@@ -98,4 +97,4 @@ def _maxtext(
     return decoupled(direction, learning_rate, weight_decay=adam_weight_decay, mask=mask)
 
 
-CALLS: tuple[Call, ...] = (*(ruled(x, _scales(x)) for x in (_axlearn_adamw, _axlearn_decoupled)), _maxtext)
+CALLS: tuple[Call, ...] = (*(ruled(x, _per_param_scales(x)) for x in (_axlearn_adamw, _axlearn_decoupled)), _maxtext)

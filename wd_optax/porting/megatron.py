@@ -21,7 +21,7 @@ MEGATRON = "megatron.core.optimizer.get_megatron_optimizer"
 Condition = Callable[[str, roles.Parameter], bool] | None
 
 
-def _decide(params: Any, arguments: Mapping[str, Any]) -> Decided:
+def _megatron_groups(params: Any, arguments: Mapping[str, Any]) -> Decided:
     no_decay, scale_lr = arguments["no_weight_decay_cond"], arguments["scale_lr_cond"]
     each = []
     for p in roles.parameters(params):
@@ -58,4 +58,4 @@ def _megatron(
     return Staged(clip_grad_norm(clip_grad), tx) if clip_grad > 0 else tx
 
 
-CALLS: tuple[Call, ...] = (ruled(_megatron, _decide),)
+CALLS: tuple[Call, ...] = (ruled(_megatron, _megatron_groups),)
