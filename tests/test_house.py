@@ -200,7 +200,7 @@ def test_only_the_runtime_dependencies_are_imported():
 
 def test_public_names_are_listed_documented_and_have_one_address():
     spaces = {"precision", "prox", "rules"}
-    public = {name for name, x in vars(wd).items() if not name.startswith("_") and not inspect.ismodule(x)}
+    public = {name for name, x in inspect.getmembers(wd) if not name.startswith("_") and not inspect.ismodule(x)}
     assert public | spaces | {"__version__"} == set(wd.__all__)
     everything = {name: getattr(wd, name) for name in public - {"scale_by_adam"}}
     everything |= {name: getattr(getattr(wd, space), name) for space in spaces for name in getattr(wd, space).__all__}
@@ -209,6 +209,18 @@ def test_public_names_are_listed_documented_and_have_one_address():
         assert thing.__doc__, name
         if callable(thing) and not isinstance(thing, type):
             assert ">>>" in thing.__doc__, f"{name} has no example"
+
+
+def test_importing_the_package_imports_only_what_a_training_step_needs():
+    """Auditing, sweeps and other frameworks' optimizers are two thirds of the package's import."""
+    code = (
+        "import sys, wd_optax as wd; from wd_optax import adamw; "
+        "print([x for x in sys.modules if x.split('.')[1:2] in (['auditing'], ['choosing'], ['porting'])], "
+        "set(wd.__all__) - set(dir(wd)), hasattr(wd, 'adamW')); wd.audit, wd.emulate; "
+        "print([x for x in ('audit', 'emulate', 'sweep') if x in vars(wd)])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["[] set() False", "['audit', 'emulate']"]
 
 
 def test_files_stay_one_concept_long():

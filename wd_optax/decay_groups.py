@@ -61,8 +61,8 @@ def assign_groups(groups: Groups, slices: Slices, params: Any) -> Grouping:
     check_slices(slices)
     found, hidden = roles.parameters_and_hidden(params)
     axes = _leaf_axes(slices, params, found)
-    of = _group_names(groups, found, hidden)
-    sizes: dict[str, int] = dict.fromkeys(_ordered_groups(groups, of), 0)
+    of = _leaf_names(groups, found, hidden)
+    sizes: dict[str, int] = dict.fromkeys(_group_order(groups, of), 0)
     counts: dict[str, set[int]] = {name: set() for name in sizes}
     for i, (p, name) in enumerate(zip(found, of, strict=True)):
         sizes[name] += math.prod(p.shape)
@@ -72,7 +72,7 @@ def assign_groups(groups: Groups, slices: Slices, params: Any) -> Grouping:
     return Grouping(sizes, layers, of, axes)
 
 
-def _group_names(groups: Groups, found: list[Parameter], hidden: list[str]) -> list[str]:
+def _leaf_names(groups: Groups, found: list[Parameter], hidden: list[str]) -> list[str]:
     if isinstance(groups, str):
         return [p.role if groups == "roles" else p.path for p in found]
     patterns = [compile_regex("groups", regex) for _, regex in groups]
@@ -80,7 +80,7 @@ def _group_names(groups: Groups, found: list[Parameter], hidden: list[str]) -> l
     return [REST if i is None else groups[i][0] for i in matches]
 
 
-def _ordered_groups(groups: Groups, of: list[str]) -> list[str]:
+def _group_order(groups: Groups, of: list[str]) -> list[str]:
     """All roles, all leaves, or the named groups that hold a leaf, in the order of the rules, with "rest" last."""
     if isinstance(groups, str):
         return list(ROLES) if groups == "roles" else of

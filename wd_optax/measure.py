@@ -236,6 +236,6 @@ def refuse_wrong_order(state: optax.OptState) -> None:
     for found in filter(rebuilds, jax.tree.leaves(state, is_leaf=rebuilds)):
         order = REBUILDS[type(found)]
         raise ValueError(
-            f"monitor_decay is around {order.split('(')[0]}, which computes the weights from others in its state: "
-            f"put the monitor inside, as {order}"
+            f"measure_decay or monitor_decay is around {order.split('(')[0]}, which computes the weights from others "
+            f"in its state: measure the optimizer inside, as {order}"
         )

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import optax
 from jax import lax
@@ -50,6 +49,7 @@ def _evaluate(
     ∂f = J(p)·p is linear in p where J doesn't depend on p, as for every decoupled decay without a rule: then the
     derivative at −p is −J·p, to the bit, and the program isn't evaluated a second time.
     """
+    from jax.extend import core  # it loads Pallas
 
     def along(p: list[jax.Array], tangent: list[jax.Array]) -> Any:
         return jax.jvp(f, (p,), (tangent,))
@@ -57,12 +57,12 @@ def _evaluate(
     jaxpr = jax.make_jaxpr(along)(p, p)
     if any(equation.primitive.name == "custom_lin" for equation in _equations(jaxpr.jaxpr)):
         raise TypeError(
-            "monitor_decay takes the derivative of the update along the parameters, and the optimizer calls a "
-            "jax.custom_vjp function, which has none in this direction: define it with jax.custom_jvp, or leave that "
-            "part outside, as optax.chain(part, wd_optax.monitor_decay(optimizer))"
+            "measure_decay and monitor_decay take the derivative of the update along the parameters, and the optimizer "
+            "calls a jax.custom_vjp function, which has none in this direction: define it with jax.custom_jvp, or "
+            "leave that part outside, as optax.chain(part, wd_optax.monitor_decay(optimizer))"
         )
     n = len(p)
-    run: Any = jax.extend.core.jaxpr_as_fun(jaxpr)
+    run: Any = core.jaxpr_as_fun(jaxpr)
     found = run(*p, *p)
     depends = _reads(jaxpr.jaxpr, [True] * n + [False] * n)[n:]
     if not any(depends):
@@ -73,10 +73,12 @@ def _evaluate(
 
 def _reads(jaxpr: Any, inputs: list[bool]) -> list[bool]:
     """Which outputs depend on the marked inputs."""
+    from jax.extend.core import Literal
+
     marked = {v for v, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
 
     def is_marked(v: Any) -> bool:
-        return not isinstance(v, jax.extend.core.Literal) and v in marked
+        return not isinstance(v, Literal) and v in marked
 
     for equation in jaxpr.eqns:
         given = [is_marked(v) for v in equation.invars]
@@ -105,7 +107,8 @@ def _flatten_updates(treedef: Any, updates: optax.Updates) -> list[jax.Array | N
         flat: list[jax.Array | None] = treedef.flatten_up_to(updates)
     except ValueError as error:
         raise ValueError(
-            f"monitor_decay: the updates, {jax.tree.structure(updates)}, are not a tree like the parameters, "
-            f"{treedef}: a wrapper that changes the tree goes outside, as wrapper(wd_optax.monitor_decay(optimizer))"
+            f"measure_decay, monitor_decay: the updates, {jax.tree.structure(updates)}, are not a tree like the "
+            f"parameters, {treedef}: a wrapper that changes the tree goes outside, as "
+            "wrapper(wd_optax.monitor_decay(optimizer))"
         ) from error
     return flat

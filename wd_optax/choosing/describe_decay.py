@@ -9,6 +9,7 @@ import jax
 
 from wd_optax import tables
 from wd_optax.choosing.equilibrium import Equilibrium, equilibrium
+from wd_optax.hyperparams import check_scalar
 from wd_optax.measure import DecayInfo, DecayTable, each_layer
 
 TOLERANCE = 0.1  # of the norm: one step's angle fluctuates with its gradient
@@ -21,8 +22,8 @@ class BalanceState(NamedTuple):
     """Where one group is; see `wd_optax.describe_decay` for the rule."""
 
     state: Literal["in equilibrium", "still shrinking", "growing", "decay inert", "unknown"]
-    steps: float | None  # until the norm is within 10 % of its equilibrium; None where it is there, or has none
-    ratio: float | None  # ‖p‖ over its equilibrium
+    steps: float | None  # until ‖p‖ is 1.1 of its equilibrium; None where it doesn't shrink, or v̂ lags too far
+    ratio: float | None  # ρ = ‖p‖ over its equilibrium
     angle: float  # measured, radians per step
     expected_angle: float | None  # in equilibrium
     reason: str
@@ -74,20 +75,27 @@ def describe_decay(
 
         ρ = ‖p‖/‖p‖* = θ*/θ  (adamw, lion),  √(θ*/θ)  (sgdw, sgd_l2)
 
-    - ρ within 10 % of 1: in equilibrium.
+    - ρ within 10 % of 1: in equilibrium. Below: growing.
     - above: still shrinking. ρᵏ − 1 falls as exp(−n/s), k = 2 and 4, s = `equilibrium(...).steps`: 1/(2c) and 1/(4c);
-      n = s·ln((ρᵏ − 1)/(1.1ᵏ − 1)) steps are left until it is within 10 %. Below: growing, likewise.
+      n = s·ln((ρᵏ − 1)/(1.1ᵏ − 1)) steps are left until it is within 10 %.
     - c = 0, or c·steps < 1 % where `steps` is given: decay inert.
     - unknown: where the share is NaN, p or u is 0, or c ≥ 1; and where ‖p‖ changes in this step against the angle's
       verdict by more than 3·θ/√C, three standard deviations for a random direction: gradients that agree from step to
       step turn the weights faster than random ones, and weights that aren't scale-invariant have no such equilibrium.
 
-    A measurement in the first 1/(1 − β₁) steps, while moments fill up, or during warmup, when c itself moves, says
-    little. One group should hold weights of one kind; `groups="leaves"` and `slices` show each.
+    AdamW's √v̂ lags: it divides by gradients of 1/(1 − β₂) steps ago, which were smaller if ‖p‖ was larger. So shrinking
+    weights have x = ρ² − 1 = (1 + a)·((θ*/θ)² − 1), with a = 2c/(1 − β₂), and are there in
+    n = s·((1 + a)·ln(x/0.21) − a·ln((1 + x)/1.21)) steps. With a > 1 there is no n, and ρ is nearer to 1 than it should
+    be; so it is while weights grow. Growing has no n: moments still hold what shorter weights left there.
+
+    Measure after max(1/(1 − β₁), 1/(1 − β₂)) steps, when moments are full: after 1000 steps of AdamW and 100 of Lion by
+    default, 1/(1 − μ) of SGD; and not during warmup, when c itself moves. Then, for random gradients on scale-invariant
+    weights, n is right to n/4 + s/2 steps, of which noise in one step's angle is the larger part. One group should hold
+    weights of one kind; `groups="leaves"` and `slices` show each.
 
     Args:
       measured: what `wd_optax.measure_decay` or `wd_optax.read_decay` returned, or an average of several; not traced.
-      optimizer, b1, b2, momentum: as in `wd_optax.equilibrium`. Its momentum changes θ*.
+      optimizer, b1, b2, momentum: as in `wd_optax.equilibrium`: momentum changes θ*. AdamW's β₂, by default 0.999, too.
       steps: how many steps of training are left.
 
     Returns:
@@ -108,6 +116,10 @@ def describe_decay(
     Reference: Kosson, Messmer & Jaggi 2023, arXiv 2305.17212.
 
     """
+    memory = 0.0  # of v̂, in steps
+    if optimizer == "adamw":
+        check_scalar("b2", b2 := 0.999 if b2 is None else b2, below=1.0)
+        memory, b2 = 1 / (1 - b2), None
     balance = functools.partial(equilibrium, 1.0, optimizer=optimizer, b1=b1, b2=b2, momentum=momentum)
     balance(weight_decay=0.1)  # raises where the arguments don't fit
     traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(measured))
@@ -118,10 +130,13 @@ def describe_decay(
         )
     groups = each_layer(measured)
     power = POWERS[optimizer]
-    return BalanceTable((name, _judge(x, balance, power, steps)) for name, x in groups.items() if x.size > 0)
+    judge = functools.partial(_judge, balance=balance, power=power, memory=memory, left=steps)
+    return BalanceTable((name, judge(x)) for name, x in groups.items() if x.size > 0)
 
 
-def _judge(x: DecayInfo, balance: Callable[..., Equilibrium], power: int, left: int | None) -> BalanceState:
+def _judge(
+    x: DecayInfo, *, balance: Callable[..., Equilibrium], power: int, memory: float, left: int | None
+) -> BalanceState:
     c, theta, growth = float(x.removed), float(x.angle), float(x.growth)
     if reason := _no_answer(x):
         return BalanceState("unknown", None, None, theta, None, reason)
@@ -131,18 +146,25 @@ def _judge(x: DecayInfo, balance: Callable[..., Equilibrium], power: int, left: 
         return BalanceState("decay inert", None, None, theta, None, f"removes {c * left:.1g} in {left:,} steps")
     found = balance(weight_decay=c)
     expected = float(found.angle)
+    lag = 2 * c * memory
     ratio = (expected / theta) ** (2 / power) if theta > 0 else math.inf
+    if ratio > 1 and lag <= 1:
+        ratio = (1 + (1 + lag) * (ratio**power - 1)) ** (1 / power)
     if abs(ratio - 1) <= TOLERANCE:
         return BalanceState("in equilibrium", None, ratio, theta, expected, "turns as random gradients turn it")
     above = ratio > 1
-    edge = 1 + TOLERANCE if above else 1 - TOLERANCE
-    noise = theta / math.sqrt(float(x.size))
-    if (growth if above else -growth) > SURE * noise:
-        reason = f"turns {'less' if above else 'more'} than in equilibrium, but ‖p‖ changes by {growth:+.1e}"
-        return BalanceState("unknown", None, ratio, theta, expected, reason)
-    steps = float(found.steps) * math.log((ratio**power - 1) / (edge**power - 1)) if math.isfinite(ratio) else math.inf
     reason = f"turns {'less' if above else 'more'} than in equilibrium"
-    return BalanceState("still shrinking" if above else "growing", steps, ratio, theta, expected, reason)
+    if (growth if above else -growth) > SURE * theta / math.sqrt(float(x.size)):
+        reason += f", but ‖p‖ changes by {growth:+.1e}"
+        return BalanceState("unknown", None, ratio, theta, expected, reason)
+    if not above:
+        return BalanceState("growing", None, ratio, theta, expected, reason)
+    steps = None
+    if lag <= 1:
+        start, end = ratio**power, (1 + TOLERANCE) ** power
+        to_go = (1 + lag) * math.log((start - 1) / (end - 1)) - lag * math.log(start / end)
+        steps = float(found.steps) * to_go if math.isfinite(start) else math.inf
+    return BalanceState("still shrinking", steps, ratio, theta, expected, reason)
 
 
 def _no_answer(x: DecayInfo) -> str:
