@@ -27,7 +27,7 @@ from jax._src.interpreters import mlir
 
 from wd_optax.choosing.sweeping.execute import Executor
 
-collect_ignore = ["faults"]  # no tests: `make faults`
+collect_ignore = ["faults", "goldens"]  # no tests: `make faults`, and generators, which need other frameworks
 LONG = 4.0  # seconds of CPU time, which other programs of the machine don't change much
 
 # JAX makes an MLIR context for each program, which takes a third of the tracing and lowering of a small one. Here 500

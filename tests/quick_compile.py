@@ -18,6 +18,7 @@ MARK = "quick_compile"
 AS_USERS_COMPILE = {
     "test_bytes.py",
     "test_goldens.py",
+    "test_gpu.py",
     "test_lowering.py",
     "test_precision.py",
     "test_precision_numbers.py",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import wd_optax as wd
@@ -306,7 +307,8 @@ def test_documents_run_and_print_what_they_say(document, tmp_path, monkeypatch):
     assert found or document != "README.md"
     names = {}
     for code, promised in found:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        # Readers have JAX's default promotion.
+        with contextlib.redirect_stdout(io.StringIO()) as printed, jax.numpy_rank_promotion("allow"):
             exec(compile(code, document, "exec"), names)
         if promised is not None:
             assert printed.getvalue().rstrip() == promised.rstrip()

@@ -2,16 +2,11 @@
 
 import functools
 import http.server
-import os
-import pathlib
 import shutil
 import threading
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[2]
-SITE = pathlib.Path(os.environ.get("SITE", ROOT / "out" / "site"))
-SCREENSHOTS = ROOT / "out" / "screenshots"
+from built import SITE
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -75,7 +75,7 @@ def test_timescale(calculator, coupling, schedule):
         np.testing.assert_allclose(found[name], value, rtol=RTOL, err_msg=name)
 
 
-@pytest.mark.parametrize(("source", "target"), itertools.product(COUPLINGS, COUPLINGS))
+@pytest.mark.parametrize(("source", "target"), list(itertools.product(COUPLINGS, COUPLINGS)))
 @pytest.mark.parametrize("constant", [True, False])
 def test_conversion(calculator, source, target, constant):
     options = f"{{from: '{source}', to: '{target}', peak: {RUN['peak']}, constant: {str(constant).lower()}}}"

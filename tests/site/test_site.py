@@ -5,7 +5,7 @@ import itertools
 import urllib.parse
 
 import pytest
-from conftest import SCREENSHOTS, SITE
+from built import SCREENSHOTS, SITE
 
 pytestmark = pytest.mark.site
 PAGES = sorted(str(p.relative_to(SITE)) for p in SITE.rglob("*.html")) if SITE.exists() else []
@@ -53,7 +53,7 @@ def test_links_and_anchors_exist_and_images_have_text(name):
         assert image.get("alt"), image
 
 
-@pytest.mark.parametrize(("width", "scheme"), itertools.product(WIDTHS, SCHEMES))
+@pytest.mark.parametrize(("width", "scheme"), list(itertools.product(WIDTHS, SCHEMES)))
 @pytest.mark.parametrize("name", READ)
 def test_every_page_fits_its_screen_without_errors(visit, name, width, scheme):
     page = visit(name, width, scheme)
