@@ -6,7 +6,6 @@ import shutil
 import threading
 
 import pytest
-from built import SITE
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -17,6 +16,8 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def address():
     """The address of the site."""
+    from built import SITE  # this folder is on the path of its tests, and not of this file
+
     assert (SITE / "index.html").exists(), f"{SITE} has no site: make docs"
     handler = functools.partial(_Quiet, directory=SITE)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
