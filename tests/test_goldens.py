@@ -23,6 +23,7 @@ from cases_bitsandbytes import BITSANDBYTES  # noqa: E402  # the folder is not a
 from cases_composer import COMPOSER  # noqa: E402
 from cases_keras import KERAS  # noqa: E402
 from cases_optimi import OPTIMI  # noqa: E402
+from cases_pytorch_optimizer import PYTORCH_OPTIMIZER  # noqa: E402
 from cases_tfa import TFA, TFA_SCHEDULED  # noqa: E402
 from cases_timm import TIMM  # noqa: E402
 from cases_torch import TORCH  # noqa: E402
@@ -32,7 +33,7 @@ from problem import parts as split  # noqa: E402
 
 RECORDED = {
     "torch": TORCH, "timm": TIMM, "optimi": OPTIMI, "keras": KERAS, "tfa": TFA, "transformers": TRANSFORMERS,
-    "bitsandbytes": BITSANDBYTES, "composer": COMPOSER,
+    "bitsandbytes": BITSANDBYTES, "composer": COMPOSER, "pytorch_optimizer": PYTORCH_OPTIMIZER,
 }  # fmt: skip
 FILES = {framework: dict(np.load(FOLDER / f"{framework}.npz")) for framework in RECORDED}
 GIVEN = ("p0", "gradients", "learning_rates", "weight_decays", "version")

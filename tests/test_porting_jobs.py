@@ -222,6 +222,34 @@ def test_maxtexts_adamw(opt_type):
     )
 
 
+# --- modded-nanogpt --------------------------------------------------------------------------------------------------
+
+MODDED = "modded_nanogpt.NorMuonAndAdam"
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("weight_decay", [0.0, 0.005, 0.15])
+def test_modded_nanogpts_adam(weight_decay):
+    """Against NumPy, as its _adam_update has it: η² in the decay, strictly cautious; ε is added to √v."""
+    params, grads = problem()
+    grads[0] = jax.tree.map(lambda g: g.at[0].set(0.0), grads[0])  # no step, no decay
+    factors = np.linspace(1.0, 0.15, STEPS)
+    given = {"adam_betas": (0.75, 0.95), "eps": 1e-3, "lr": 0.008 * 4.0, "weight_decay": weight_decay * 5.0}
+    schedule = lambda step: jnp.asarray(factors)[step]
+    ours = run(wd.emulate(MODDED, params=params, schedule=schedule, **given), params, grads)
+    theirs = [np.asarray(p) for p in jax.tree.leaves(params)]
+    m, v = ([np.zeros_like(p) for p in theirs] for _ in range(2))
+    for t, (g, factor) in enumerate(zip(grads, factors, strict=True), 1):
+        lr = 0.008 * factor * 4.0
+        for i, x in enumerate(np.asarray(leaf) for leaf in jax.tree.leaves(g)):
+            m[i], v[i] = 0.75 * m[i] + 0.25 * x, 0.95 * v[i] + 0.05 * x**2
+            u = m[i] / (np.sqrt(v[i]) + 1e-3) * (lr * np.sqrt(1 - 0.95**t) / (1 - 0.75**t))
+            decays = u * theirs[i] > 0
+            theirs[i] = theirs[i] - (u + lr * lr * weight_decay * 5.0 * decays * theirs[i])
+    for x, y in zip(jax.tree.leaves(ours), theirs, strict=True):
+        np.testing.assert_allclose(x, y, rtol=RTOL)
+
+
 # --- rules that spare parameters -------------------------------------------------------------------------------------
 
 
@@ -308,6 +336,13 @@ def test_megatrons_numbers(optimizer):
         ("axlearn.adamw_optimizer", {"learning_rate": 0.1}, "missing a required argument: 'b1'"),
         ("maxtext.get_optimizer", {"opt_type": "sgd"}, "'adamw' or 'adam_pax'"),
         ("megatron.core.optimizer.get_megatron_optimizer", {"lr": 0.1, "optimizer": "lion"}, "'adam' or 'sgd'"),
+        (MODDED, {"adam_betas": (0.9, 0.95), "optim": "normuon"}, "whose mask is u·p ≥ 0"),
+        ("pytorch_optimizer.Adan", {"max_grad_norm": 1.0}, "optax.clip_by_global_norm"),
+        ("pytorch_optimizer.AdaBelief", {"rectify": True, "n_sma_threshold": 4}, "the threshold here is 5"),
+        ("pytorch_optimizer.AdaBelief", {"rectify": True, "ams_bound": True}, "don't keep the maximum"),
+        ("pytorch_optimizer.SGDW", {"momentum": 0.9, "nesterov": True, "dampening": 0.1}, "undamped buffer"),
+        ("pytorch_optimizer.StableAdamW", {"weight_decouple": False}, "torch.optim.Adam"),
+        ("pytorch_optimizer.Lion", {"use_gc": True}, "has no argument 'use_gc'"),
     ],
 )
 def test_what_has_no_twin_is_refused(call, arguments, message):
@@ -322,6 +357,10 @@ def test_what_has_no_twin_is_refused(call, arguments, message):
         (BIG_VISION, {"lr": 0.1, "wd": 0.1, "grad_clip_norm": 1.0}),
         ("megatron.core.optimizer.get_megatron_optimizer", {"lr": 0.1}),
         ("axlearn.adamw_optimizer", {"learning_rate": 0.1, "b1": 0.9, "b2": 0.9, "eps": 1e-8}),
+        (MODDED, {"adam_betas": (0.9, 0.95)}),
+        ("pytorch_optimizer.SGDW", {"momentum": 0.9, "weight_decay": 0.1}),
+        ("pytorch_optimizer.Adan", {"weight_decay": 0.1}),
+        ("pytorch_optimizer.StableAdamW", {"kahan_sum": False}),
     ],
 )
 def test_none_integers_low_precision_and_an_empty_tree(call, arguments):
@@ -339,3 +378,13 @@ def test_a_trainers_schedule_clip_and_rule_are_not_translated_away():
         wd.translate(from_="transformers.Trainer", to="torch.AdamW", max_steps=9)
     found = wd.translate(from_="composer.DecoupledAdamW", to="torch.AdamW", lr=1e-3, weight_decay=1e-5)
     assert found.arguments["weight_decay"] == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize(("lr", "removed"), [(0.1, 0.01 * 0.5), (0.2, 0.04 * 0.5)])
+def test_modded_nanogpts_decay_is_by_the_square_of_a_live_rate(lr, removed):
+    """1 has a step that shrinks it, −1 one that grows it, and 2 none."""
+    params = jnp.array([1.0, -1.0, 2.0])
+    tx = wd.emulate(MODDED, params=params, adam_betas=(0.9, 0.99), lr=0.1, weight_decay=0.5)
+    state = optax.tree.set(tx.init(params), learning_rate=jnp.float32(lr))
+    updates, _ = jax.jit(tx.update)(jnp.array([1.0, 1.0, 0.0]), state, params)
+    np.testing.assert_allclose(updates, [-lr - removed, -lr, 0.0], rtol=1e-6)  # float32

@@ -22,7 +22,8 @@ PAGE = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text()
 BLOCK = re.findall(r"```python\n(.*?)```", PAGE.partition("## Recipes")[2], re.DOTALL)[0]
 FUNCTIONS = BLOCK.partition("\nvit = ")[0]
 SHORTER = {  # steps per epoch, and nanoGPT's durations, as in the recorded runs
-    "nano_gpt": {"warmup": 10, "steps": 80}, "deit": {"steps_per_epoch": 1}, "resnet50": {"steps_per_epoch": 1},
+    "nano_gpt": {"warmup": 10, "steps": 80}, "deit": {"steps_per_epoch": 1},
+    "mae_fine_tuning": {"steps_per_epoch": 1}, "resnet50": {"steps_per_epoch": 1},
     "run_clm": {"steps": STEPS}, "keras_vit": {},
 }  # fmt: skip
 RTOL = 1e-12  # float64 on both sides
@@ -77,7 +78,9 @@ def test_every_recording_has_a_recipe():
     assert RECORDED.keys() == SHORTER.keys() == TREES.keys()
 
 
-@pytest.mark.parametrize(("name", "off"), [("nano_gpt", "0.101"), ("deit", "0.0505"), ("resnet50", "1.01e-4")])
+@pytest.mark.parametrize(
+    ("name", "off"), [("nano_gpt", "0.101"), ("deit", "0.0505"), ("mae_fine_tuning", "0.0505"), ("resnet50", "1.01e-4")]
+)
 def test_a_decay_that_is_one_per_cent_off_shows(name, off):
     """λ is written once in each function; its effect is far above the tolerance."""
     start = FUNCTIONS.index(f"def {name}(")
@@ -104,3 +107,40 @@ def test_big_visions_vit_is_its_chain():
     )  # fmt: skip
     ours = recipe("big_vision_vit_s16")(params, warmup=10, steps=100)
     np.testing.assert_allclose(trajectory(ours, name), trajectory(theirs, name), rtol=RTOL)
+
+
+MODDED = {  # adam_betas, lr_mul, wd_mul of modded-nanogpt's param_table
+    "scalars": ((0.9, 0.99), 5.0, 0.0), "smear_gate": ((0.9, 0.99), 0.01, 0.0),
+    "ve_gate_bank": ((0.9, 0.99), 1.0, 1.0), "lm_head": ((0.5, 0.95), 1.0, 150.0),
+    "bigram_embed": ((0.75, 0.95), 75.0, 5.0), "post_lambdas": ((0.9, 0.95), 1.0, 0.0),
+    "resid_lambdas": ((0.9, 0.95), 5.0, 0.0), "value_embeds": ((0.75, 0.95), 75.0, 5.0),
+    "embed": ((0.5, 0.95), 1.0, 150.0), "mudd_w1": ((0.9, 0.99), 0.25, 1.0), "mudd_b2": ((0.9, 0.99), 0.25, 0.0),
+    "mudd_gate_w1": ((0.9, 0.99), 0.1, 1.0), "mudd_gate_b2": ((0.9, 0.99), 0.1, 0.0),
+    "mudd_gate_scale": ((0.9, 0.99), 0.1, 0.0),
+}  # fmt: skip
+
+
+def test_modded_nanogpts_adam_is_its_equations():
+    """NumPy, as _adam_update and get_lr of the script have it: 100 of Adam's steps, which are 200 of the script's."""
+    rng, steps = np.random.Generator(np.random.PCG64(0)), 2 * STEPS
+    theirs = {name: rng.uniform(0.5, 1.5, (2, 3)) for name in MODDED}
+    ours = jax.tree.map(jnp.asarray, theirs)
+    tx = recipe("modded_nanogpt_adam")(ours, steps=steps)
+    state, update = tx.init(ours), jax.jit(tx.update)
+    m, v = (dict.fromkeys(MODDED, 0.0) for _ in range(2))
+    cooldown = int(steps * (1 - 0.60))
+    for t in range(1, STEPS + 1):
+        step = 2 * t - 1
+        rate = next(mul for end, mul in ((67, 1.0), (133, 1.52), (200, 1.73)) if step < end)
+        if step >= cooldown:
+            rate = rate * (1 - (step - cooldown) / (steps - cooldown)) + 0.15 * (step - cooldown) / (steps - cooldown)
+        grads = {name: rng.standard_normal((2, 3)) for name in MODDED}
+        for name, ((b1, b2), lr_mul, wd_mul) in MODDED.items():
+            p, g, lr = theirs[name], grads[name], 0.008 * rate * lr_mul
+            m[name], v[name] = b1 * m[name] + (1 - b1) * g, b2 * v[name] + (1 - b2) * g**2
+            u = m[name] / (np.sqrt(v[name]) + 1e-10) * (lr * np.sqrt(1 - b2**t) / (1 - b1**t))
+            theirs[name] = p - (u + lr * lr * 0.005 * wd_mul * (u * p > 0) * p)
+        updates, state = update(grads, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    for name in MODDED:  # weights pass through 0, so the tolerance is absolute: sums of 100 steps of up to 1
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=RTOL, atol=1e-12, err_msg=name)

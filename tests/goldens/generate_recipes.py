@@ -99,6 +99,32 @@ def deit() -> np.ndarray:
     return run("deit", model, step)
 
 
+def mae_fine_tuning() -> np.ndarray:
+    """main_finetune.py of facebookresearch/mae for ViT-B with timm's groups by layer, an epoch of one step."""
+    from generate_timm import bare_packages, original
+
+    bare_packages()
+    model = module("mae_fine_tuning")
+    model.no_weight_decay = lambda: {"pos_embed", "cls_token"}
+    model.group_matcher = lambda coarse: {  # of timm's VisionTransformer, whose class MAE's extends
+        "stem": r"^cls_token|reg_token|pos_embed|patch_embed|norm_pre",
+        "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+    }
+    peak, least, warmup, epochs = 5e-4 * 1024 / 256, 1e-6, 5, 100
+    create = original("create_optimizer_v2")
+    optimizer = create(model, opt="adamw", lr=peak, weight_decay=0.05, layer_decay=0.65)
+
+    def step(epoch: int) -> None:
+        rate = peak * epoch / warmup
+        if epoch >= warmup:
+            rate = least + (peak - least) * 0.5 * (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        optimizer.step()
+
+    return run("mae_fine_tuning", model, step)
+
+
 def resnet50() -> np.ndarray:
     """references/classification/train.py of pytorch/vision with its defaults, an epoch of one step."""
     import torch
@@ -153,7 +179,8 @@ def keras_vit() -> np.ndarray:
     return np.stack(out)
 
 
-RECIPES = {"torch": (run_clm, nano_gpt, resnet50, deit), "keras": (keras_vit,)}  # deit last: it hides timm's package
+# timm's last: they hide its package
+RECIPES = {"torch": (run_clm, nano_gpt, resnet50, deit, mae_fine_tuning), "keras": (keras_vit,)}
 
 
 def recorded() -> Iterator[tuple[str, np.ndarray]]:

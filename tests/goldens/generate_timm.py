@@ -1,5 +1,6 @@
 """Writes timm.npz. Needs timm and torch==2.13.0."""
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -32,11 +33,13 @@ def bare_packages() -> None:
     spec = importlib.util.find_spec("timm")  # finds it without importing it
     assert spec is not None
     assert spec.submodule_search_locations
-    for name, folder in (("timm", ""), ("timm.optim", "optim")):
+    for name, folder in (("timm", ""), ("timm.optim", "optim"), ("timm.models", "models")):
         sys.modules[name] = package = types.ModuleType(name)
         package.__path__ = [os.path.join(spec.submodule_search_locations[0], folder)]
-    sys.modules["timm.models"] = models = types.ModuleType("timm.models")
-    models.group_parameters = None  # type: ignore[attr-defined]  # of layer_decay, which isn't recorded
+    sys.modules["timm.layers"] = layers = types.ModuleType("timm.layers")
+    layers.use_reentrant_ckpt = None  # type: ignore[attr-defined]  # of what _manipulate has besides
+    models: Any = sys.modules["timm.models"]
+    models.group_parameters = importlib.import_module("timm.models._manipulate").group_parameters
 
 
 def _as_torch(arguments: dict[str, Any]) -> dict[str, Any]:

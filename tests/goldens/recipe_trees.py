@@ -25,6 +25,19 @@ VIT = {
     "head.weight": ("head/kernel", (4, 3)),
     "head.bias": ("head/bias", (3,)),
 }
+FINE_TUNED = {
+    "cls_token": ("cls_token", (1, 1, 4)),
+    "pos_embed": ("pos_embed", (1, 3, 4)),
+    "patch_embed.proj.weight": ("patch_embed/proj/kernel", (3, 4)),
+    "patch_embed.proj.bias": ("patch_embed/proj/bias", (4,)),
+    "blocks.0.norm1.weight": ("blocks_0/norm1/scale", (4,)),
+    "blocks.0.attn.qkv.weight": ("blocks_0/attn/qkv/kernel", (4, 6)),
+    "blocks.1.norm1.weight": ("blocks_1/norm1/scale", (4,)),
+    "blocks.1.attn.qkv.weight": ("blocks_1/attn/qkv/kernel", (4, 6)),
+    "fc_norm.weight": ("fc_norm/scale", (4,)),
+    "head.weight": ("head/kernel", (4, 3)),
+    "head.bias": ("head/bias", (3,)),
+}
 RESNET = {
     "conv1.weight": ("conv1/kernel", (3, 3, 1, 2)),
     "bn1.weight": ("bn1/scale", (2,)),
@@ -38,7 +51,14 @@ KERAS_VIT = {
     "dense/kernel": ("dense/kernel", (4, 6)),
     "dense/bias": ("dense/bias", (6,)),
 }
-TREES = {"nano_gpt": GPT, "deit": VIT, "resnet50": RESNET, "run_clm": GPT, "keras_vit": KERAS_VIT}
+TREES = {
+    "nano_gpt": GPT,
+    "deit": VIT,
+    "mae_fine_tuning": FINE_TUNED,
+    "resnet50": RESNET,
+    "run_clm": GPT,
+    "keras_vit": KERAS_VIT,
+}
 
 
 def initial(recipe: str) -> dict[str, np.ndarray]:

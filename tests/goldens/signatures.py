@@ -1,6 +1,6 @@
 """Writes signatures_<framework>.json: the arguments and defaults of each call, as the installed framework has them.
 
-    python tests/goldens/signatures.py torch|timm|optimi|keras|tfa|bitsandbytes|composer
+    python tests/goldens/signatures.py torch|timm|optimi|keras|tfa|bitsandbytes|composer|pytorch_optimizer
 
 Run it where that framework is installed: see generate_*.py.
 """
@@ -23,6 +23,7 @@ CALLS = {
     "tfa": ["SGDW", "AdamW", "LAMB"],
     "bitsandbytes": ["Adam", "AdamW", "Lion"],
     "composer": ["DecoupledSGDW", "DecoupledAdamW"],
+    "pytorch_optimizer": ["SGDW", "Lion", "Adan", "AdaBelief", "StableAdamW"],
 }  # fmt: skip
 MODULES = {
     "torch": "torch.optim",
@@ -31,6 +32,7 @@ MODULES = {
     "tfa": "tensorflow_addons.optimizers",
     "bitsandbytes": "bitsandbytes.optim",
     "composer": "composer.optim.decoupled_weight_decay",
+    "pytorch_optimizer": "pytorch_optimizer",
 }
 
 

@@ -15,7 +15,9 @@ from wd_optax.porting import (
     jax_frameworks,
     keras,
     megatron,
+    modded_nanogpt,
     optimi,
+    pytorch_optimizer,
     tf_addons,
     timm,
     timm_factory,
@@ -30,7 +32,8 @@ from wd_optax.porting.plan import make_plan
 
 MODULES = (
     torch_optim, timm, timm_layerwise, timm_muon, timm_factory, hugging_face, bitsandbytes, composer, optimi, keras,
-    tf_addons, big_vision, jax_frameworks, megatron,
+    tf_addons, big_vision, jax_frameworks, megatron, modded_nanogpt,
+    pytorch_optimizer,
 )  # fmt: skip
 CALLS: Mapping[str, Call] = {known.name: known for module in MODULES for known in module.CALLS}
 

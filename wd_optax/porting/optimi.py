@@ -51,7 +51,7 @@ def _optimi_around(
 def without_kahan(
     name: str, direction: optax.GradientTransformation, kahan_sum: bool | None
 ) -> optax.GradientTransformation:
-    """`direction`, which refuses 16-bit parameters where optimī would add them up by Kahan's summation."""
+    """`direction`, which refuses 16-bit parameters where the framework would add them up by Kahan's summation."""
     if kahan_sum is False:
         return direction
     inner = optax.with_extra_args_support(direction)
@@ -59,7 +59,7 @@ def without_kahan(
     def init(params: Any) -> Any:
         if any(jnp.dtype(p.dtype).itemsize < 4 for p in jax.tree.leaves(params)):
             raise refuse(
-                name, f"kahan_sum={kahan_sum} on 16-bit parameters", "optimī compensates the step and not the decay",
+                name, f"kahan_sum={kahan_sum} on 16-bit parameters", "it compensates the step and not the decay",
                 'kahan_sum=False in wd.precision.round_updates(..., "compensated"), which compensates both',
             )  # fmt: skip
         return inner.init(params)
