@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 from typing import Any
@@ -37,7 +36,6 @@ def test_without_a_gpu_the_command_says_so_and_fails(tmp_path: pathlib.Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 @pytest.mark.parametrize("target", ["gpu", *(f"gpu-{part}" for part in PARTS)])
 def test_make_fails_before_it_installs_anything(target: str, tmp_path: pathlib.Path) -> None:
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")

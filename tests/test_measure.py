@@ -193,6 +193,13 @@ def test_bad_groups_are_refused_with_their_fix(options, error, says):
             wd.monitor_decay(ADAMW, **options)
 
 
+def test_gradients_of_other_shapes_are_refused_by_path():
+    params = {"dense": {"kernel": jnp.ones((3, 2))}}
+    cut = {"dense": {"kernel": jnp.ones((1, 2))}}
+    with pytest.raises(ValueError, match=r"update of 'dense/kernel' has shape \(3, 2\), and the parameter \(1, 2\)"):
+        wd.measure_decay(ADAMW, params, ADAMW.init(params), cut)
+
+
 def test_swapped_arguments_are_refused():
     p = params()
     with pytest.raises(TypeError, match="optimizer must be an Optax transformation"):

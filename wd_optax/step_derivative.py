@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from wd_optax.masking import roles
+
 INLINED = ("jit", "pjit", "custom_jvp_call", "closed_call", "checkpoint", "remat2")  # calls of an inner program
 
 
@@ -33,12 +35,23 @@ def leaf_steps(step: Callable[[optax.Params], optax.Updates], params: optax.Para
         rest = iter(floats)
         mixed = [next(rest) if f else p for p, f in zip(values, is_float, strict=True)]
         updates = _flatten_updates(treedef, step(treedef.unflatten(mixed)))
+        _refuse_other_shapes(params, updates)
         pairs = [(u, p) for u, p, f in zip(updates, mixed, is_float, strict=True) if f]
         return [jnp.zeros_like(p) if u is None else u for u, p in pairs]
 
     floats = [p for p, f in zip(values, is_float, strict=True) if f]
     measured = map(LeafStep, floats, *_evaluate(updates_of, floats))
     return lax.stop_gradient([next(measured) if f else None for f in is_float])
+
+
+def _refuse_other_shapes(params: optax.Params, updates: list[jax.Array | None]) -> None:
+    """Raises where an update doesn't have its parameter's shape: gradients or a state of other parameters."""
+    for p, u in zip(roles.parameters(params), updates, strict=True):
+        if u is not None and u.shape != p.shape:
+            raise ValueError(
+                f"the update of {p.path!r} has shape {u.shape}, and the parameter {p.shape}: pass the gradients and "
+                "the state that belong to these parameters, measure_decay(optimizer, grads, opt_state, params)"
+            )
 
 
 def _evaluate(
