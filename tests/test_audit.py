@@ -519,3 +519,12 @@ def test_master_weights_under_a_schedule_are_not_taken_for_lost():
     params = {"kernel": jnp.ones((8, 8), jnp.bfloat16)}
     report = wd.audit(wd.precision.with_master_weights(wd.adamw(schedule, weight_decay=0.1)), params, horizon=2)
     assert report.rows[0].verdict != "lost in rounding"
+
+
+def test_two_decays_whose_lambdas_are_in_the_state_add_up():
+    """Wrapped in each other, no stage shows them; with one λ at zero the other's rate is left."""
+    params = {name: {"kernel": jnp.ones((3, 4))} for name in "abc"}
+    wrap = lambda inner: wd.with_decay(wd.adamw(0.1, weight_decay=inner), learning_rate=0.1, weight_decay=0.1)
+    groups = {"a": wd.adamw(0.1, weight_decay=0.3), "b": wrap(0.0), "c": wrap(0.5)}
+    report = wd.audit(wd.partition(groups, lambda p: p.path[0]), params)
+    assert [row.verdict for row in report.rows] == ["decays", "decays", "decays twice"]

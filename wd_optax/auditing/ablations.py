@@ -4,6 +4,7 @@ Every function answers per leaf. Where it can't decide it says so (None or False
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.tree_util import keystr
 
 from wd_optax.auditing import clock, trajectory
-from wd_optax.auditing.harness import Harness
+from wd_optax.auditing.harness import Harness, is_scalar
 from wd_optax.auditing.measurements import Measurements
 from wd_optax.auditing.trajectory import Trajectory
 from wd_optax.auditing.vectors import norm
@@ -146,15 +148,25 @@ def _scaled_by_later_stages(
 
 
 def decays_at_zero_lambda(harness: Harness, measured: list[Measurements]) -> list[bool]:
-    """Whether a decay goes on at another rate when λ in the state is zero: then there are two."""
-    edit = harness.edit_scalars(LAMBDAS, jnp.zeros_like)
-    if edit is None:
-        return [False] * len(measured)
-    rest = dataclasses.replace(harness, edit=edit).removed()
-    return [
-        m.without_gradient and not _is_same(c, 0, m) and not _is_same(c, m.first_step, m)
-        for c, m in zip(rest, measured, strict=True)
-    ]
+    """Whether a decay goes on at another rate when λ in the state are zero: then there are two.
+
+    All λ are zero at once, and then those with a bit of their number set: any two of them differ in a bit.
+    """
+    found = jax.tree_util.tree_flatten_with_path(harness.state)[0]
+    lambdas = [keystr(path) for path, x in found if is_scalar(path, x, LAMBDAS, jnp.inexact)]
+    bits = [{path for i, path in enumerate(lambdas) if i >> bit & 1} for bit in range((len(lambdas) - 1).bit_length())]
+    more = [False] * len(measured)
+    for zeroed in (set(lambdas), *bits) if lambdas else ():
+        rest = dataclasses.replace(harness, edit=functools.partial(_with_zeros, zeroed)).removed()
+        more = [
+            before or (m.without_gradient and not _is_same(c, 0, m) and not _is_same(c, m.first_step, m))
+            for before, c, m in zip(more, rest, measured, strict=True)
+        ]
+    return more
+
+
+def _with_zeros(zeroed: set[str], state: optax.OptState) -> optax.OptState:
+    return jax.tree_util.tree_map_with_path(lambda path, x: jnp.zeros_like(x) if keystr(path) in zeroed else x, state)
 
 
 def is_random(harness: Harness, measured: list[Measurements]) -> list[bool]:
@@ -209,9 +221,8 @@ def grows_later(harness: Harness, measured: list[Measurements], step: int) -> li
 
     Only optimizers that keep a scalar which a step changes are run.
     """
-    no = [False] * len(measured)
     if harness.given or not any(m.decays for m in measured) or not _keeps_a_scalar(harness):
-        return no
+        return [False] * len(measured)
     with np.errstate(all="ignore"):
         state = clock.set_counts(harness, harness.drive(SEARCH)[1], step)
         leaves, treedef = jax.tree.flatten(state)
