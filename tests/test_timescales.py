@@ -166,3 +166,9 @@ def test_bad_input_is_refused_with_a_fix(call, bad, error, says):
     defaults |= {"weight_decay": 0.1} if call is timescale else {}
     with pytest.raises(error, match=says):
         call(**defaults | bad)
+
+
+def test_no_decay_removes_zero_and_not_minus_zero():
+    without = wd.timescale(0.0, learning_rate=0.1, steps=10)
+    assert str(without).splitlines()[0] == "removed per step  0"
+    assert (without.half_life, without.timescale_steps, without.remaining) == (math.inf, math.inf, 1.0)

@@ -121,7 +121,7 @@ def timescale(
     if c.max() >= 1:
         raise ValueError(f"weight_decay removes {c.max():.3g} of each weight in step {c.argmax()}: lower it, below 1")
     log_left = np.log1p(-c).sum().item()
-    mean = -math.expm1(log_left / len(c))
+    mean = abs(math.expm1(log_left / len(c)))
     tau, left = 1 / mean if mean else math.inf, math.exp(log_left) if steps else None
     return Timescale(mean, c.max().item(), half_life(mean), tau, steps_per_epoch and tau / steps_per_epoch, steps, left)
 
