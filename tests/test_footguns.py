@@ -542,6 +542,31 @@ def test_f25_update_without_params(name):
             inside.update(ONES, inside.init(PARAMS))
 
 
+@pytest.mark.parametrize(
+    ("updates", "what"),
+    [
+        (None, "updates is None"),
+        (jnp.float32(0.5), r"updates is an array of shape \(\)"),
+        ((jnp.float32(0.5), ZEROS), "'0' is in updates alone"),
+        (ZEROS | {"head": jnp.ones(2)}, "'head' is in updates alone"),
+        ({}, "'dense/bias' is in params alone"),
+        (
+            jax.tree.map(lambda p: p[None], ZEROS),
+            r"'dense/bias' has shape \(.*\) in params and has shape \(1, .*\) in updates",
+        ),
+        (
+            {"dense": ZEROS["dense"] | {"bias": {"deep": ZEROS["dense"]["bias"]}}},
+            "'dense/bias' has shape .* is a dict in updates",
+        ),
+    ],
+)
+def test_f25_updates_of_other_parameters(updates, what):
+    split = wd.partition({"all": adamw()}, lambda _: "all")
+    for tx in (adamw(), wd.shrink(0.1), split, wd.precision.round_updates("nearest")):
+        with pytest.raises(ValueError, match=rf"^\w+: {what}.*tx\.update\(grads, state, params\)"):
+            tx.update(updates, tx.init(PARAMS), PARAMS)
+
+
 def test_f28_one_decay_per_real_step():
     tx = optax.MultiSteps(adamw(0.5), every_k_schedule=3)
     params, state, update = PARAMS, tx.init(PARAMS), jax.jit(tx.update)

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"contexts", "dtypes", "hyperparams", "masking.paths", "masking.words", "optional", "tables", "version"},
     {"couplings", "masking.roles", "precision.casts", "precision.random_bits", "precision.upcasting"},
-    {"choosing.schedules", "masking.errors", "partition", "precision.exact_steps", "state_fields", "step_derivative"},
-    {"masking.matching", "momentum", "prox.metrics"},
+    {"choosing.schedules", "masking.errors", "precision.exact_steps", "state_fields", "step_derivative"},
+    {"masking.matching", "momentum", "partition", "prox.metrics"},
     {"masking.forms", "masking.slices", "precision.rounding", "step_sums"},
     {
         "decay_groups",

@@ -15,6 +15,7 @@ import optax
 from wd_optax import dtypes
 from wd_optax.hyperparams import ScalarOrSchedule, evaluate, init_leaves, is_static, keep
 from wd_optax.masking import forms, masks
+from wd_optax.masking.errors import check_updates
 from wd_optax.masking.paths import is_masked
 from wd_optax.masking.slices import Slices, axes_tree, check_slices, slice_axes
 from wd_optax.prox.metrics import ProxMetric
@@ -115,6 +116,7 @@ def decayed(
             raise ValueError(f"{name} {verb} the parameters, so update needs them: tx.update(grads, state, params)")
         check_state(name, state, hyperparams)
         updates, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
+        check_updates(name, updates, params)
         gradients = updates if given == "gradients" else None
         values = evaluate(hyperparams, state.step, state.hyperparams)
         multipliers, axes = masks.multipliers(mask, params), slice_axes(slices, params)

@@ -1,9 +1,12 @@
-"""Errors about masks: they name the argument, the leaves and the line that fixes it."""
+"""Errors about masks and trees: they name the argument, the leaves and the line that fixes it."""
 
 import difflib
 import re
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import jax
+import optax
 
 from wd_optax import tables
 from wd_optax.masking import roles
@@ -52,3 +55,34 @@ def refuse_to_guess(found: list[roles.Parameter]) -> None:
 
 def _exactly(path: str) -> str:
     return f"^{re.escape(path)}$"
+
+
+def check_updates(name: str, updates: Any, params: optax.Params) -> None:
+    """Raises a ValueError where updates aren't a tree like `params`, with its shapes; a leaf may be None."""
+    pairs: list[tuple[Any, jax.Array]] = []
+    try:
+        jax.tree.map(lambda p, u: pairs.append((u, p)), params, updates)
+    except ValueError:
+        _refuse_updates(name, _difference(updates, params))
+    for i, (u, p) in enumerate(pairs):
+        if u is not None and getattr(u, "shape", None) != p.shape:
+            path = roles.flatten(params)[0][i][0]
+            got = f"has shape {u.shape}" if hasattr(u, "shape") else f"is a {type(u).__name__}"
+            _refuse_updates(name, f"{path!r} has shape {p.shape} in params and {got} in updates")
+
+
+def _difference(updates: Any, params: optax.Params) -> str:
+    if updates is None or hasattr(updates, "shape"):
+        return f"updates is {'None' if updates is None else f'an array of shape {updates.shape}'}"
+    ours, theirs = ([path for path, _ in roles.flatten(tree)[0]] for tree in (updates, params))
+    for tree, one, other in (("updates", ours, theirs), ("params", theirs, ours)):
+        if alone := [path for path in one if path not in {*other}]:
+            return f"{alone[0]!r} is in {tree} alone"
+    return f"updates is a {type(updates).__name__} and params a {type(params).__name__}, or containers in them differ"
+
+
+def _refuse_updates(name: str, what: str) -> NoReturn:
+    raise ValueError(
+        f"{name}: {what}. Pass the gradients of these parameters, tx.update(grads, state, params); "
+        "jax.value_and_grad returns the value first"
+    )

@@ -26,6 +26,7 @@ import optax
 
 from wd_optax import dtypes
 from wd_optax.masking import roles
+from wd_optax.masking.errors import check_updates
 from wd_optax.precision import exact_steps, random_bits
 from wd_optax.precision.upcasting import in_float32, is_float, is_low_precision
 
@@ -133,6 +134,7 @@ def round_updates(
                 "round_updates rounds the parameters, so update needs them: tx.update(grads, state, params)"
             )
         updates, params, residual = dtypes.as_arrays(updates), dtypes.as_arrays(params), state.residual
+        check_updates("round_updates", updates, params)
         draw = functools.partial(_draw_bits, params, state, partition)
         if mode.compensates:
             updates, residual = _compensate(mode, updates, params, residual, draw("residual of ", short_key=True))
