@@ -48,7 +48,7 @@ transfer: $(VENV)/.installed-$(VERSION)
 gallery: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python examples/gallery.py
 
-# Published claims, each measured by a small program: writes out/claims, and docs/claims.md; about three minutes.
+# Published claims, each measured by a small program: writes docs/claims.md, its pictures, and what docs/rules shows of it; about three minutes.
 claims: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python -m claims.run --docs=docs/claims.md
 

@@ -1,4 +1,4 @@
-"""The table of claims: lines for the console, a page of Markdown, one picture per claim."""
+"""The claims as lines for the console, and as Markdown with pictures: a page of all, and parts of the rules' pages."""
 
 import math
 import pathlib
@@ -14,6 +14,7 @@ from claims.claim import Claim, Measured, interval
 from wd_optax import tables
 
 HEADER = ("what is measured", "expected", "measured", "verdict")
+PICTURES = "pictures/claims"  # below the folder of the page
 
 ABOUT = f"""
 The networks are small and the data are digits, sums or random numbers: a row says what a small program shows in seconds
@@ -23,6 +24,9 @@ them. {intervals.MEANING[0].upper()}{intervals.MEANING[1:]}; differences and rat
 seeds. Numbers without ± depend on no seed.
 """
 
+# In a rule's page: what is between these comments is written by `claims.run --docs`. The rows may be those with a word.
+PLACE = re.compile(r'(<!-- claim: (\w+)(?:, rows with "([^"]+)")? -->\n)(.*?)(<!-- end of claim -->)', re.S)
+
 
 class Row(NamedTuple):
     """A row of the table, as text."""
@@ -31,6 +35,13 @@ class Row(NamedTuple):
     expected: str
     measured: str
     verdict: str
+
+
+class Found(NamedTuple):
+    """What was found of a claim."""
+
+    rows: list[Row]
+    seen: str  # what its picture shows, for those who don't see it
 
 
 def number(runs: Any) -> str:
@@ -65,42 +76,100 @@ def rows(claim: Claim, measured: Measured) -> list[Row]:
     ]
 
 
-def console(claims: Mapping[str, Claim], found: Mapping[str, list[Row]]) -> str:
+def unmeasured(claim: Claim) -> list[Row]:
+    """The rows before anything is measured."""
+    return [Row(what, bounds.text, "", "") for what, bounds in claim.expected.items()]
+
+
+def console(claims: Mapping[str, Claim], found: Mapping[str, Found]) -> str:
     """The table in aligned columns; a claim's papers and statement come above its rows."""
-    aligned = tables.align([HEADER, *(row for name in found for row in found[name])]).split("\n")
+    aligned = tables.align([HEADER, *(row for each in found.values() for row in each.rows)]).split("\n")
     lines, body = [aligned[0]], iter(aligned[1:])
-    for name, made in found.items():
+    for name, each in found.items():
         lines += ["", f"{name}: {claims[name].title} ({', '.join(claims[name].papers)})", claims[name].statement]
-        lines += [f"  {next(body)}" for _ in made]
+        lines += [f"  {next(body)}" for _ in each.rows]
     return "\n".join(lines)
 
 
-def page(claims: Mapping[str, Claim], found: Mapping[str, list[Row]], *, pictures: bool = False) -> str:
-    """The table in Markdown, with pictures of the same folder if asked for."""
-    made = [row for rows in found.values() for row in rows]
-    holding = sum(row.verdict == "holds" for row in made)
+def holding(rows: list[Row]) -> int:
+    """How many rows hold."""
+    return sum(row.verdict == "holds" for row in rows)
+
+
+def page(claims: Mapping[str, Claim], found: Mapping[str, Found]) -> str:
+    """All claims in Markdown: how many of their rows hold, then a section for each."""
+    made = [row for each in found.values() for row in each.rows]
     lines = [
         "# Published claims about weight decay, measured",
         "",
-        f"`make claims` runs this table and writes this page: {len(found)} claims, {len(made)} rows; {holding} hold, "
-        f"{len(made) - holding} do not show at this scale.",
+        f"`make claims` measures these claims and writes this page: {len(found)} claims, {len(made)} rows; "
+        f"{holding(made)} hold, {len(made) - holding(made)} do not show at this scale.",
         "",
         ABOUT.strip(),
         "",
-        "| claim | what is measured | expected | measured | verdict |",
-        "|---|---|---:|---:|---|",
+        "| claim | rows that hold |",
+        "|---|---:|",
     ]
-    for name in found:
-        claim = claims[name]
-        papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in claim.papers)
-        first = f"**{claim.title}.** {claim.statement} ({papers}; `{name}`)"
-        for row in found[name]:
-            cells = [escape(cell) for cell in (first, *row)]
-            lines.append(f"| {' | '.join(cells)} |")
-            first = ""
-    if pictures:
-        lines += [line for name in found for line in ("", f"![{name}]({name}.png)")]
+    for name, each in found.items():
+        title = claims[name].title
+        lines.append(f"| [{title}](#{anchor(title)}) | {holding(each.rows)} of {len(each.rows)} |")
+    for name, each in found.items():
+        lines += ["", f"## {claims[name].title}", "", section(name, claims[name], each)]
     return "\n".join(lines) + "\n"
+
+
+def section(name: str, claim: Claim, found: Found, *, up: str = "") -> str:
+    """A claim in Markdown: what the papers say, the rows, the picture. `up` leads from the page to docs/."""
+    papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in claim.papers)
+    return "\n".join(
+        [
+            f"{claim.statement} ({papers}; measured by [`claims/{name}.py`]({up}../claims/{name}.py))",
+            "",
+            table(found.rows),
+            "",
+            f"![{found.seen}]({up}{PICTURES}/{name}.png)",
+        ]
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as a table of Markdown."""
+    lines = [f"| {' | '.join(HEADER)} |", "|---|---:|---:|---|"]
+    return "\n".join(lines + [f"| {' | '.join(map(escape, row))} |" for row in rows])
+
+
+def filled(document: pathlib.Path, claims: Mapping[str, Claim], found: Mapping[str, Found]) -> str:
+    """The page of a rule with its claims as they were found, between the comments that name them.
+
+    `<!-- claim: NAME -->` is the claim, and `<!-- claim: NAME, rows with "WORD" -->` those of its rows that contain a
+    word, without the picture; each ends at `<!-- end of claim -->`.
+
+    Raises:
+      ValueError: for a claim that doesn't exist, or a word that is in none of its rows.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        start, name, word, _, end = match.groups()
+        if name not in found:
+            raise ValueError(f"{document}: {start.strip()}: there is no claim {name!r}, but {', '.join(found)}")
+        rows = [row for row in found[name].rows if not word or word in row.what]
+        if not rows:
+            raise ValueError(f"{document}: {start.strip()}: {word!r} is in no row of {name!r}")
+        title = claims[name].title
+        head = f"**[{title}](../claims.md#{anchor(title)}).**"
+        text = f"{head}\n\n{table(rows)}" if word else f"{head} {section(name, claims[name], found[name], up='../')}"
+        return f"{start}\n{text}\n\n{end}"
+
+    return PLACE.sub(fill, document.read_text())
+
+
+def anchor(title: str) -> str:
+    """What MyST and GitHub call the heading in a link.
+
+    >>> anchor("AdamW's norms, 1/(ηλ) steps")
+    'adamws-norms-1ηλ-steps'
+    """
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def escape(cell: str) -> str:
@@ -114,15 +183,23 @@ def escape(cell: str) -> str:
 
 def verdicts(text: str) -> dict[str, str]:
     """What a page says: the name of each row -> its verdict."""
-    cells = [re.split(r"(?<!\\)\|", line)[2:6] for line in text.splitlines() if line.startswith("| ")]
-    return {row[0].strip().replace(r"\|", "|"): row[3].strip() for row in cells[1:]}
+    return {row.what: row.verdict for row in shown(text)}
 
 
-def draw(name: str, claim: Claim, measured: Measured, folder: pathlib.Path) -> pathlib.Path:
-    """Writes the claim's picture."""
+def shown(text: str) -> list[Row]:
+    """The rows of all tables of a page."""
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    rows = [Row(*(cell.strip().replace(r"\|", "|") for cell in line)) for line in lines if len(line) == len(HEADER)]
+    return [row for row in rows if row != HEADER]
+
+
+def draw(name: str, claim: Claim, measured: Measured, folder: pathlib.Path) -> str:
+    """Writes the claim's picture, and returns what it shows: its axes and lines."""
     figure, (axes,) = plots.figure(1)
     claim.draw(axes, measured.curves)
-    if axes.get_legend_handles_labels()[1]:
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
         axes.legend(fontsize=6)
     axes.set_title(name, fontsize=9)
-    return plots.save(figure, folder, f"{name}.png")
+    plots.save(figure, folder, f"{name}.png")
+    return f"{axes.get_ylabel()} over {axes.get_xlabel()}{': ' if labels else ''}{'; '.join(labels)}"

@@ -48,8 +48,12 @@ def bars(axes: Any, at: Any, runs: np.ndarray, style: dict[str, Any], **options:
 
 
 def save(made: Any, folder: str | pathlib.Path, name: str) -> pathlib.Path:
-    """Writes the figure to folder/name at 144 dpi, creating the folder if needed, and returns the path."""
+    """Writes the figure to folder/name at 144 dpi in 256 colours, creating the folder if needed; returns the path."""
+    from PIL import Image
+
     path = pathlib.Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     made.savefig(path, dpi=144)
+    pixels = Image.open(path).convert("RGB")
+    pixels.quantize(method=Image.Quantize.MAXCOVERAGE, kmeans=1).save(path, optimize=True)  # a third of the bytes
     return path
