@@ -44,7 +44,7 @@ map: $(VENV)/.installed-$(VERSION)
 transfer: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python examples/transfer.py
 
-# Every example at its defaults: writes examples/pictures, and what they print into the documents.
+# Every example at its defaults: writes docs/gallery.md and its pictures. `python examples/gallery.py rnn gan` reruns some.
 gallery: $(VENV)/.installed-$(VERSION)
 	$(BIN)/python examples/gallery.py
 

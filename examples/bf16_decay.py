@@ -11,10 +11,9 @@ value, so that 800 steps remove as much as 8000.
 """
 
 import functools
-from collections.abc import Iterable
 from typing import Any
 
-import console
+import compare
 import data
 import flax.linen as nn
 import intervals
@@ -23,20 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
-from absl import app, flags
+from absl import app
 from tqdm import tqdm
 
 import wd_optax as wd
+from wd_optax.tables import align
 
-_TASK = flags.DEFINE_multi_enum("task", ["digits", "text"], ["digits", "text"], "What to train.")
-_STEPS = flags.DEFINE_integer("steps", 800, "Steps of each training run.", lower_bound=1)
-_SEEDS = flags.DEFINE_integer(
-    "seeds", 3, "Runs of each kind; the seed determines weights, batches and bits.", lower_bound=2
+SETTING = compare.Setting(
+    "bf16_decay",
+    seeds=3,
+    task=(("digits", "text"), "What to train."),
+    steps=(800, "Steps of each training run."),
+    learning_rate=(3e-4, "η in training."),
+    weight_decay=(1.0, "λ in training."),
 )
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 3e-4, "η in training.")
-_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 1.0, "λ in training.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for bf16_decay.png; created if missing.")
-
 BF16 = jnp.bfloat16
 # Dtype of the parameters and options of wd.adamw. With a rounding the optimizer's state is float32.
 WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -49,6 +48,10 @@ WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "compensated": (BF16, {"rounding": "compensated"}),
     "master weights": (BF16, {}),
 }
+
+
+SAME = """\
+The same: the loss is closer to float32's than another seed's (95 % interval), and ‖w‖ is within 1 %."""
 
 
 class MLP(nn.Module):
@@ -115,18 +118,11 @@ def optimizer(way: str, learning_rate: Any, weight_decay: float, key: Any) -> op
 def train(way: str, task: Any, steps: int, seeds: int, learning_rate: float, weight_decay: float) -> dict[str, Any]:
     """Trains all seeds in one program, and judges the final weights."""
     model, x, y, batch = task
-    rows = np.stack([np.random.default_rng(seed).integers(len(x), size=(steps, batch)) for seed in range(seeds)])
+    rows = np.stack([np.random.default_rng(seed).integers(len(x), size=(1, steps, batch)) for seed in range(seeds)])
 
     def one_seed(params: Any, rows: jax.Array, seed: jax.Array) -> Any:
         tx = optimizer(way, learning_rate, weight_decay, seed)
-
-        def step(carry: Any, rows: jax.Array) -> Any:
-            params, opt_state = carry
-            grads = jax.grad(functools.partial(loss_fn, model))(params, x[rows], y[rows])
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
-
-        return jax.lax.scan(step, (params, tx.init(params)), rows)[0][0]
+        return compare.fit(tx, params, lambda p, r: loss_fn(model, p, x[r], y[r]), rows, lambda _: {})[0]
 
     params = jax.tree.map(lambda p: p.astype(WAYS[way][0]), initial_params(model, x, jnp.arange(seeds)))
     params = jax.jit(jax.vmap(one_seed))(params, jnp.asarray(rows), jnp.arange(seeds))
@@ -136,18 +132,13 @@ def train(way: str, task: Any, steps: int, seeds: int, learning_rate: float, wei
 def without_gradients(steps: int) -> dict[str, np.ndarray]:
     """Mean of 10⁴ weights of 1 after decay without gradients, λ = 0.1, at η = 0.01 and 0.001."""
     rates = np.array([1e-2, 1e-3])
-    params = {"kernel": jnp.ones((100, 100), BF16)}
+    params, none = {"kernel": jnp.ones((100, 100), BF16)}, lambda p, _: 0.0 * p["kernel"].sum()
 
     def end(way: str, learning_rate: jax.Array) -> jax.Array:
         ours = way in WAYS
         tx = optimizer(way, learning_rate, 0.1, 0) if ours else optax.adamw(learning_rate, weight_decay=0.1)
-
-        def step(carry: Any, _: Any) -> Any:
-            updates, opt_state = tx.update(jax.tree.map(jnp.zeros_like, params), carry[1], carry[0])
-            return (optax.apply_updates(carry[0], updates), opt_state), None
-
-        carry, _ = jax.lax.scan(step, (params, tx.init(params)), length=steps)
-        return carry[0]["kernel"].astype(jnp.float32).mean()
+        last, _ = compare.fit(tx, params, none, jnp.zeros((1, steps)), lambda _: {})
+        return last["kernel"].astype(jnp.float32).mean()
 
     ends = {"exact": (1 - 0.1 * rates) ** steps}
     for way in ("optax.adamw", "nearest", "stochastic", "compensated", "master weights"):
@@ -166,21 +157,13 @@ def second_moment(steps: int) -> dict[str, float]:
     return ends
 
 
-def run(
-    *,
-    tasks: Iterable[str],
-    ways: Iterable[str] = tuple(WAYS),
-    steps: int,
-    seeds: int,
-    learning_rate: float,
-    weight_decay: float,
-) -> dict[str, Any]:
+def run(*, task: list[str], ways: Any = tuple(WAYS), steps: int, seeds: int, **rates: float) -> dict[str, Any]:
     """The weights after 2000 steps without gradients, v likewise, and the result of `train` per task and way."""
     trained: dict[str, Any] = {}
-    for name in tasks:
-        task = load_task(name)
+    for name in task:
+        loaded = load_task(name)
         bar = tqdm(ways, desc=name, unit="run", disable=None)  # silent without a terminal
-        trained[name] = {way: train(way, task, steps, seeds, learning_rate, weight_decay) for way in bar}
+        trained[name] = {way: train(way, loaded, steps, seeds, **rates) for way in bar}
     return {"zeros": without_gradients(2000), "moment": second_moment(2000), "trained": trained}
 
 
@@ -197,31 +180,28 @@ def compared(runs: dict[str, Any], way: str) -> tuple[float, float, bool]:
 
 
 def report(results: dict[str, Any]) -> str:
-    """Formats the tables, then the verdicts."""
-    lines = [f"{'no gradient':18}{'η = 0.01':10}{'η = 0.001':11}a weight of 1, 2000 steps, λ = 0.1"]
-    lines += [f"{name:18}{a:<10.4f}{b:.4f}" for name, (a, b) in results["zeros"].items()]
+    """The tables, then whether each way trains as float32 does."""
+    lines = [["no gradient", "η = 0.01", "η = 0.001", "a weight of 1, 2000 steps, λ = 0.1"]]
+    lines += [[name, f"{a:.4f}", f"{b:.4f}", ""] for name, (a, b) in results["zeros"].items()]
     moment = ", ".join(f"{name} {v:.3f}" for name, v in results["moment"].items())
-    lines.append(f"Adam's v in bf16, gradients of 1: {moment}")
-    shown = [""]
+    parts, verdicts = [f"{align(lines)}\nAdam's v in bf16, gradients of 1: {moment}"], []
     for task, runs in results["trained"].items():
-        lines += ["", f"{task:18}{'training loss':18}{'minus float32, paired':23}{'‖w‖':17}to float32"]
-        shown.append(f"{task}, loss closer to float32's than another seed's (95 % interval), and ‖w‖ within 1 %?")
+        full, same = runs["float32"], {}
+        few = len(full["loss"]) < intervals.FEWEST and intervals.verdict(full["loss"])
+        table = [[task, "training loss", "minus float32, paired", "‖w‖", "to float32, %", "the same"]]
         for way, r in runs.items():
-            paired, ratio = r["loss"] - runs["float32"]["loss"], 100 * (r["norm"] / runs["float32"]["norm"] - 1)
-            measured = (r["loss"], ".4f", 18), (paired, "+.4f", 23), (r["norm"], ".3f", 17), (ratio, "+.2f", 0)
-            cells = (intervals.mean(a, digits).ljust(width) for a, digits, width in measured)
-            lines.append(f"{way:18}{''.join(cells)} %")
+            paired, ratio = r["loss"] - full["loss"], 100 * (r["norm"] / full["norm"] - 1)
+            measured = (r["loss"], ".4f"), (paired, "+.4f"), (r["norm"], ".3f"), (ratio, "+.2f")
             if WAYS[way][0] == BF16:
-                gap, stretch, same = compared(runs, way)
-                answer = "yes" if same else "no"
-                if len(paired) < intervals.FEWEST:
-                    answer = intervals.verdict(paired)
-                shown.append(f"  {answer:3} {way}: loss {gap:+.4f}, ‖w‖ {stretch:+.2%}")
-    return "\n".join(lines + shown)
+                same[way] = few or ("yes" if compared(runs, way)[2] else "no")
+            table.append([way, *(intervals.mean(a, digits) for a, digits in measured), same.get(way, "")])
+        parts.append(align(table))
+        verdicts.append(f"on {task} {few or ', '.join(repr(way) for way in same if same[way] == 'yes') or 'none'}")
+    return "\n\n".join([*parts, f"{SAME}\nWays in bfloat16 that train as float32 does: {'; '.join(verdicts)}."])
 
 
-def plot(results: dict[str, Any], folder: str) -> Any:
-    """Plots loss and ‖w‖ of every way relative to float32's, with 95 % intervals."""
+def plot(results: dict[str, Any]) -> Any:
+    """Training loss and ‖w‖ of every way relative to float32's, with 95 % intervals."""
     figure, panels = plots.figure(2, sharey=True)
     for axes, key, label in zip(panels, ("loss", "norm"), ("training loss", "‖w‖ of the weights"), strict=True):
         for i, (task, runs) in enumerate(results["trained"].items()):
@@ -235,31 +215,22 @@ def plot(results: dict[str, Any], folder: str) -> Any:
     panels[1].axvspan(-1, 1, color="grey", alpha=0.3, linewidth=0, label="within 1 %")
     panels[0].invert_yaxis()
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return plots.save(figure, folder, "bf16_decay.png")
+    return figure
+
+
+def decays() -> str:
+    """Which parameters decay, and what AdamW will do in bfloat16."""
+    flags = SETTING.values()
+    model, x, _, _ = load_task(flags["task"][-1])
+    params = jax.tree.map(lambda p: p[0].astype(BF16), initial_params(model, x, jnp.arange(1)))
+    audited = wd.audit(wd.adamw(flags["learning_rate"], weight_decay=flags["weight_decay"]), params)
+    return f"{wd.explain('weights', params)}\n\nWhat AdamW will do in bfloat16:\n{audited}"
 
 
 def main(argv: list[str]) -> None:
     """Prints which parameters decay, trains, then prints and plots the results."""
     del argv
-    console.plain()
-    model, x, _, _ = load_task(_TASK.value[-1])
-    params = jax.tree.map(lambda p: p[0], initial_params(model, x, jnp.arange(1)))
-    print(wd.explain("weights", params), end="\n\n", flush=True)
-    learning_rate, weight_decay = _LEARNING_RATE.value, _WEIGHT_DECAY.value
-    in_bf16 = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-    audited = wd.audit(wd.adamw(learning_rate, weight_decay=weight_decay), in_bf16)
-    print("What AdamW will do in bfloat16:", audited, "", sep="\n", flush=True)
-    results = run(
-        tasks=_TASK.value,
-        steps=_STEPS.value,
-        seeds=_SEEDS.value,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-    )
-    path = plot(results, _OUT.value)
-    print(report(results))
-    about = f"η = {learning_rate:g}, λ = {weight_decay:g}, {_STEPS.value} steps"
-    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), {about}. Picture: {path}")
+    SETTING.show(decays, run, report, plot)
 
 
 if __name__ == "__main__":

@@ -93,10 +93,13 @@ def windows(ids: np.ndarray, length: int) -> tuple[jax.Array, jax.Array]:
     return rows[:, :-1], rows[:, 1:]
 
 
-def batches(rows: int, batch_size: int, *, epochs: int, seed: int) -> jax.Array:
-    """Row indices (epochs, steps, batch_size): a new permutation per epoch; an incomplete last batch is dropped."""
+def batches(rows: int, batch_size: int, *, epochs: int, seed: int | jax.Array) -> jax.Array:
+    """Row indices (epochs, steps, batch_size): a new permutation per epoch; an incomplete last batch is dropped.
+
+    seed: a number, or a `jax.random.key`.
+    """
     if not 0 < batch_size <= rows:
         raise ValueError(f"batch_size: {batch_size} is not between 1 and the number of rows, {rows}")
-    keys = jax.random.split(jax.random.key(seed), epochs)
+    keys = jax.random.split(jax.random.key(seed) if isinstance(seed, int) else seed, epochs)
     orders = jax.vmap(lambda key: jax.random.permutation(key, rows)[: rows // batch_size * batch_size])(keys)
     return orders.reshape(epochs, -1, batch_size)

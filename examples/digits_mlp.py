@@ -4,17 +4,16 @@ L2 regularisation (λ·w added to the gradient) and weight decay (η·λ of the 
 thing under SGD and two different things under Adam, which divides λ·w by √v like any other gradient. Here a Flax MLP
 learns 200 of scikit-learn's handwritten digits, one in five of them with a random label, so that the network can
 over-fit: with SGD and Adam, each without decay, with L2 and with decay at the same λ, and with AdamW at a larger λ.
-The seed determines images, labels, initial weights and batches, which are the same for every optimizer.
+The training loop, in `train`, is the usual one; only the `jax.vmap` over seeds is added.
 
     python examples/digits_mlp.py                           # tables, and curves in out/digits_mlp.png
     python examples/digits_mlp.py --adamw_weight_decay=0.3  # another λ; --help lists the knobs
 """
 
-import functools
 import time
 from typing import Any
 
-import console
+import compare
 import data
 import flax.linen as nn
 import intervals
@@ -23,20 +22,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
-from absl import app, flags, logging
+from absl import app, logging
 
 import wd_optax as wd
+from wd_optax.tables import align
 
-_EPOCHS = flags.DEFINE_integer("epochs", 100, "Passes over the training images in each run.", lower_bound=1)
-_SEEDS = flags.DEFINE_integer("seeds", 8, "Runs of each kind.", lower_bound=2)
-_IMAGES = flags.DEFINE_integer("images", 200, "Images to train on.", lower_bound=50, upper_bound=898)
-_LABEL_NOISE = flags.DEFINE_float("label_noise", 0.2, "Fraction of labels drawn at random.", 0, 1)
-_SGD_LEARNING_RATE = flags.DEFINE_float("sgd_learning_rate", 0.1, "η of SGD, SGD+L2 and SGDW.")
-_ADAM_LEARNING_RATE = flags.DEFINE_float("adam_learning_rate", 1e-3, "η of Adam, Adam+L2 and AdamW.")
-_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.01, "λ of SGD+L2, SGDW, Adam+L2 and AdamW.")
-_ADAMW_WEIGHT_DECAY = flags.DEFINE_float("adamw_weight_decay", 3.0, "λ of a second run of AdamW.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for digits_mlp.png; created if missing.")
-
+SETTING = compare.Setting(
+    "digits_mlp",
+    seeds=8,
+    epochs=(100, "Passes over the training images in each run."),
+    images=(200, "Images to train on."),
+    label_noise=(0.2, "Fraction of labels drawn at random."),
+    sgd_learning_rate=(0.1, "η of SGD, SGD+L2 and SGDW."),
+    adam_learning_rate=(1e-3, "η of Adam, Adam+L2 and AdamW."),
+    weight_decay=(0.01, "λ of SGD+L2, SGDW, Adam+L2 and AdamW."),
+    adamw_weight_decay=(3.0, "λ of a second run of AdamW."),
+)
 BATCH_SIZE, POINTS = 50, 20  # images per step; points of a curve, at most
 FAMILIES: dict[str, Any] = {  # the first of each family has λ = 0
     "SGD": {  # S3: L2 and decay are one trajectory under SGD
@@ -51,15 +52,8 @@ FAMILIES: dict[str, Any] = {  # the first of each family has λ = 0
         "AdamW, more": wd.adamw,  # with the second λ
     },
 }
-LINES: dict[str, Any] = {  # SGDW is drawn dashed on top of SGD+L2, AdamW on top of Adam
-    "SGD": {"color": plots.COLOURS["purple"], "linewidth": 2},
-    "SGD+L2": {"color": plots.COLOURS["sky"], "linewidth": 5},
-    "SGDW": {"color": plots.COLOURS["black"], "linestyle": "--"},
-    "Adam": {"color": plots.COLOURS["orange"], "linewidth": 5},
-    "Adam+L2": {"color": plots.COLOURS["vermilion"], "linewidth": 2},
-    "AdamW": {"color": plots.COLOURS["green"], "linestyle": "-.", "linewidth": 2},
-    "AdamW, more": {"color": plots.COLOURS["blue"], "linewidth": 2},
-}
+COLOURS = ("purple", "sky", "black", "orange", "vermilion", "green", "blue")  # of the runs, in the picture
+WIDE, DASHED = ("SGD+L2", "Adam"), ("SGDW", "AdamW")  # the second is on top of the first
 
 
 class MLP(nn.Module):
@@ -81,153 +75,127 @@ def initial_params(seed: Any) -> Any:
 def few_noisy_digits(seed: int, images: int, label_noise: float) -> data.Split:
     """Like `data.digits`, with few training images, some with random labels; half of all images are test images."""
     x, x_test, y, y_test = data.digits(seed, test_size=0.5)
+    if images > len(x):
+        raise ValueError(f"images: only {len(x)} training images are available, got {images}")
     rng = np.random.default_rng(seed)
     guessed = jnp.asarray(np.where(rng.random(images) < label_noise, rng.integers(10, size=images), y[:images]))
     return x[:images], x_test, guessed.astype(jnp.int32), y_test
 
 
-@functools.partial(jax.jit, static_argnames="optimizer")
-def train(
-    optimizer: Any, learning_rate: Any, weight_decay: Any, seeds: jax.Array, sets: data.Split, batches: jax.Array
-) -> Any:
-    """Trains all seeds in parallel in one program; returns final parameters and curves (seeds, points).
+def train(tx: Any, sets: data.Split, batches: jax.Array) -> Any:
+    """Trains all seeds on batches of row indices (points, steps, seeds, batch).
 
-    η and λ are shared, all else has a leading seed axis; batches are row indices (seeds, points, steps, batch).
+    Returns the last parameters and curves (seeds, points).
     """
-    tx = optimizer(learning_rate, weight_decay=weight_decay)
+    x, x_test, y, y_test = sets
 
     def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         logits: Any = MLP().apply({"params": params}, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-    def one(seed: jax.Array, sets: data.Split, batches: jax.Array) -> Any:
-        x, x_test, y, y_test = sets
+    @jax.jit
+    @jax.vmap  # over seeds
+    def train_step(params: Any, opt_state: Any, x: jax.Array, y: jax.Array, rows: jax.Array) -> Any:
+        loss, grads = jax.value_and_grad(loss_fn)(params, x[rows], y[rows])
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
 
-        def step(carry: Any, rows: jax.Array) -> Any:
-            params, opt_state = carry
-            loss, grads = jax.value_and_grad(loss_fn)(params, x[rows], y[rows])
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), loss
+    @jax.jit
+    @jax.vmap
+    def measure(params: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+        logits: Any = MLP().apply({"params": params}, x)
+        right = (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)
+        return {"‖w‖": wd.weight_norm(params), "accuracy": 100 * right}
 
-        def point(carry: Any, batches: jax.Array) -> Any:
-            carry, losses = jax.lax.scan(step, carry, batches)
-            logits: Any = MLP().apply({"params": carry[0]}, x_test)
-            accuracy = 100 * (jnp.argmax(logits, axis=-1) == y_test).mean(dtype=jnp.float32)
-            return carry, {"loss": losses.mean(), "‖w‖": wd.weight_norm(carry[0]), "accuracy": accuracy}
-
-        params = initial_params(seed)
-        (params, _), curves = jax.lax.scan(point, (params, tx.init(params)), batches)
-        return params, curves
-
-    return jax.vmap(one)(seeds, sets, batches)
+    params = jax.vmap(initial_params)(jnp.arange(len(x)))
+    opt_state, curves = jax.vmap(tx.init)(params), []
+    for point in batches:
+        losses = []
+        for rows in point:
+            params, opt_state, loss = train_step(params, opt_state, x, y, rows)
+            losses.append(loss)
+        curves.append({"loss": sum(losses) / len(losses), **measure(params, x_test, y_test)})
+    return params, jax.tree.map(lambda *points: np.stack(points, axis=1), *curves)
 
 
-def run(
-    *,
-    epochs: int,
-    seeds: int,
-    images: int,
-    label_noise: float,
-    learning_rates: dict[str, float],
-    weight_decay: float,
-    adamw_weight_decay: float,
-) -> dict[str, Any]:
-    """Trains all optimizers. Returns curves per run, and ‖w − w'‖/‖w'‖ of L2 and decay per family."""
+def run(*, epochs: int, seeds: int, images: int, label_noise: float, weight_decay: float, **rates: float) -> Any:
+    """Trains all optimizers. Returns curves per run, and ‖w − w'‖/‖w'‖ of L2 and decay per family.
+
+    The gain is the test accuracy minus that without decay on the same seeds.
+    """
     every = range(seeds)
     sets = jax.tree.map(lambda *a: jnp.stack(a), *(few_noisy_digits(seed, images, label_noise) for seed in every))
-    rows = np.stack([data.batches(images, BATCH_SIZE, epochs=epochs, seed=seed) for seed in every])
+    rows = np.stack([data.batches(images, BATCH_SIZE, epochs=epochs, seed=seed) for seed in every], axis=2)
     points = max(n for n in range(1, POINTS + 1) if epochs % n == 0)
-    batches = jnp.asarray(rows).reshape(seeds, points, -1, BATCH_SIZE)
-    runs, apart = {}, {}
+    batches = jnp.asarray(rows.reshape(points, -1, seeds, BATCH_SIZE))
+    norms, runs, apart = jax.vmap(wd.weight_norm), {}, {}
     for family, optimizers in FAMILIES.items():
-        ends = {}
+        learning_rate, ends = rates[f"{family.lower()}_learning_rate"], {}
         for name, optimizer in optimizers.items():
-            began, learning_rate = time.perf_counter(), learning_rates[family]
-            decay = {family: 0.0, "AdamW, more": adamw_weight_decay}.get(name, weight_decay)
-            trained = train(optimizer, learning_rate, decay, jnp.arange(seeds), sets, batches)
-            ends[name], curves = jax.block_until_ready(trained)
+            began = time.perf_counter()
+            decay = {family: 0.0, "AdamW, more": rates["adamw_weight_decay"]}.get(name, weight_decay)
+            ends[name], curves = train(optimizer(learning_rate, weight_decay=decay), sets, batches)
             logging.info("%s: %d epochs, %d seeds in %.1f s", name, epochs, seeds, time.perf_counter() - began)
-            runs[name] = {"η": learning_rate, "λ": decay, **jax.tree.map(np.asarray, curves)}
+            runs[name] = {"η": learning_rate, "λ": decay, **curves}
+            if name != family:
+                runs[name]["gain"] = curves["accuracy"] - runs[family]["accuracy"]
         _, l2, decoupled, *_ = ends.values()
-        norms = jax.vmap(wd.weight_norm)
         apart[family] = np.asarray(norms(optax.tree.sub(l2, decoupled)) / norms(decoupled))
-    steps = batches.shape[2] * np.arange(1, points + 1)
-    start = np.asarray(jax.vmap(lambda seed: wd.weight_norm(initial_params(seed)))(jnp.arange(seeds)))
-    return {"runs": runs, "apart": apart, "steps": steps, "start": start, "tested": sets[1].shape[1]}
+    start = np.asarray(norms(jax.vmap(initial_params)(jnp.arange(seeds))))
+    about = f"{images} images, {label_noise:.0%} of their labels random, {sets[1].shape[1]} test images."
+    steps = batches.shape[1] * np.arange(1, points + 1)
+    return {"runs": runs, "apart": apart, "steps": steps, "start": start, "about": about}
 
 
-def gains(runs: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Test accuracy minus that without decay on the same seeds, for each run with decay: (seeds, points)."""
-    names = ((family, name) for family, optimizers in FAMILIES.items() for name in optimizers if name != family)
-    return {name: runs[name]["accuracy"] - runs[family]["accuracy"] for family, name in names}
+def report(results: dict[str, Any]) -> str:
+    """A line per run, then the distance between L2 and decay per family."""
+    rows, apart = [["run", "η", "λ", "test accuracy, %", "‖w‖ start → end", "gain over no decay, points"]], []
+    for name, r in results["runs"].items():
+        norm = f"{results['start'].mean():.1f} → {r['‖w‖'][:, -1].mean():.1f}"
+        gain = intervals.change(r["gain"][:, -1], "+.1f") if "gain" in r else ""
+        accuracy = intervals.mean(r["accuracy"][:, -1], ".1f")
+        rows.append([name, f"{r['η']:g}", f"{r['λ']:g}", accuracy, norm, gain])
+    for family, (_, l2, decay, *_) in FAMILIES.items():
+        decayed, most = results["runs"][decay]["λ"], results["apart"][family].max()
+        what = "one trajectory up to rounding" if most < 1e-4 else "two different results"
+        apart.append(f"{l2} and {decay} at λ = {decayed:g} are {what}, at most {most:.2g} of ‖w‖ apart")
+    why = "Under Adam the same λ is not the same strength: Adam divides λ·w by √v too."
+    return f"{align(rows)}\n\n{results['about']} {why}\n{'; '.join(apart)}."
 
 
-def plot(results: dict[str, Any], folder: str) -> Any:
-    """Plots loss and ‖w‖ of every run over the steps, and the gain by decay, with 95 % intervals."""
+def plot(results: dict[str, Any]) -> Any:
+    """Loss and ‖w‖ of every run over the steps, and the gain in test accuracy by decay, with 95 % intervals."""
     figure, panels = plots.figure(3)
-    labels = {
-        "loss": "training cross-entropy (nats)",
-        "‖w‖": "‖w‖ of the weights that decay",
-        "gain": "gain in test accuracy (points)",
-    }
-    runs = {name: r | {"gain": gains(results["runs"]).get(name)} for name, r in results["runs"].items()}
+    labels = {"loss": "training cross-entropy (nats)", "‖w‖": "‖w‖ of the weights that decay"}
+    labels |= {"gain": "gain in test accuracy (points)"}
     for axes, (key, label) in zip(panels, labels.items(), strict=True):
         axes.set(xlabel="step", ylabel=label, yscale="log" if key == "loss" else "linear")
-        for name, r in runs.items():
-            if r[key] is not None:
-                plots.band(axes, results["steps"], r[key], f"{name}, η = {r['η']:g}, λ = {r['λ']:g}", LINES[name])
+        for colour, (name, r) in zip(COLOURS, results["runs"].items(), strict=True):
+            style: Any = {"color": plots.COLOURS[colour], "linewidth": 5 if name in WIDE else 2}
+            style["linestyle"] = "--" if name in DASHED else "-"
+            if key in r:
+                plots.band(axes, results["steps"], r[key], f"{name}, η = {r['η']:g}, λ = {r['λ']:g}", style)
     panels[1].axhline(results["start"].mean(), color="grey", linewidth=1, label="‖w‖ at the start")
     panels[1].set_ylim(bottom=0)
     panels[2].set_title("over no decay, on the same seeds", fontsize="medium")
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return plots.save(figure, folder, "digits_mlp.png")
+    return figure
 
 
-def report(results: dict[str, Any]) -> str:
-    """Formats a line per run, then the distance between L2 and decay per family."""
-    table = [f"{'run':13}{'η':8}{'λ':8}{'test accuracy, %':19}{'‖w‖ start → end':18}gain over no decay, points"]
-    shown, gained = [""], gains(results["runs"])
-    for family, names in FAMILIES.items():
-        for name in names:
-            r = results["runs"][name]
-            norm = f"{results['start'].mean():.1f} → {r['‖w‖'][:, -1].mean():.1f}"
-            accuracy = intervals.mean(r["accuracy"][:, -1], ".1f")
-            gain = intervals.change(gained[name][:, -1], "+.1f") if name in gained else ""
-            row = f"{name:13}{r['η']:<8g}{r['λ']:<8g}{accuracy:19}{norm:18}{gain}"
-            table.append(row.rstrip())
-        _, l2, decay, *_ = names
-        apart, weight_decay = results["apart"][family].max(), results["runs"][decay]["λ"]
-        what = "one trajectory up to rounding" if apart < 1e-4 else "two different results"
-        shown.append(
-            f"{family}: {l2} and {decay} at λ = {weight_decay:g} are {what}, at most {apart:.2g} of ‖w‖ apart."
-        )
-    return "\n".join(table + shown)
+def decays() -> str:
+    """Which parameters decay, and by how much under Adam+L2 and AdamW."""
+    flags, params = SETTING.values(), initial_params(0)
+    rates = {"learning_rate": flags["adam_learning_rate"], "weight_decay": flags["weight_decay"]}
+    lines = [str(wd.explain("weights", params))]  # S4: biases don't decay by default
+    for name in ("Adam+L2", "AdamW"):
+        lines.append(f"What {name} will do:\n{wd.audit(FAMILIES['Adam'][name](**rates), params)}")
+    return "\n\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
     """Prints which parameters decay, trains, then prints and plots the results."""
     del argv
-    console.plain()
-    start = initial_params(0)
-    print(wd.explain("weights", start), end="\n\n", flush=True)  # S4: biases don't decay by default
-    learning_rates = {"SGD": _SGD_LEARNING_RATE.value, "Adam": _ADAM_LEARNING_RATE.value}
-    for name in ("Adam+L2", "AdamW"):
-        tx = FAMILIES["Adam"][name](learning_rates["Adam"], weight_decay=_WEIGHT_DECAY.value)
-        print(f"What {name} will do:", wd.audit(tx, start), sep="\n", end="\n\n", flush=True)
-    results = run(
-        epochs=_EPOCHS.value,
-        seeds=_SEEDS.value,
-        images=_IMAGES.value,
-        label_noise=_LABEL_NOISE.value,
-        learning_rates=learning_rates,
-        weight_decay=_WEIGHT_DECAY.value,
-        adamw_weight_decay=_ADAMW_WEIGHT_DECAY.value,
-    )
-    path = plot(results, _OUT.value)
-    print(report(results))
-    about = f"{_IMAGES.value} images, {_LABEL_NOISE.value:.0%} of their labels random, {results['tested']} test images"
-    print(f"{_SEEDS.value} seeds, {about}; {intervals.MEANING}.")
-    print(f"Under Adam the same λ is not the same strength: Adam divides λ·w by √v too. Curves: {path}")
+    SETTING.show(decays, run, report, plot)
 
 
 if __name__ == "__main__":

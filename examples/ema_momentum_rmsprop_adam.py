@@ -5,6 +5,8 @@ is inside or outside the root, Adam has bias correction or not. Here each formul
 Both descend the valley x²/2 + 10·y², and the largest distance between the two paths is printed, then the largest
 distances between variants of one method.
 
+Last, Adam with L2 and with decay, chained by hand, and the named optimizers that are the same chains.
+
     python examples/ema_momentum_rmsprop_adam.py             # a table, and paths in out/ema_momentum_rmsprop_adam.png
     python examples/ema_momentum_rmsprop_adam.py --steps=20  # --help lists the knobs
 """
@@ -13,23 +15,25 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import console
+import compare
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
-from absl import app, flags
+from absl import app
 
 import wd_optax as wd
+from wd_optax.tables import align
 
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.02, "η of every method.")
-_STEPS = flags.DEFINE_integer("steps", 100, "Steps of each path.", lower_bound=2)
-_OUT = flags.DEFINE_string("out", "out", "Folder for ema_momentum_rmsprop_adam.png; created if missing.")
-
+SETTING = compare.Setting(
+    "ema_momentum_rmsprop_adam",
+    learning_rate=(0.02, "η of every method."),
+    steps=(100, "Steps of each path."),
+)
 START, STEEPNESS = (-1.0, 0.5), np.array([1.0, 20.0])
 alpha, b1, b2, eps = 0.9, 0.9, 0.999, 1e-3  # this ε is RMSProp's, large enough to show; Adam's is 1e-8
-WEIGHT_DECAY = 0.1
+DECAY = 0.1  # λ of the two at the end
 
 # A formula maps t = 1, 2, ..., the gradient and two moments, initially 0, to the direction and the new moments.
 Formula = Callable[[int, Any, Any, Any], tuple[Any, Any, Any]]
@@ -81,6 +85,11 @@ METHODS: dict[str, tuple[Formula, Any]] = {  # per method the formula and the eq
 }
 NAMES = list(METHODS)
 VARIANTS = [NAMES[0:2], NAMES[0:3:2], NAMES[0:4:3], NAMES[4:6], NAMES[6:8]]
+MASK = {"x": False, "y": True}  # only y decays
+BY_HAND: dict[str, tuple[Any, Any]] = {  # Adam with L2 and with decay by hand, and the optimizer that is the same
+    "Adam with L2": (optax.chain(wd.add_l2_to_loss(DECAY, MASK), wd.scale_by_adam(b1, b2)), wd.adam_l2),
+    "AdamW": (optax.chain(wd.scale_by_adam(b1, b2), wd.add_decayed_weights(DECAY, MASK)), wd.adamw),
+}
 
 
 def by_formula(formula: Formula, learning_rate: float, steps: int) -> np.ndarray:
@@ -92,27 +101,31 @@ def by_formula(formula: Formula, learning_rate: float, steps: int) -> np.ndarray
     return np.stack(path)
 
 
-def by_optax(direction: Any, learning_rate: float, steps: int) -> np.ndarray:
-    """Like `by_formula`, with an Optax transformation in JAX's default float type."""
-    tx, start = optax.chain(direction, optax.scale_by_learning_rate(learning_rate)), jnp.array(START)
-    steepness = jnp.asarray(STEEPNESS, start.dtype)
+def by_optax(tx: Any, steps: int) -> np.ndarray:
+    """Like `by_formula`, with an Optax optimizer in JAX's default float type."""
+    x, y = jnp.array(START)
+    start, steepness = {"x": x, "y": y}, dict(zip("xy", STEEPNESS.astype(x.dtype), strict=True))
 
     def step(carry: Any, _: Any) -> Any:
         w, opt_state = carry
-        updates, opt_state = tx.update(steepness * w, opt_state, w)
+        updates, opt_state = tx.update(jax.tree.map(jnp.multiply, steepness, w), opt_state, w)
         w = optax.apply_updates(w, updates)
-        return (w, opt_state), w
+        return (w, opt_state), jnp.stack([w["x"], w["y"]])
 
     path = jax.jit(lambda w: jax.lax.scan(step, (w, tx.init(w)), length=steps)[1])(start)
     return np.concatenate([[START], path])
 
 
 def run(*, learning_rate: float, steps: int) -> dict[str, Any]:
-    """Returns both paths of every method, and heavy ball's at (1 − α)·η."""
+    """Returns both paths of every method, heavy ball's at (1 − α)·η, and those of the chains by hand."""
+    scaled = lambda direction, rate=learning_rate: optax.chain(direction, optax.scale_by_learning_rate(rate))
+    whole = lambda make: make(learning_rate, weight_decay=DECAY, mask=MASK, b1=b1, b2=b2)
+    by_hand = {name: [scaled(chain), whole(make)] for name, (chain, make) in BY_HAND.items()}
     return {
         "formula": {name: by_formula(formula, learning_rate, steps) for name, (formula, _) in METHODS.items()},
-        "optax": {name: by_optax(direction, learning_rate, steps) for name, (_, direction) in METHODS.items()},
-        "slower": by_optax(optax.trace(alpha), (1 - alpha) * learning_rate, steps),
+        "optax": {name: by_optax(scaled(direction), steps) for name, (_, direction) in METHODS.items()},
+        "slower": by_optax(scaled(optax.trace(alpha), (1 - alpha) * learning_rate), steps),
+        "by hand": {name: [by_optax(tx, steps) for tx in pair] for name, pair in by_hand.items()},
         "η": learning_rate,
     }
 
@@ -123,29 +136,30 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def report(results: dict[str, Any]) -> str:
-    """Formats a line per method, then how variants differ."""
-    ours, learning_rate = results["optax"], results["η"]
-    first = {name: np.abs(path[1] - path[0]).max() / learning_rate for name, path in ours.items()}
-    lines = [f"{'direction':24}{'Optax from the formula':24}{'first step/η':14}distance from 0 at the end"]
-    for name, path in ours.items():
-        gap = distance(path, results["formula"][name])
-        lines.append(f"{name:24}{gap:<24.1g}{first[name]:<14.3f}{math.hypot(*path[-1]):.4f}")
-    lines.append("")
-    lines += [f"{a} and {b} differ by {distance(ours[a], ours[b]):.2g}." for a, b in VARIANTS]
-    same = distance(ours[NAMES[0]], results["slower"])
-    lines.append(
-        f"At (1 − α)·η = {(1 - alpha) * learning_rate:g} heavy ball is {same:.1g} from the average at η: "
-        "they differ in the unit of η."
-    )
-    lines.append(
-        f"Adam's first step is {first['Adam']:.3f}·η; without bias correction {first['Adam uncorrected']:.3f}·η, "
-        f"and (1 − β₁)/√(1 − β₂) = {(1 - b1) / math.sqrt(1 - b2):.3f}."
-    )
-    return "\n".join(lines)
+    """A line per method, then how variants differ, and the chains by hand."""
+    ours = results["optax"]
+    first = {name: np.abs(path[1] - path[0]).max() / results["η"] for name, path in ours.items()}
+    apart = {name: distance(path, results["formula"][name]) for name, path in ours.items()}
+    rows = [["direction", "Optax from the formula", "first step/η", "distance from 0 at the end"]]
+    rows += [[n, f"{apart[n]:.1g}", f"{first[n]:.3f}", f"{math.hypot(*path[-1]):.4f}"] for n, path in ours.items()]
+    variants = "\n".join(f"{a} and {b} differ by {distance(ours[a], ours[b]):.2g}." for a, b in VARIANTS)
+    slower, slow = distance(ours[NAMES[0]], results["slower"]), (1 - alpha) * results["η"]
+    (l2, adam_l2), (decay, adamw) = results["by hand"].values()
+    return f"""{align(rows)}
+
+{variants}
+At (1 − α)·η = {slow:g} heavy ball is {slower:.1g} from the average at η: they differ in the unit of η.
+Adam's first step is {first["Adam"]:.3f}·η; without bias correction {first["Adam uncorrected"]:.3f}·η, \
+and (1 − β₁)/√(1 − β₂) = {(1 - b1) / math.sqrt(1 - b2):.3f}.
+By hand, add_l2_to_loss then scale_by_adam is {distance(l2, adam_l2):.1g} from wd.adam_l2, \
+scale_by_adam then add_decayed_weights {distance(decay, adamw):.1g} from wd.adamw, \
+and the two are {distance(l2, decay):.2g} apart.
+
+Every formula and the Optax call beside it take one path, to {max(apart.values()):.1g}."""
 
 
-def plot(results: dict[str, Any], folder: str) -> Any:
-    """Plots paths down the valley: averages and heavy ball, RMSProp, Adam."""
+def plot(results: dict[str, Any]) -> Any:
+    """Paths down the valley: averages and heavy ball; RMSProp; Adam with and without bias correction."""
     figure, panels = plots.figure(3, sharey=True)
     titles = ("averages and heavy ball", "RMSProp, ε outside the root or inside", "Adam, bias corrected or not")
     x, y = np.meshgrid(np.linspace(-1.1, 0.6, 80), np.linspace(-0.6, 0.6, 80))
@@ -158,21 +172,21 @@ def plot(results: dict[str, Any], folder: str) -> Any:
         axes.set(title=title, xlabel="x")
         axes.legend(fontsize="small", loc="lower right")
     panels[0].set_ylabel("y; contours of √(x²/2 + 10·y²)")
-    return plots.save(figure, folder, "ema_momentum_rmsprop_adam.png")
+    return figure
+
+
+def decays() -> str:
+    """The audit of the last of the eight with decay."""
+    rate = SETTING.values()["learning_rate"]
+    tx = optax.chain(METHODS["Adam uncorrected"][1], optax.scale_by_learning_rate(rate))
+    tx = wd.with_decay(tx, learning_rate=rate, weight_decay=DECAY)  # works with any of the eight
+    return f"AdamW without bias correction:\n{wd.audit(tx, {'kernel': jnp.ones(2)})}"
 
 
 def main(argv: list[str]) -> None:
     """Audits AdamW without bias correction, prints the table and plots the paths."""
     del argv
-    console.plain()
-    learning_rate = _LEARNING_RATE.value
-    tx = optax.chain(METHODS["Adam uncorrected"][1], optax.scale_by_learning_rate(learning_rate))
-    tx = wd.with_decay(tx, learning_rate=learning_rate, weight_decay=WEIGHT_DECAY)  # works with any of the eight
-    print("AdamW without bias correction:", wd.audit(tx, {"kernel": jnp.ones(2)}), "", sep="\n", flush=True)
-    results = run(learning_rate=learning_rate, steps=_STEPS.value)
-    path = plot(results, _OUT.value)
-    print(report(results))
-    print(f"η = {learning_rate:g}, {_STEPS.value} steps of each. Picture: {path}")
+    SETTING.show(decays, run, report, plot)
 
 
 if __name__ == "__main__":

@@ -10,27 +10,30 @@ digits. The last part tests the claim that Adam's step is at most η.
     python examples/learning_rate_schedules.py --steps=3000  # --help lists the knobs
 """
 
+import functools
 import math
 from typing import Any
 
-import console
+import compare
 import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
-from absl import app, flags
+from absl import app
 
 import wd_optax as wd
 from wd_optax.couplings import COUPLINGS
+from wd_optax.tables import align
 
-_STEPS = flags.DEFINE_integer("steps", 1000, "Steps of every schedule.", lower_bound=20)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.03, "η_max, the peak of every schedule.")
-_TUNED_AT = flags.DEFINE_float("tuned_at", 0.1, "The η at which λ was tuned and all couplings remove the same.")
-_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.03, "λ under coupling lr, converted to the others at that η.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for learning_rate_schedules.png; created if missing.")
-
+SETTING = compare.Setting(
+    "learning_rate_schedules",
+    steps=(1000, "Steps of every schedule, at least 20."),
+    learning_rate=(0.03, "η_max, the peak of every schedule."),
+    tuned_at=(0.1, "The η at which λ was tuned and all couplings remove the same."),
+    weight_decay=(0.03, "λ under coupling lr, converted to the others at that η."),
+)
 BETA1, BETA2 = 0.9, 0.999
 
 
@@ -50,23 +53,15 @@ def schedules(peak: float, steps: int) -> dict[str, optax.Schedule]:  # S18: fou
 
 def equal_where_tuned(peak: float, tuned_at: float, weight_decay: float) -> dict[str, Any]:
     """Options per coupling: the λ that removes η·λ per step at a constant η = tuned_at, and the peak."""
-    convert = lambda to: wd.convert_weight_decay(
-        weight_decay, learning_rate=tuned_at, from_coupling="lr", to_coupling=to
-    )
-    return {c: {"weight_decay": convert(c), "coupling": c, "peak_learning_rate": peak} for c in COUPLINGS}
+    convert: Any = functools.partial(wd.convert_weight_decay, weight_decay, learning_rate=tuned_at, from_coupling="lr")
+    return {c: {"weight_decay": convert(to_coupling=c), "coupling": c, "peak_learning_rate": peak} for c in COUPLINGS}
 
 
 def without_gradient(learning_rate: optax.Schedule, options: dict[str, Any], steps: int) -> np.ndarray:
     """Trajectory of a weight of 1 under AdamW without a gradient."""
-    tx, start = wd.adamw(learning_rate, **options), {"kernel": jnp.ones(1)}
-
-    def step(carry: Any, _: Any) -> Any:
-        params, opt_state = carry
-        updates, opt_state = tx.update(optax.tree.zeros_like(params), opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return (params, opt_state), params["kernel"][0]
-
-    return np.asarray(jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps)[1])(start))
+    tx, start, none = wd.adamw(learning_rate, **options), {"w": jnp.ones(1)}, lambda w, _: 0.0 * w["w"].sum()
+    walk = jax.jit(lambda w: compare.fit(tx, w, none, jnp.zeros((steps, 1)), lambda w: w)[1])
+    return np.asarray(walk(start)["w"][:, 0])
 
 
 def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -110,8 +105,7 @@ def adams_steps(steps: int) -> dict[str, np.ndarray]:
         params = jax.tree.map(lambda p, u: p - 0.01 * u, params, direction)
         return (params, opt_state), optax.tree.norm(direction, ord=jnp.inf)
 
-    epochs = math.ceil(steps / (len(x) // 16))
-    rows = data.batches(len(x), 16, epochs=epochs, seed=0).reshape(-1, 16)[:steps]
+    rows = data.batches(len(x), 16, epochs=math.ceil(steps / (len(x) // 16)), seed=0).reshape(-1, 16)[:steps]
     digits = jax.jit(lambda p: jax.lax.scan(step, (p, adam.init(p)), rows)[1])(start)
     once = jnp.zeros(5001).at[5000].set(1.0)
     rare = jax.jit(lambda: jax.lax.scan(lambda s, g: adam.update(g, s)[::-1], adam.init(once[0]), once)[1])()
@@ -128,43 +122,41 @@ def run(*, learning_rate: float, tuned_at: float, weight_decay: float, steps: in
         found[name] = {"removed": {}, "left": {}}
         for coupling, options in couplings.items():
             rate = wd.decay_rate(learning_rate=schedule, **options)
-            removed = np.broadcast_to(jax.vmap(rate)(jnp.arange(steps)), steps)
-            found[name]["removed"][coupling] = removed
+            found[name]["removed"][coupling] = np.broadcast_to(jax.vmap(rate)(jnp.arange(steps)), steps)
             found[name]["left"][coupling] = without_gradient(schedule, options, steps)
     where = {"peak": learning_rate, "tuned at": tuned_at, "removed": tuned_at * weight_decay}
     return {"schedules": found, "plateau": trained, "adam": adams_steps(steps), **where}
 
 
 def report(results: dict[str, Any]) -> str:
-    """Formats the remaining weight per schedule and coupling, the plateau's losses, Adam's steps."""
-    lines, gap = [f"{'remaining weight':18}" + "".join(f"{c:11}" for c in COUPLINGS).rstrip()], 0.0
-    for name, r in results["schedules"].items():
-        lines.append(f"{name:18}" + "".join(f"{r['left'][c][-1]:<11.3f}" for c in COUPLINGS).rstrip())
-        gap = max(gap, *(float(np.abs(r["left"][c] - np.cumprod(1 - r["removed"][c])).max()) for c in COUPLINGS))
-    most = ", ".join(f"{c} {removed.max():.2g}" for c, removed in r["removed"].items())
-    lines.append(f"At η = {results['tuned at']:g} all remove {results['removed']:.2g} per step.")
-    lines.append(f"At the peak, η_max = {results['peak']:g}, they remove: {most}.")
-    lines.append(f"Largest distance of a weight from Π(1 − c_t) with wd.decay_rate's c_t: {gap:.1g}.")
-    lines += ["", f"{'plateau, digits':18}{'lowest held-out loss':23}{'final loss':13}final η/peak"]
-    for c, r in results["plateau"].items():
-        lines.append(f"{c:18}{r['loss'].min():<23.3f}{r['loss'][-1]:<13.3f}{r['η'][-1] / r['η'][0]:.3g}")
-    constant, lr = (results["plateau"][c]["loss"][-1] / results["plateau"][c]["loss"].min() for c in ("constant", "lr"))
-    lines.append(f"η fell; the final loss is {constant:.1f} times the lowest under constant, {lr:.1f} times under lr.")
-    bound, adam = (1 - BETA1) / math.sqrt(1 - BETA2), results["adam"]
-    share, largest, rare = np.mean(adam["digits"] > 1), adam["digits"].max(), adam["rare"].max()
-    lines += [
-        "",
-        f"Adam's largest |Δ|/η is {largest:.3f} on digits, over 1 in {share:.0%} of the steps; one gradient after",
-    ]
-    lines.append(
-        f"5000 zeros makes it {rare:.3f}. The bound is (1 − β₁)/√(1 − β₂) = {bound:.3f}, not 1: Kingma & Ba 2015,"
-    )
-    lines.append("arXiv 1412.6980, section 2.1.")
-    return "\n".join(lines)
+    """The remaining weight per schedule and coupling, the plateau's losses, Adam's steps."""
+    found, plateau, adam = results["schedules"], results["plateau"], results["adam"]
+    left = [["remaining weight", *COUPLINGS]]
+    left += [[name, *(f"{r['left'][c][-1]:.3f}" for c in COUPLINGS)] for name, r in found.items()]
+    gap = max(np.abs(r["left"][c] - np.cumprod(1 - r["removed"][c])).max() for r in found.values() for c in COUPLINGS)
+    most = ", ".join(f"{c} {found['plateau']['removed'][c].max():.2g}" for c in COUPLINGS)
+    losses = [["plateau, digits", "lowest held-out loss", "final loss", "final η/peak"]]
+    for c, r in plateau.items():
+        losses.append([c, f"{r['loss'].min():.3f}", f"{r['loss'][-1]:.3f}", f"{r['η'][-1] / r['η'][0]:.3g}"])
+    constant, lr = (plateau[c]["loss"][-1] / plateau[c]["loss"].min() for c in ("constant", "lr"))
+    over, largest, rare = np.mean(adam["digits"] > 1), adam["digits"].max(), adam["rare"].max()
+    return f"""{align(left)}
+At η = {results["tuned at"]:g} all remove {results["removed"]:.2g} per step.
+At the peak, η_max = {results["peak"]:g}, they remove: {most}.
+Largest distance of a weight from Π(1 − c_t) with wd.decay_rate's c_t: {gap:.1g}.
+
+{align(losses)}
+
+Adam's largest |Δ|/η is {largest:.3f} on digits, over 1 in {over:.0%} of the steps; one gradient after 5000 zeros makes
+it {rare:.3f}. The bound is (1 − β₁)/√(1 − β₂) = {(1 - BETA1) / math.sqrt(1 - BETA2):.3f}, not 1: \
+Kingma & Ba 2015, arXiv 1412.6980, section 2.1.
+
+As η fell on the plateau, a decay that falls with it (lr) left a final loss of {lr:.1f} times the lowest, \
+one that doesn't (constant) {constant:.1f} times."""
 
 
-def plot(results: dict[str, Any], folder: str) -> Any:
-    """Plots c_t of every coupling in a panel per schedule, then Adam's steps."""
+def plot(results: dict[str, Any]) -> Any:
+    """The fraction that every coupling removes per step, in a panel per schedule, then Adam's steps."""
     figure, panels = plots.figure(3, 2)
     for axes, (name, r) in zip(panels, results["schedules"].items(), strict=False):
         for i, c in enumerate(COUPLINGS):
@@ -174,21 +166,21 @@ def plot(results: dict[str, Any], folder: str) -> Any:
     panels[-1].axhline(1, color="black", linestyle=":")
     panels[-1].set(title="Adam on digits: largest |Δ|/η", xlabel="step", ylim=(0, None))
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return plots.save(figure, folder, "learning_rate_schedules.png")
+    return figure
+
+
+def decays() -> str:
+    """The audit of a run with warm-up and cosine."""
+    flags, params = SETTING.values(), {"kernel": jnp.ones((64, 10)), "bias": jnp.ones(10)}
+    schedule = schedules(flags["learning_rate"], flags["steps"])["warm-up + cosine"]
+    audit = wd.audit(wd.adamw(schedule, weight_decay=flags["weight_decay"]), params, horizon=flags["steps"])
+    return f"AdamW with warm-up and cosine:\n{audit}"
 
 
 def main(argv: list[str]) -> None:
     """Audits a run with warm-up and cosine, prints the tables and plots c_t."""
     del argv
-    console.plain()
-    learning_rate, weight_decay, steps = _LEARNING_RATE.value, _WEIGHT_DECAY.value, _STEPS.value
-    params = {"kernel": jnp.ones((64, 10)), "bias": jnp.ones(10)}
-    tx = wd.adamw(schedules(learning_rate, steps)["warm-up + cosine"], weight_decay=weight_decay)
-    print("AdamW with warm-up and cosine:", wd.audit(tx, params, horizon=steps), "", sep="\n", flush=True)
-    results = run(learning_rate=learning_rate, tuned_at=_TUNED_AT.value, weight_decay=weight_decay, steps=steps)
-    path = plot(results, _OUT.value)
-    print(report(results))
-    print(f"η_max = {learning_rate:g}, λ = {weight_decay:g}, {steps} steps. Picture: {path}")
+    SETTING.show(decays, run, report, plot)
 
 
 if __name__ == "__main__":

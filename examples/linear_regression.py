@@ -12,24 +12,26 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import console
+import compare
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
-from absl import app, flags
+from absl import app
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso
 from sklearn.preprocessing import scale
 
 import wd_optax as wd
+from wd_optax.tables import align
 
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "η of the first three parts.")
-_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "λ of the first three parts.")
-_STEPS = flags.DEFINE_integer("steps", 3000, "Steps of the ridge and lasso fits.", lower_bound=10)
-_OUT = flags.DEFINE_string("out", "out", "Folder for linear_regression.png; created if missing.")
-
+SETTING = compare.Setting(
+    "linear_regression",
+    learning_rate=(0.1, "η of the first three parts."),
+    weight_decay=(0.1, "λ of the first three parts."),
+    steps=(3000, "Steps of the ridge and lasso fits."),
+)
 SHUFFLED = 3  # permuted copies of the columns: they carry no information, and their weights should be 0
 MOMENTUM, CURVATURE, FRICTION = 0.98, 1.2, 0.02  # μ; h of ½·h·x² at η = 1, where the path overshoots; c per step
 DAMPING = {"none": MOMENTUM**0.5, "L2": MOMENTUM**0.5, "decay": (MOMENTUM * (1 - FRICTION)) ** 0.5}
@@ -77,28 +79,21 @@ def ridge(x: np.ndarray, y: np.ndarray, lr: float, decay: float, steps: int) -> 
     """Final weights with and without decay, and the closed form (2XᵀX/n + λI)⁻¹·2Xᵀy/n."""
     loss = functools.partial(squared_error, x=x, y=y)
     end = lambda decay: descend(wd.sgdw(lr, weight_decay=decay), loss, np.zeros(x.shape[1]), steps)["w"][-1]
-    x64, n = x.astype(np.float64), len(x)
-    gram = 2 * x64.T @ x64 / n + decay * np.eye(x.shape[1])
-    return {
-        "ridge": end(decay),
-        "none": end(0.0),
-        "closed form": np.linalg.solve(gram, 2 * x64.T @ (y - y.mean()) / n),
-    }
+    gram = 2 * x.astype(np.float64).T @ x / len(x) + decay * np.eye(x.shape[1])
+    closed = np.linalg.solve(gram, 2 * x.astype(np.float64).T @ (y - y.mean()) / len(x))
+    return {"ridge": end(decay), "none": end(0.0), "closed form": closed}
 
 
 def sparse(x: np.ndarray, y: np.ndarray, lr: float, decay: float, steps: int) -> dict[str, np.ndarray]:
     """Final weights of the columns and their shuffled copies under λ·Σ|w|, by two methods and by scikit-learn."""
     rng = np.random.default_rng(0)
     x = np.concatenate([x, *(rng.permuted(x, axis=0) for _ in range(SHUFFLED))], axis=1)
-    loss, start = functools.partial(squared_error, x=x, y=y), np.zeros(x.shape[1])
-    c = wd.decay_rate(decay, learning_rate=lr)
+    loss, c = functools.partial(squared_error, x=x, y=y), wd.decay_rate(decay, learning_rate=lr)
+    end = lambda tx, loss: descend(tx, loss, np.zeros(x.shape[1]), steps)["w"][-1]
     soft = optax.chain(optax.sgd(lr), wd.proximal(c, "weights", penalty="l1"))  # S10: L1's proximal step makes zeros
     penalised = lambda params: loss(params) + wd.l1_penalty(params, decay, "weights")  # its gradient λ·sign(w) doesn't
-    return {
-        "proximal": descend(soft, loss, start, steps)["w"][-1],
-        "gradient": descend(optax.sgd(lr), penalised, start, steps)["w"][-1],
-        "Lasso": Lasso(alpha=decay / 2, tol=1e-8, max_iter=10_000).fit(x, y).coef_,  # it minimises half of ours
-    }
+    lasso = Lasso(alpha=decay / 2, tol=1e-8, max_iter=10_000).fit(x, y).coef_  # it minimises half of ours
+    return {"proximal": end(soft, loss), "gradient": end(optax.sgd(lr), penalised), "Lasso": lasso}
 
 
 def forgetting(steps: int) -> dict[str, np.ndarray]:
@@ -138,57 +133,55 @@ def damping(x: np.ndarray) -> float:
 def run(*, learning_rate: float, weight_decay: float, steps: int) -> dict[str, Any]:
     """Runs all five parts."""
     raw, y = load_diabetes(return_X_y=True)
-    x, y = scale(raw).astype(np.float32), (y / 100).astype(np.float32)
-    lr, decay = learning_rate, weight_decay
+    x, y, rates = scale(raw).astype(np.float32), (y / 100).astype(np.float32), (learning_rate, weight_decay)
     return {
-        "by hand": by_hand(x[:, 2:3], y, lr, decay, 50),  # column 2 is the body mass index
-        "ridge": ridge(x, y, lr, decay, steps),
-        "sparse": sparse(x, y, lr, decay, steps),
+        "by hand": by_hand(x[:, 2:3], y, *rates, 50),  # column 2 is the body mass index
+        "ridge": ridge(x, y, *rates, steps),
+        "sparse": sparse(x, y, *rates, steps),
         "forgetting": forgetting(120),
         "friction": friction(100),
     }
 
 
 def report(results: dict[str, Any]) -> str:
-    """Formats the results of the five parts."""
-    hand, formula = results["by hand"], results["by hand"]["formula"]
-    lines = ["step   w: sgdw  formula   b: sgdw  formula"]
+    """The five parts, each with its formula."""
+    hand, r, l1 = dict(results["by hand"]), results["ridge"], results["sparse"]
+    formula, left, f = hand.pop("formula"), results["forgetting"], results["friction"]
+    steps = [["step", "w: sgdw", "formula", "b: sgdw", "formula"]]
     for t in (0, 1, 2, 9, 49):
-        (w, b), (w_formula, b_formula) = hand["sgdw"][t], formula[t]
-        lines.append(f"{t + 1:<7}{w:<9.6f}{w_formula:<10.6f}{b:<9.6f}{b_formula:.6f}")
-    gaps = (f"{name} {np.abs(run - formula).max():.1g}" for name, run in hand.items() if name != "formula")
-    lines.append(f"Largest distance from the formula in 50 steps: {', '.join(gaps)}.")
-    r = results["ridge"]
-    gap, free = (np.linalg.norm(r[name] - r["closed form"]) for name in ("ridge", "none"))
+        steps.append([f"{t + 1}", *(f"{run[t, i]:.6f}" for i in (0, 1) for run in (hand["sgdw"], formula))])
+    apart = {name: np.abs(run - formula).max() for name, run in hand.items()}
     size = np.linalg.norm(r["closed form"])
-    lines += [
-        "",
-        f"Ridge: sgdw ends {gap / size:.1g} of ‖w‖ from the closed form, without decay {free / size:.2g}.",
-        "",
-    ]
-    lines.append("L1        exact zeros of 10 columns  of their shuffled copies  distance from Lasso")
-    for name, w in results["sparse"].items():
+    gap, free = (np.linalg.norm(r[name] - r["closed form"]) / size for name in ("ridge", "none"))
+    zeros = [["L1", "exact zeros of 10 columns", "of their shuffled copies", "distance from Lasso"]]
+    for name, w in l1.items():
         real, copies = w[:10] == 0, w[10:] == 0
-        gap = np.abs(w - results["sparse"]["Lasso"]).max()
-        lines.append(f"{name:10}{real.sum():<27}{f'{copies.sum()} of {len(copies)}':26}{gap:.1g}")
-    l2, l1 = results["forgetting"]["L2"], results["forgetting"]["L1"]
-    lines += ["", f"Forgetting: L2 leaves {l2[99]:.4f} of a weight after 100 steps; 0.99¹⁰⁰ is {0.99**100:.4f}."]
-    lines.append(
-        f"L1's proximal step makes it 0 in step {np.argmax(l1 == 0) + 1}; L2 leaves {l2[-1]:.4f} after {len(l2)}."
-    )
-    f = results["friction"]
-    lines += ["", "Friction: an oscillation under momentum is multiplied per step by"]
-    for name, formula in DAMPING.items():
-        lines.append(f"  {name:8}{damping(f[name]):.5f}   formula {formula:.5f}")
+        distance = np.abs(w - l1["Lasso"]).max()
+        zeros.append([name, f"{real.sum()}", f"{copies.sum()} of {len(copies)}", f"{distance:.1g}"])
+    damped = [[f"  {name}", f"{damping(f[name]):.5f}", f"formula {formula:.5f}"] for name, formula in DAMPING.items()]
     steep = {name: f[f"steep, {name}"][1] / f[f"steep, {name}"][0] for name in ("none", "decay", "proximal")}
-    both = ", ".join(f"{name} {factor:+.3f}" for name, factor in steep.items())
     widest, least = (choose(steep, key=lambda name: abs(steep[name])) for choose in (max, min))
-    lines.append(f"Without momentum, at ηh = 1.5, x is multiplied by: {both}; {widest} overshoots most, {least} least.")
-    return "\n".join(lines)
+    return f"""{align(steps)}
+Largest distance from the formula in 50 steps: {", ".join(f"{name} {gap:.1g}" for name, gap in apart.items())}.
+
+Ridge: sgdw ends {gap:.1g} of ‖w‖ from the closed form, without decay {free:.2g}.
+
+{align(zeros)}
+
+Forgetting: L2 leaves {left["L2"][99]:.4f} of a weight after 100 steps; 0.99¹⁰⁰ is {0.99**100:.4f}.
+L1's proximal step makes it 0 in step {np.argmax(left["L1"] == 0) + 1}; L2 leaves {left["L2"][-1]:.4f} after 120.
+
+Friction: an oscillation under momentum is multiplied per step by
+{align(damped)}
+Without momentum, at ηh = 1.5, x is multiplied by: {", ".join(f"{name} {x:+.3f}" for name, x in steep.items())};
+{widest} overshoots most, {least} least.
+
+sgdw and L2 in the loss follow the formula to {max(apart.values()):.1g}, and reach ridge's solution to {gap:.1g}; \
+L1's proximal step makes {(l1["proximal"] == 0).sum()} exact zeros, its gradient {(l1["gradient"] == 0).sum()}."""
 
 
-def plot(results: dict[str, Any], folder: str) -> Any:
-    """Draws a panel for each part but ridge."""
+def plot(results: dict[str, Any]) -> Any:
+    """Steps of sgdw on the formula; L1's zeros; a weight without a gradient; the friction of decay under momentum."""
     figure, (hand, sparse, left, oscillation) = plots.figure(2, 2)
     for i, name in enumerate(("w", "b")):
         hand.plot(results["by hand"]["sgdw"][:, i], label=f"{name}, sgdw", **plots.line(i))
@@ -206,29 +199,23 @@ def plot(results: dict[str, Any], folder: str) -> Any:
     hand.set(title="w·x + b and the formula", xlabel="step", ylabel="w, b")
     sparse.set(title="L1", xlabel="column; from 10 on shuffled copies", ylabel="|w|, 10⁻⁶ for 0", yscale="log")
     left.set(title="a weight without gradient", xlabel="step", ylabel="w")
-    oscillation.set(
-        title=f"friction: ½·{CURVATURE}·x² with μ = {MOMENTUM}, c = {FRICTION}",
-        xlabel="step",
-        ylabel="amplitude of the oscillation of x",
-        yscale="log",
-    )
-    oscillation.set_yticks([1, 0.5, 0.2, 0.1], ["1", "0.5", "0.2", "0.1"])
-    oscillation.set_yticks([], minor=True)
+    title = f"friction: ½·{CURVATURE}·x² with μ = {MOMENTUM}, c = {FRICTION}"
+    oscillation.set(title=title, xlabel="step", ylabel="amplitude of x", yscale="log")
     for axes in (hand, sparse, left, oscillation):
         axes.legend(fontsize="small")
-    return plots.save(figure, folder, "linear_regression.png")
+    return figure
+
+
+def decays() -> Any:
+    """The audit of sgdw on w and b."""
+    flags, params = SETTING.values(), {"w": jnp.ones(1), "b": jnp.ones(())}
+    return wd.audit(wd.sgdw(flags["learning_rate"], weight_decay=flags["weight_decay"]), params)
 
 
 def main(argv: list[str]) -> None:
     """Audits the optimizer, runs the five parts, prints and plots the results."""
     del argv
-    console.plain()
-    lr, decay = _LEARNING_RATE.value, _WEIGHT_DECAY.value
-    print(wd.audit(wd.sgdw(lr, weight_decay=decay), {"w": jnp.ones(1), "b": jnp.ones(())}), end="\n\n")
-    results = run(learning_rate=lr, weight_decay=decay, steps=_STEPS.value)
-    path = plot(results, _OUT.value)
-    print(report(results))
-    print(f"η = {lr:g}, λ = {decay:g}. Picture: {path}")
+    SETTING.show(decays, run, report, plot)
 
 
 if __name__ == "__main__":

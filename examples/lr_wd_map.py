@@ -12,11 +12,10 @@ coupling is "lr". A diverged run has an error of 90 %, that of guessing.
 """
 
 import functools
-import os
 import pathlib
 from typing import Any, NamedTuple
 
-import console
+import compare
 import data
 import flax.linen as nn
 import intervals
@@ -24,19 +23,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import plots
-from absl import app, flags
+from absl import app
 
 import wd_optax as wd
-from wd_optax import tables
+from wd_optax.tables import align
 
-_MODEL = flags.DEFINE_enum("model", None, ["mlp", "cnn"], "Which model; both by default.")
-_POINTS = flags.DEFINE_integer("points", 12, "Number of learning rates and of λ.", lower_bound=2)
-_SEEDS = flags.DEFINE_integer("seeds", 5, "Runs at each point; the seed determines images and weights.", lower_bound=2)
-_EPOCHS = flags.DEFINE_integer("epochs", 100, "Passes over the training images in each run.", lower_bound=1)
-_DIRECTORY = flags.DEFINE_string("directory", None, "Folder of finished runs, to resume from.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for lr_wd_map_mlp.png and lr_wd_map_cnn.png.")
-
+SETTING = compare.Setting(
+    "lr_wd_map",
+    seeds=5,
+    model=(("mlp", "cnn"), "Which models."),
+    points=(12, "Number of learning rates and of λ."),
+    epochs=(100, "Passes over the training images in each run."),
+    directory=(None, "Folder of finished runs, to resume from."),
+)
 IMAGES, BATCH_SIZE = 300, 50
 MEANING = """\
 ρ over the best fifth of a map: < 0 if λ must fall as η grows (η·λ = const), > 0 if it must rise, 0 if independent.
@@ -97,11 +96,6 @@ def patches(x: jax.Array) -> jax.Array:
 MODELS = {"mlp": MLP(), "cnn": CNN()}
 
 
-def loss_fn(model: Any, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean cross-entropy."""
-    return optax.softmax_cross_entropy_with_integer_labels(model.apply({"params": params}, x), y).mean()
-
-
 def make_optimizer(hparams: dict[str, Any], steps: int) -> Any:
     """The optimizer of a grid point, with a cosine learning-rate schedule to zero."""
     chosen = OPTIMIZERS[hparams["optimizer"]]
@@ -115,24 +109,17 @@ def sweep(name: str, *, points: int, seeds: int, epochs: int, directory: str | N
     """Sweeps all optimizers of a model × η × λ × seeds; measures the test error (%) after the last epoch."""
     model = MODELS[name]
     x_all, x_test, y_all, y_test = data.digits(flat=False, test_size=0.5)
-    batches = data.batches(IMAGES, BATCH_SIZE, epochs=epochs, seed=0).reshape(-1, BATCH_SIZE)
+    batches = data.batches(IMAGES, BATCH_SIZE, epochs=epochs, seed=0).reshape(1, -1, BATCH_SIZE)
 
     def train(hparams: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
         which, start = jax.random.split(key)
         seen = jax.random.permutation(which, len(x_all))[:IMAGES]
-        x, y = x_all[seen], y_all[seen]
-        params = model.init(start, x[:1])["params"]
-        tx = make_optimizer(hparams, len(batches))
-
-        def step(carry: Any, rows: jax.Array) -> Any:
-            params, opt_state = carry
-            grads = jax.grad(loss_fn, argnums=1)(model, params, x[rows], y[rows])
-            updates, opt_state = tx.update(grads, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
-
-        (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), batches)
-        logits: Any = model.apply({"params": params}, x_test)
-        return {"error": 100 * (logits.argmax(axis=-1) != y_test).mean(dtype=jnp.float32)}
+        logits: Any = lambda params, x: model.apply({"params": params}, x)
+        losses = lambda params, x, y: optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y)
+        loss_fn = lambda params, rows: losses(params, x_all[seen[rows]], y_all[seen[rows]]).mean()
+        params = model.init(start, x_all[:1])["params"]
+        params, _ = compare.fit(make_optimizer(hparams, batches.shape[1]), params, loss_fn, batches, lambda _: {})
+        return {"error": 100 * (logits(params, x_test).argmax(axis=-1) != y_test).mean(dtype=jnp.float32)}
 
     axes = {
         "optimizer": list(OPTIMIZERS),
@@ -142,9 +129,9 @@ def sweep(name: str, *, points: int, seeds: int, epochs: int, directory: str | N
     return wd.sweep(train, axes, seeds=seeds, directory=directory and pathlib.Path(directory) / name)
 
 
-def run(*, models: list[str], points: int, seeds: int, epochs: int, directory: str | None = None) -> dict[str, Any]:
+def run(*, model: list[str], **settings: Any) -> dict[str, Any]:
     """Returns the `SweepResult` of each model."""
-    return {m: sweep(m, points=points, seeds=seeds, epochs=epochs, directory=directory) for m in models}
+    return {name: sweep(name, **settings) for name in model}
 
 
 def separability(result: Any) -> dict[str, Any]:
@@ -167,28 +154,31 @@ def table(result: Any) -> str:
         alone = f"{float(mean.isel(learning_rate=first).min()):.2f}"
         interval = f"[{low:+.2f}, {high:+.2f}]"
         lines.append([name, f"{rho:+.2f}", interval, lowest, f"{learning_rate:.2g}", f"{weight_decay:.2g}", alone])
-    return tables.align(lines)
+    return align(lines)
 
 
-def verdict(result: Any, family: str) -> str:
-    """States whether ρ of L2 and of decoupled decay confirm the paper's claim."""
-    found = separability(result)
-    (l2, *l2_ends), (lr, *_), (schedule, *ends) = (found[family + way] for way in ("+L2", "W, lr", "W, schedule"))
+def claim(result: Any, family: str) -> str:
+    """Whether ρ of L2 and of decoupled decay confirm the paper's claim."""
+    if result.data.sizes["seed"] < intervals.FEWEST:
+        return f"no verdict from {result.data.sizes['seed']} seeds"
+    (l2, *l2_ends), (schedule, *ends) = (separability(result)[family + way] for way in ("+L2", "W, schedule"))
     separate = l2_ends[1] < ends[0] or ends[1] < l2_ends[0]
     shown = "the claim holds" if separate else "as claimed, but the intervals overlap"
-    claim = shown if abs(schedule) < abs(l2) else "the claim does not hold"
-    if result.data.sizes["seed"] < intervals.FEWEST:
-        claim = f"no verdict from {result.data.sizes['seed']} seeds"
-    return f'{family}: ρ is {l2:+.2f} with L2, {lr:+.2f} with "lr" and {schedule:+.2f} with "schedule": {claim}.'
+    return shown if abs(schedule) < abs(l2) else "the claim does not hold"
 
 
 def report(results: dict[str, Any]) -> str:
-    """Formats a table per model and the verdict on the paper's claim."""
-    lines = [MEANING]
+    """A table per model, the verdicts on the paper's claim, and why."""
+    lines, claims = [MEANING], []
     for model, result in results.items():
-        lines += [f"{model}: {result.data['error'].size} runs, {result.data.attrs['strategy']}"]
-        lines += [table(result), *(f"{model}, {verdict(result, family)}" for family in ("SGD", "Adam")), ""]
-    return "\n".join([*lines, WHY])
+        lines += [f"{model}: {result.data['error'].size} runs, {result.data.attrs['strategy']}", table(result)]
+        for family in ("SGD", "Adam"):
+            l2, lr, schedule = (separability(result)[family + way][0] for way in ("+L2", "W, lr", "W, schedule"))
+            rho = f'{l2:+.2f} with L2, {lr:+.2f} with "lr" and {schedule:+.2f} with "schedule"'
+            lines.append(f"{model}, {family}: ρ is {rho}: {claim(result, family)}.")
+            claims.append(f"on the {model} with {family} {claim(result, family)}")
+        lines.append("")
+    return "\n".join([*lines, WHY, "", f"Whether η and λ separate under the paper's decay: {'; '.join(claims)}."])
 
 
 def label_in_units(axes: Any, unit: Optimizer) -> None:
@@ -200,8 +190,13 @@ def label_in_units(axes: Any, unit: Optimizer) -> None:
     axes.secondary_yaxis("left", functions=scaled(unit.weight_decay)).set_ylabel("weight decay λ")
 
 
-def plot(result: Any, folder: str, name: str) -> Any:
-    """Plots the maps of a model."""
+def plot(results: dict[str, Any]) -> dict[str, Any]:
+    """Test error over learning rate and weight decay, a panel for each of six optimizers."""
+    return {f"lr_wd_map_{name}": heatmaps(result) for name, result in results.items()}
+
+
+def heatmaps(result: Any) -> Any:
+    """The maps of a model."""
     least = float(result.data["error"].mean("seed").min())
     figure = result.heatmap("error", mode="min", vmin=least, vmax=3 * least)
     *panels, scale = figure.axes
@@ -209,24 +204,22 @@ def plot(result: Any, folder: str, name: str) -> Any:
     for axes, (optimizer, (rho, low, high)) in zip(panels, separability(result).items(), strict=True):
         axes.set_title(f"{optimizer}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", fontsize="medium")
         label_in_units(axes, OPTIMIZERS[optimizer])
-    return plots.save(figure, folder, f"lr_wd_map_{name}.png")
+    return figure
+
+
+def decays() -> str:
+    """The audit of AdamW in the middle of its grid."""
+    flags, point = SETTING.values(), {"optimizer": "AdamW, schedule", "learning_rate": 1.0, "weight_decay": 1.0}
+    steps, model = flags["epochs"] * (IMAGES // BATCH_SIZE), flags["model"][-1]
+    params = MODELS[model].init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    audit = wd.audit(make_optimizer(point, steps), params, horizon=steps)
+    return f"{model} under AdamW, schedule, where both multiples are 1:\n{audit}"
 
 
 def main(argv: list[str]) -> None:
     """Audits the optimizer, trains, then prints and plots the results."""
     del argv
-    console.plain()
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # a device for each core
-    models = [_MODEL.value] if _MODEL.value else list(MODELS)
-    steps = _EPOCHS.value * (IMAGES // BATCH_SIZE)
-    point = {"optimizer": "AdamW, schedule", "learning_rate": 1.0, "weight_decay": 1.0}
-    params = MODELS[models[-1]].init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-    print(f"{models[-1]} under {point['optimizer']}, where both multiples are 1:")
-    print(wd.audit(make_optimizer(point, steps), params, horizon=steps), end="\n\n", flush=True)
-    settings = {"points": _POINTS.value, "seeds": _SEEDS.value, "epochs": _EPOCHS.value}
-    results = run(models=models, directory=_DIRECTORY.value, **settings)
-    print(report(results))
-    print("Maps:", *(plot(result, _OUT.value, name) for name, result in results.items()))
+    SETTING.show(decays, run, report, plot)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,35 @@
-"""Takes ~15 s on a laptop CPU and prints the decay per step and the test accuracy of Muon with AdamW for the rest.
+"""Takes ~20 s on a laptop CPU and prints the decay per step and the test accuracy of Muon with AdamW for the rest.
 
 Muon orthogonalises the update of a matrix, so it trains the hidden matrices only; AdamW trains embeddings, the last
 layer, biases and norm scales at its own learning rate. `optax.contrib.muon` couples the decay of both to one of these
 learning rates. With `wd.partition` each decays at its own η·λ, and biases and norm scales don't decay. A Flax
 MLP with layer normalisation learns scikit-learn's handwritten digits.
 
-    python examples/muon.py                                        # two tables
+    python examples/muon.py                                        # two tables, and curves in out/muon.png
     python examples/muon.py --muon_learning_rate=0.05 --epochs=30  # --help lists the knobs
 """
 
 from typing import Any
 
+import compare
 import data
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
-from absl import app, flags
+from absl import app
 
 import wd_optax as wd
 
-_EPOCHS = flags.DEFINE_integer("epochs", 15, "Passes over the training images.", lower_bound=1)
-_MUON_LEARNING_RATE = flags.DEFINE_float("muon_learning_rate", 0.02, "η of the hidden matrices.")
-_ADAM_LEARNING_RATE = flags.DEFINE_float("adam_learning_rate", 1e-3, "η of the rest.")
-_WEIGHT_DECAY = flags.DEFINE_float("weight_decay", 0.1, "λ of both.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the split, the initial weights and the batches.")
+SETTING = compare.Setting(
+    "muon",
+    seeds=5,
+    epochs=(15, "Passes over the training images."),
+    muon_learning_rate=(0.02, "η of the hidden matrices."),
+    adam_learning_rate=(1e-3, "η of the rest."),
+    weight_decay=(0.1, "λ of both, in addition to 0."),
+)
 
 
 class MLP(nn.Module):
@@ -64,48 +68,54 @@ def removed(tx: Any, params: Any) -> dict[str, float]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): 0.0 - float(u.mean()) for path, u in flat}
 
 
-def run(*, epochs: int, muon_learning_rate: float, adam_learning_rate: float, weight_decay: float, seed: int) -> Any:
-    """Trains with λ and 0. Returns the decay per step, and per λ the test accuracy and norm of the hidden matrices."""
-    x, x_test, y, y_test = data.digits(seed)
-    start = MLP().init(jax.random.key(seed), x[:1])["params"]
-    batches = data.batches(len(x), 64, epochs=epochs, seed=seed).reshape(-1, 64)
+def run(*, seeds: int, epochs: int, weight_decay: float, **rates: float) -> Any:
+    """Trains with λ and 0."""
+    x, x_test, y, y_test = data.digits()
 
-    def loss(params: Any, rows: jax.Array) -> Any:
+    def loss_fn(params: Any, rows: jax.Array) -> jax.Array:
         logits: Any = MLP().apply({"params": params}, x[rows])
         return optax.softmax_cross_entropy_with_integer_labels(logits, y[rows]).mean()
 
-    def step(carry: Any, rows: jax.Array) -> Any:
-        updates, state = tx.update(jax.grad(loss)(carry[0], rows), carry[1], carry[0])
-        return (optax.apply_updates(carry[0], updates), state), None
+    def measure(params: Any) -> dict[str, jax.Array]:
+        logits: Any = MLP().apply({"params": params}, x_test)
+        right = (logits.argmax(-1) == y_test).mean(dtype=jnp.float32)
+        return {"accuracy": 100 * right, "‖w‖": wd.weight_norm(params, [("Dense", "weights")])}
 
-    ends = {}
-    for decay in (weight_decay, 0.0):
-        tx = optimizer(muon_learning_rate, adam_learning_rate, decay)
-        (end, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, batches))((start, tx.init(start)))
-        logits: Any = MLP().apply({"params": end}, x_test)
-        norm = wd.weight_norm(end, [("Dense", "weights")])
-        ends[decay] = {"accuracy": float((logits.argmax(-1) == y_test).mean()), "‖w‖": float(norm)}
-    rates = removed(optimizer(muon_learning_rate, adam_learning_rate, weight_decay), start)
-    return {"removed": rates, "ends": ends}
+    def train(hparams: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
+        tx = optimizer(weight_decay=hparams["weight_decay"], **rates)
+        params = MLP().init(key, x[:1])["params"]
+        return compare.fit(tx, params, loss_fn, data.batches(len(x), 64, epochs=epochs, seed=key), measure)[1]
+
+    return compare.sweep(train, seeds, weight_decay=[0.0, weight_decay])
+
+
+def report(results: Any) -> str:
+    """A line per λ, then what decay changes."""
+    end = compare.last(results)
+    of = {"weight_decay": end["weight_decay"][-1]}
+    accuracy, norm = (compare.change(end[name], "+.2f", **of) for name in ("accuracy", "‖w‖"))
+    return f"""Test accuracy (%) and ‖w‖ of the hidden matrices at the end:
+{compare.table(end, training=".3f", accuracy=".2f", **{"‖w‖": ".2f"})}
+
+λ = {of["weight_decay"].item():g} changes ‖w‖ of the hidden matrices by {norm}; the accuracy by {accuracy}."""
+
+
+def plot(results: Any) -> Any:
+    """Test accuracy and norm of the hidden matrices over the epochs, with Muon's decay and without."""
+    return compare.curves(results, "epoch", accuracy="test accuracy, %", **{"‖w‖": "hidden ‖w‖"})
+
+
+def decays() -> str:
+    """What one step removes from each parameter."""
+    flags, params = SETTING.values(), MLP().init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
+    rates = {name: flags[name] for name in ("muon_learning_rate", "adam_learning_rate", "weight_decay")}
+    return "\n".join(f"{path:20} {rate:.3g}" for path, rate in removed(optimizer(**rates), params).items())
 
 
 def main(argv: list[str]) -> None:
-    """Trains, then prints the decay per step of each parameter and the results."""
+    """Prints the decay per step of each parameter, trains, then prints and plots the results."""
     del argv
-    jax.config.update("jax_logging_level", "WARNING")  # no messages about missing accelerators
-    results = run(
-        epochs=_EPOCHS.value,
-        muon_learning_rate=_MUON_LEARNING_RATE.value,
-        adam_learning_rate=_ADAM_LEARNING_RATE.value,
-        weight_decay=_WEIGHT_DECAY.value,
-        seed=_SEED.value,
-    )
-    for path, rate in results["removed"].items():
-        print(f"{path:20} {rate:.3g}")
-    for decay, end in results["ends"].items():
-        print(
-            f"λ = {decay:<6g} test accuracy {100 * end['accuracy']:.1f} %, ‖w‖ of the hidden matrices {end['‖w‖']:.2f}"
-        )
+    SETTING.show(decays, run, report, plot)
 
 
 if __name__ == "__main__":

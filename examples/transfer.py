@@ -13,32 +13,29 @@ predicts for the very same runs.
 
 import functools
 import math
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import console
+import compare
 import data
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import plots
-from absl import app, flags
+from absl import app
 
 import wd_optax as wd
-from wd_optax import tables
+from wd_optax.tables import align
 
-_TASK = flags.DEFINE_enum("task", None, ["width", "examples", "batch", "text"], "Which of them; all by default.")
-_POINTS = flags.DEFINE_integer("points", 11, "Number of λ.", lower_bound=5)
-_SEEDS = flags.DEFINE_integer(
-    "seeds", 5, "Runs at each point; the seed determines images, labels and weights.", lower_bound=1
+SETTING = compare.Setting(
+    "transfer",
+    seeds=5,
+    task=(("width", "examples", "batch", "text"), "Which of them."),
+    points=(11, "Number of λ, at least 5."),
+    epochs=(60, "Passes over the training images."),
+    directory=(None, "Folder of finished runs, to resume from."),
 )
-_EPOCHS = flags.DEFINE_integer("epochs", 60, "Passes over the training images.", lower_bound=1)
-_DIRECTORY = flags.DEFINE_string("directory", None, "Folder of finished runs, to resume from.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for the pictures.")
-
 BASE = {"width": 64, "examples": 400, "batch": 32}
 ETA, NOISE, CLASSES = 1e-2, 0.4, 10  # η at the base width; the share of random labels
 LENGTH, CHARACTERS, HEADS = 32, 128, 4  # of the transformer
@@ -121,18 +118,12 @@ def optimizer(width: int, weight_decay: Any, steps: int, params: Any) -> optax.G
     return wd.partition(used, lambda p: labels[p.path])
 
 
-def fit(logits: Any, params: Any, tx: Any, train: Any, test: Any, batches: jax.Array) -> dict[str, jax.Array]:
+def test_loss(logits: Any, params: Any, tx: Any, train: Any, test: Any, batches: jax.Array) -> dict[str, jax.Array]:
     """Trains and returns the test loss."""
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
-
-    def step(carry: Any, rows: jax.Array) -> Any:
-        params, opt_state = carry
-        grads = jax.grad(lambda p: cross_entropy(logits(p, train[0][rows]), train[1][rows]).mean())(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
-
-    (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), batches)
-    return {"loss": cross_entropy(logits(params, test[0]), test[1]).mean()}
+    loss = lambda params, x, y: cross_entropy(logits(params, x), y).mean()
+    on = lambda params, rows: loss(params, train[0][rows], train[1][rows])
+    return {"loss": loss(compare.fit(tx, params, on, batches[None], lambda _: {})[0], *test)}
 
 
 def train_digits(hparams: dict[str, Any], key: jax.Array, *, epochs: int) -> dict[str, jax.Array]:
@@ -143,11 +134,10 @@ def train_digits(hparams: dict[str, Any], key: jax.Array, *, epochs: int) -> dic
     seen = jax.random.permutation(which, len(x_all))[: size["examples"]]
     noisy = jax.random.bernoulli(wrong, NOISE, (len(x_all),))
     y = jnp.where(noisy, jax.random.randint(labels, (len(x_all),), 0, CLASSES), y_all)[seen]
-    orders = jax.vmap(lambda k: jax.random.permutation(k, size["examples"]))(jax.random.split(order, epochs))
-    batches = orders[:, : size["examples"] // size["batch"] * size["batch"]].reshape(-1, size["batch"])
+    batches = data.batches(size["examples"], size["batch"], epochs=epochs, seed=order).reshape(-1, size["batch"])
     params = mlp(start, size["width"])
     tx = optimizer(size["width"], hparams["weight_decay"], len(batches), params)
-    return fit(mlp_logits, params, tx, (x_all[seen], y), (x_test, y_test), batches)
+    return test_loss(mlp_logits, params, tx, (x_all[seen], y), (x_test, y_test), batches)
 
 
 def train_text(hparams: dict[str, Any], key: jax.Array, *, epochs: int) -> dict[str, jax.Array]:
@@ -155,11 +145,10 @@ def train_text(hparams: dict[str, Any], key: jax.Array, *, epochs: int) -> dict[
     width = int(hparams["width"])
     x, x_test, y, y_test = data.text("argparse", 16_000, length=LENGTH, test_size=0.25)
     start, order = jax.random.split(key)
-    orders = jax.vmap(lambda k: jax.random.permutation(k, len(x)))(jax.random.split(order, max(epochs // 3, 1)))
-    batches = orders[:, : len(x) // 16 * 16].reshape(-1, 16)
+    batches = data.batches(len(x), 16, epochs=max(epochs // 3, 1), seed=order).reshape(-1, 16)
     params = transformer(start, width)
     tx = optimizer(width, hparams["weight_decay"], len(batches), params)
-    return fit(transformer_logits, params, tx, (x, y), (x_test, y_test), batches)
+    return test_loss(transformer_logits, params, tx, (x, y), (x_test, y_test), batches)
 
 
 TASKS = {
@@ -182,20 +171,18 @@ def sweep(name: str, *, points: int, seeds: int, epochs: int, directory: str | N
     return result.optimum("loss", of="weight_decay", over=task.over, mode="min")
 
 
+def run(*, task: list[str], epochs: int, **settings: Any) -> dict[str, Any]:
+    """Returns epochs, and per task the optima of `sweep`."""
+    return {"epochs": epochs, "optima": {name: sweep(name, epochs=epochs, **settings) for name in task}}
+
+
 def run_at(value: int, over: str, epochs: int) -> wd.Run:
     """The run at one value of an axis, to transfer from or to."""
     size = BASE | {over: value}
     steps = epochs * (size["examples"] // size["batch"])
     cosine = 1 + np.cos(np.pi * np.arange(steps) / steps)
-    hidden = size["width"] ** 2
-    return wd.Run(
-        batch=size["batch"],
-        steps=steps,
-        examples=size["examples"],
-        width=size["width"],
-        parameters=hidden,
-        schedule=cosine,
-    )
+    settings: Any = size | {"steps": steps, "parameters": size["width"] ** 2, "schedule": cosine}
+    return wd.Run(**settings)
 
 
 def claims(name: str, epochs: int) -> dict[str, float]:
@@ -212,32 +199,39 @@ def claims(name: str, epochs: int) -> dict[str, float]:
     return {row.rule.name: math.log(row.weight_decay / 1e-3) / math.log(high / low) for row in found.rows}
 
 
-def report(name: str, found: Any, epochs: int) -> str:
-    """The optima, the measured exponent, and the rules inside its interval."""
-    low, high = found.interval
-    lines = [["rule", "exponent", "inside the interval"]]
-    for rule, exponent in claims(name, epochs).items():
-        inside = "-" if not math.isfinite(low) else "yes" if low <= exponent <= high else "no"
-        lines.append([rule, f"{exponent:+.2f}", inside])
-    return f"{name}:\n{found}\n{tables.align(lines)}\n"
+def report(results: dict[str, Any]) -> str:
+    """Per task the optima, the measured exponent, and the rules inside its interval."""
+    parts, ends = [], []
+    for name, found in results["optima"].items():
+        (low, high), lines, inside = found.interval, [["rule", "exponent", "inside the interval"]], []
+        for rule, exponent in claims(name, results["epochs"]).items():
+            yes = low <= exponent <= high
+            lines.append([rule, f"{exponent:+.2f}", "-" if not math.isfinite(low) else "yes" if yes else "no"])
+            inside += [rule] if yes else []
+        parts.append(f"{name}:\n{found}\n{align(lines)}\n")
+        law = f"{found.exponent:+.2f} ({', '.join(inside) or 'none'})" if math.isfinite(low) else "no law"
+        ends.append(f"{name} {law}")
+    parts.append("Exponents are at the η of muP over width, at equal η over examples and batch, at equal epochs.\n")
+    return "\n".join(
+        [*parts, f"Measured exponents of the best λ, and the rules inside their intervals: {'; '.join(ends)}."]
+    )
+
+
+def plot(results: dict[str, Any]) -> dict[str, Any]:
+    """Test loss over λ at each size, and the best λ over the size with its power law."""
+    return {f"transfer_{name}": found.plot() for name, found in results["optima"].items()}
+
+
+def decays() -> str:
+    """The audit of the widest network."""
+    params = mlp(jax.random.key(0), 256)
+    return f"The widest network at λ = 1:\n{wd.audit(optimizer(256, 1.0, 500, params), params, horizon=500)}"
 
 
 def main(argv: list[str]) -> None:
     """Audits the optimizer, sweeps, then prints and plots the results."""
     del argv
-    console.plain()
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # a device for each core
-    print("The widest network at λ = 1:")
-    params = mlp(jax.random.key(0), 256)
-    print(wd.audit(optimizer(256, 1.0, 500, params), params, horizon=500), end="\n\n", flush=True)
-    pictures = []
-    for name in [_TASK.value] if _TASK.value else TASKS:
-        settings = {"points": _POINTS.value, "seeds": _SEEDS.value, "epochs": _EPOCHS.value}
-        found = sweep(name, directory=_DIRECTORY.value, **settings)
-        print(report(name, found, _EPOCHS.value), flush=True)
-        pictures.append(plots.save(found.plot(), _OUT.value, f"transfer_{name}.png"))
-    print("Exponents of λ are at the η of muP over width, and at equal η over examples and batch, at equal epochs.")
-    print("Pictures:", *pictures)
+    SETTING.show(decays, run, report, plot)
 
 
 if __name__ == "__main__":

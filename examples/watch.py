@@ -26,6 +26,7 @@ import tqdm
 from absl import app, flags
 
 import wd_optax as wd
+from wd_optax.tables import align
 
 _STEPS = flags.DEFINE_integer("steps", 3000, "Steps of each run.", lower_bound=1)
 _EVERY = flags.DEFINE_integer("every", 20, "Steps between two measurements.", lower_bound=1)
@@ -98,19 +99,23 @@ def run(*, steps: int, every: int, learning_rate: float, weight_decay: list[floa
 
 def report(found: dict[float, Any], learning_rate: float) -> str:
     """A line per λ: means over the last tenth of the run, of the hidden kernels, and where they should settle."""
-    lines = [f"{'λ':6}{'‖w‖ start → end':18}{'settles at':12}{'angle, rad':12}{'settles at':12}share"]
+    rows, ends = [["λ", "‖w‖ start → end", "settles at", "angle, rad", "settles at", "share"]], []
     for decay, measured in found.items():
         last, first = measured[-max(1, len(measured) // 10) :], measured[0]
         norm, angle, share = (np.mean([seen[f"hidden/{key}"] for seen in last]) for key in FIGURES)
-        to = wd.equilibrium(learning_rate, weight_decay=decay, size=first["hidden/size"]) if decay else None
-        cells = [f"{to.norm:.1f}", f"{angle:.4f}", f"{to.angle:.4f}"] if to else ["-", f"{angle:.4f}", "-"]
-        moved = f"{first['hidden/weight_norm']:.1f} → {norm:.1f}"
-        lines.append(f"{decay:<6g}{moved:18}" + "".join(f"{cell:12}" for cell in cells) + f"{share:.1%}")
-    return "\n".join(lines)
+        cells = ["-", f"{angle:.4f}", "-"]
+        if decay:
+            to = wd.equilibrium(learning_rate, weight_decay=decay, size=first["hidden/size"])
+            cells = [f"{to.norm:.1f}", f"{angle:.4f}", f"{to.angle:.4f}"]
+            ends.append(f"{norm / to.norm:.2f} and {angle / to.angle:.2f} at λ = {decay:g}")
+        rows.append([f"{decay:g}", f"{first['hidden/weight_norm']:.1f} → {norm:.1f}", *cells, f"{share:.1%}"])
+    about = f"η = {learning_rate:g}, AdamW; means of the last tenth of the run, of the hidden kernels."
+    claim = f"Norm and angle end at these multiples of what wd.equilibrium predicts: {', '.join(ends) or '-'}."
+    return f"{align(rows)}\n{about}\n\n{claim}"
 
 
 def plot(found: dict[float, Any], folder: str) -> Any:
-    """A panel per figure, a line per λ."""
+    """Norm, angle per step and share of decay of the hidden kernels over the steps, a line per λ."""
     figure, panels = plots.figure(len(FIGURES))
     for axes, (key, label) in zip(panels, FIGURES.items(), strict=True):
         for i, (decay, measured) in enumerate(found.items()):
@@ -135,7 +140,6 @@ def main(argv: list[str]) -> None:
         options: dict[str, Any] = {"steps": _STEPS.value, "every": _EVERY.value, "seed": _SEED.value, "log": file}
         found = run(learning_rate=_LEARNING_RATE.value, weight_decay=decays, **options)
     print(report(found, _LEARNING_RATE.value))
-    print(f"η = {_LEARNING_RATE.value:g}, {_STEPS.value} steps, AdamW; means of the last tenth, of the hidden kernels.")
     print(f"Figures: {log}. Picture: {plot(found, _OUT.value)}")
 
 

@@ -23,9 +23,17 @@ ENDS: dict[str, list[str]] = {  # per example, patterns that the last lines matc
     "linear_regression": [
         r"L1's proximal step makes it 0 in step 10\d;",
         "decay overshoots most, proximal least",
+        r"follow the formula to \de-0[78], and reach ridge's solution to \de-0[67]; ",
+        r"makes 3\d exact zeros, its gradient 0\.",
     ],
-    "ema_momentum_rmsprop_adam": [r"Adam's first step is 1\.000·η; without bias correction 3\.162·η"],
-    "learning_rate_schedules": [r"under constant, 1\.0 times under lr", r"The bound is .* = 3\.162, not 1"],
+    "ema_momentum_rmsprop_adam": [
+        r"Adam's first step is 1\.000·η; without bias correction 3\.162·η",
+        r"take one path, to \de-06\.\n",
+    ],
+    "learning_rate_schedules": [
+        r"The bound is .* = 3\.162, not 1",
+        r"left a final loss of 1\.0 times the lowest, one that doesn't \(constant\) \d",
+    ],
     "classifier_784": [r"with λ = 1 the test accuracy is \d+%", r"differ by \S+ in training, by 0 in evaluation"],
     "finetune_anchor": [
         r"20°, 20 images, anchor pre-trained, λ = \S+: test loss .* against λ = 0\.",
@@ -51,6 +59,7 @@ def test_main_audits_first_and_ends_with_what_was_shown(shown, tmp_path, monkeyp
     name, results = shown[0].__name__, shown[1]
     with flagged(name, f"--out={tmp_path / 'made'}") as example:
         asked: dict[str, Any] = {}
+        monkeypatch.setattr(jax.config, "update", lambda *setting: None)  # devices are up already
         real = inspect.signature(example.run)
         monkeypatch.setattr(example, "run", lambda **options: asked.update(options) or results)
         example.main([])
@@ -151,6 +160,19 @@ def test_variants_of_a_method_differ_as_printed(shown) -> None:
     first = {name: np.abs(path[1] - path[0]).max() / r["η"] for name, path in r["optax"].items()}
     assert first["Adam"] == pytest.approx(1, rel=1e-5)
     assert first["Adam uncorrected"] == pytest.approx(0.1 / 0.001**0.5, rel=1e-4)
+
+
+@of("ema_momentum_rmsprop_adam")
+def test_chains_by_hand_are_the_named_optimizers_and_only_y_decays(shown) -> None:
+    example, r = shown
+    for name, (chain, named) in r["by hand"].items():
+        assert example.distance(chain, named) < 1e-6, name  # float32: η·(u + λ·y), or η·u + (η·λ)·y
+    adam = r["optax"]["Adam"]
+    (l2, _), (adamw, _) = r["by hand"]["Adam with L2"], r["by hand"]["AdamW"]
+    for path in (l2, adamw):
+        np.testing.assert_allclose(path[:, 0], adam[:, 0], atol=1e-6)  # the mask excludes x
+    # λ·y is a 200th of the gradient 20·y, so that L2 hardly changes Adam's direction; decay removes λ·η per step.
+    assert abs(l2[:, 1] - adam[:, 1]).max() < 0.003 < abs(adamw[:, 1] - adam[:, 1]).max()
 
 
 # --- learning_rate_schedules -----------------------------------------------------------------------------------------

@@ -94,10 +94,10 @@ def test_a_point_of_the_sweep_is_the_network_trained_alone(
     name = "AdamW, schedule"
     monkeypatch.setattr(example, "OPTIMIZERS", {name: example.OPTIMIZERS[name]})
     settings = {"points": 3, "seeds": 2, "epochs": 4, "directory": str(tmp_path)}
-    result = example.run(models=["mlp"], **settings)["mlp"]
+    result = example.run(model=["mlp"], **settings)["mlp"]
     assert dict(result.data.sizes) == {"optimizer": 1, "learning_rate": 3, "weight_decay": 3, "seed": 2}
     assert (tmp_path / "mlp").is_dir()
-    xarray.testing.assert_identical(example.run(models=["mlp"], **settings)["mlp"].data, result.data)
+    xarray.testing.assert_identical(example.run(model=["mlp"], **settings)["mlp"].data, result.data)
 
     x, x_test, y, y_test = example.data.digits(flat=False, test_size=0.5)
     batches = example.data.batches(300, 50, epochs=4, seed=0).reshape(-1, 50)
@@ -141,17 +141,16 @@ def test_the_report_says_that_the_claim_does_not_show_where_it_does_not(example:
     reverse = made(example, lambda name, η, λ: η**2 + λ**2 - 1.9 * η * λ * ("schedule" in name))
     lines = example.report({"mlp": reverse}).splitlines()
     assert sum(line.endswith(": the claim does not hold.") for line in lines) == 2
+    both = "on the mlp with SGD the claim does not hold; on the mlp with Adam the claim does not hold."
+    assert lines[-1] == f"Whether η and λ separate under the paper's decay: {both}"
 
 
 def test_overlapping_intervals_are_said_to_overlap(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {name: [-0.1, -0.2, 0.2] for name in example.OPTIMIZERS} | {"Adam+L2": [-0.4, -0.6, -0.15]}
     monkeypatch.setattr(example, "separability", lambda result: found)
-    expected = (
-        'Adam: ρ is -0.40 with L2, -0.10 with "lr" and -0.10 with "schedule": as claimed, but the intervals overlap.'
-    )
     result = lambda seeds: types.SimpleNamespace(data=types.SimpleNamespace(sizes={"seed": seeds}))
-    assert example.verdict(result(3), "Adam") == expected
-    assert example.verdict(result(2), "Adam").endswith(": no verdict from 2 seeds.")
+    assert example.claim(result(3), "Adam") == "as claimed, but the intervals overlap"
+    assert example.claim(result(2), "Adam") == "no verdict from 2 seeds"
 
 
 def test_the_table_gives_rates_and_not_factors(example: Any, claimed: SweepResult) -> None:
@@ -169,25 +168,23 @@ def test_main_audits_first_and_draws_every_optimizer_last(
     with flagged("lr_wd_map", f"--out={tmp_path}", "--model=mlp", "--points=3") as module:
         asked: dict[str, Any] = {}
         monkeypatch.setattr(module, "run", lambda **settings: asked.update(settings) or {"mlp": claimed})
-        monkeypatch.setattr(module.jax.config, "update", lambda *setting: None)  # devices are up already
+        monkeypatch.setattr(jax.config, "update", lambda *setting: None)  # devices are up already
         module.main([])
     lines = capsys.readouterr().out.splitlines()
-    assert asked == {"models": ["mlp"], "points": 3, "seeds": 5, "epochs": 100, "directory": None}
+    assert asked == {"model": ["mlp"], "points": 3, "seeds": 5, "epochs": 100, "directory": None}
     assert lines[0] == "mlp under AdamW, schedule, where both multiples are 1:"
     # λ = 0.005 times the mean of the cosine over the run, which is 1/2.
     (row,) = [line.split() for line in lines if line.startswith("Dense_0/kernel")]
     assert float(row[3]) == pytest.approx(0.0025, rel=0.02)
-    assert lines[-1] == f"Maps: {tmp_path / 'lr_wd_map_mlp.png'}"
+    assert lines[-1].endswith(f"Picture: {tmp_path / 'lr_wd_map_mlp.png'}")
     assert (tmp_path / "lr_wd_map_mlp.png").stat().st_size > 5000
 
 
-def test_each_panel_names_its_optimizer_and_units(example: Any, claimed: SweepResult, monkeypatch: Any) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr(example.plots, "save", lambda figure, folder, name: drawn.append(figure))
-    example.plot(claimed, "", "cnn")
-    *panels, _ = drawn[0].axes
+def test_each_panel_names_its_optimizer_and_units(example: Any, claimed: SweepResult) -> None:
+    drawn = example.plot({"cnn": claimed})["lr_wd_map_cnn"]
+    *panels, _ = drawn.axes
     assert [axes.get_title().partition(": ρ")[0] for axes in panels] == list(example.OPTIMIZERS)
-    drawn[0].draw_without_rendering()
+    drawn.draw_without_rendering()
     for axes, unit in zip(panels, example.OPTIMIZERS.values(), strict=True):
         η, λ = axes.child_axes
         assert (axes.get_xlabel(), η.get_xlabel(), λ.get_ylabel()) == ("", "learning rate η", "weight decay λ")

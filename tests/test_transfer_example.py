@@ -48,8 +48,11 @@ def test_the_first_step_changes_logits_alike_at_every_width(example: Any, model:
 
 def test_a_short_run_prints_measured_and_claimed(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(example.TASKS, "width", example.TASKS["width"]._replace(values=(16, 32)))
-    found = example.sweep("width", points=5, seeds=2, epochs=2)
-    printed = example.report("width", found, epochs=2)
+    results = example.run(task=["width"], points=5, seeds=2, epochs=2)
+    printed, found = example.report(results), results["optima"]["width"]
     assert [point.at for point in found.points] == [16, 32]
     assert re.search(r"^width +best weight_decay +95 % interval +diverged", printed, re.M)
     assert re.search(r"^mup_sqrt_width +\+0.50 +(yes|no|-)$", printed, re.M)
+    law = re.search(r"rules inside their intervals: width (no law|([+-][\d.]+) \((.+)\))\.$", printed)
+    yes = re.findall(r"^(\w+) +[+-][\d.]+ +yes$", printed, re.M)
+    assert (law[3] or "none") == (", ".join(yes) or "none")

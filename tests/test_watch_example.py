@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,9 @@ def test_the_report_compares_with_the_prediction(watch: Any, shown: Any) -> None
     assert lines[1].split()[:1] + lines[1].split()[4:] == ["0", "-", lines[1].split()[5], "-", "0.0%"]
     to = wd.equilibrium(RATE, weight_decay=DECAY, size=64 * 128 + 128 * 128)
     assert (lines[2].split()[4], lines[2].split()[6]) == (f"{to.norm:.1f}", f"{to.angle:.4f}")
+    norm, angle = map(float, re.search(r"predicts: ([\d.]+) and ([\d.]+) at λ = 2\.$", lines[-1]).groups())
+    assert norm == pytest.approx(float(lines[2].split()[3]) / to.norm, rel=0.02)  # a printed digit
+    assert angle == pytest.approx(float(lines[2].split()[5]) / to.angle, rel=0.02)
 
 
 def test_main_audits_first_and_draws_every_run(
