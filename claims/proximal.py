@@ -98,7 +98,7 @@ def draw(axes: Any, curves: Any) -> None:
 
 CLAIM = Claim(
     title="A proximal step in the optimizer's metric minimises loss + penalty, with exact zeros; after Adam it doesn't",
-    papers=("2007.07114",),
+    papers=("2007.07484",),
     statement="Proximal steps in the metric of an adaptive method converge for nonsmooth penalties such as l1 and give "
     "sparse solutions; without the preconditioner in the proximal step they solve another problem.",
     expected={row: bound for key in DIFFER for row, bound in ((DIFFER[key], exactly(0)), (FAR[key], at_most(1e-5)))}

@@ -8,11 +8,10 @@ python examples/gallery.py --words     # none of them: titles, commands and alte
 import ast
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-
-from PIL import Image
 
 HERE = pathlib.Path(__file__).parent
 DOCS, PICTURES = HERE.parent / "docs", HERE / "pictures"
@@ -105,8 +104,7 @@ def run(name: str) -> str:
         command = [sys.executable, str(script), *["--out=out"] * ("def plot(" in script.read_text())]
         printed = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, encoding="utf-8", check=True).stdout
         for picture in pathlib.Path(folder, "out").glob("*.png"):
-            small = Image.open(picture).convert("RGB").quantize(256, dither=Image.Dither.NONE)  # a third of the bytes
-            small.save(PICTURES / picture.name, optimize=True)
+            shutil.copy(picture, PICTURES)
     return shown(printed)
 
 

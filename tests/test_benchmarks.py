@@ -222,16 +222,16 @@ def test_startup_measures_both_and_reports_ratios(flagged: Any, monkeypatch: pyt
         made = {"import": {"wd_optax": [[0.3, 0.1], [0.5, 0.2], [0.9, 0.2]], "optax": [[0.4, 0.4]]}}
         made |= {"init": made["import"] | {"monitored": [[1.0, 0.6]]}}
         lines = startup.report(made).splitlines()
-    assert len(clear) == 6
+    assert len(clear) == 8
     assert list(found) == [*(f"{k}, 2 leaves" for k in ("init", "trace", "compile", "trace + compile")), "import"]
-    for name in ("wd_optax", "optax", "monitored"):
+    for name in ("wd_optax", "optax", "masked", "monitored"):
         trace, compiled, both = (
             np.array(found[f"{k}, 2 leaves"][name]) for k in ("trace", "compile", "trace + compile")
         )
         np.testing.assert_allclose(trace + compiled, both)
         assert (both[:, 0] > 0).all()
     assert lines[1].split() == ["import", "500.00", "400.00", "1.25", "0.50"]
-    assert [line.split() for line in lines[4:]] == [["init", "1000.00", "500.00", "2.00", "3.00"]]
+    assert [line.split() for line in lines[5:]] == [["init", "1000.00", "500.00", "2.00", "3.00"]]
 
 
 def test_masks_of_all_forms_are_measured_on_the_tree_they_fit(flagged: Any) -> None:

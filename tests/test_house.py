@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"contexts", "dtypes", "hyperparams", "masking.paths", "masking.words", "optional", "tables", "version"},
     {"couplings", "masking.roles", "precision.casts", "precision.random_bits", "precision.upcasting"},
-    {"choosing.schedules", "masking.errors", "precision.exact_steps", "state_fields", "step_derivative"},
-    {"masking.matching", "momentum", "partition", "prox.metrics"},
-    {"masking.forms", "masking.slices", "precision.rounding", "step_sums"},
+    {"choosing.schedules", "masking.errors", "precision.exact_steps", "state_fields", "step_rates"},
+    {"masking.matching", "momentum", "partition", "prox.metrics", "step_derivative"},
+    {"leaf_sums", "masking.forms", "masking.slices", "precision.rounding"},
     {
         "decay_groups",
         "masking.masks",
@@ -31,6 +31,7 @@ FLOORS = [
         "prox.inference",
         "rules.checks",
         "rules.norms",
+        "step_sums",
     },
     {"rules.stand_ins", "rules.step"},
     {

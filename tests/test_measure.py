@@ -12,6 +12,7 @@ from catalogue import LEARNING_RATE, WEIGHT_DECAY, grads, optimizer, params, ste
 from helpers import assert_same_bits
 
 import wd_optax as wd
+from wd_optax import step_rates
 from wd_optax.masking.roles import ROLES
 
 pytestmark = [pytest.mark.quick_compile, pytest.mark.optax_promotes]
@@ -206,3 +207,88 @@ def test_swapped_arguments_are_refused():
         wd.measure_decay(grads(p), ADAMW, ADAMW.init(p), p)
     with pytest.raises(ValueError, match=r"as optax\.lookahead"):
         wd.measure_decay(optax.lookahead(ADAMW, 5, 0.5), p, optax.LookaheadState((), jnp.zeros(())), p)
+
+
+# --- a decay that is a number times the parameters is read off the program ------------------------------------------
+
+# The kernel is summed before its step is evaluated again; the bias's step is evaluated once.
+HUGE = {"kernel": jax.random.normal(jax.random.key(2), (130, 128)), "bias": 1 + jnp.arange(128.0)}
+MULTIPLES = {
+    "adamw": lambda: ADAMW,
+    "optax.adamw": lambda: optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
+    "optax.sgd, which doesn't decay": lambda: optax.sgd(LEARNING_RATE, momentum=0.9),
+    "L2 and momentum": lambda: wd.sgd_l2(LEARNING_RATE, weight_decay=WEIGHT_DECAY, momentum=0.9),
+    "clipped, several multipliers": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0), wd.sgdw(LEARNING_RATE, weight_decay=0.3, mask=[("kernel", 0.5), ("", 1.0)])
+    ),
+    "scheduled": lambda: wd.adamw(optax.linear_schedule(0.1, 0.0, 9), weight_decay=0.1),
+    "subtracted": lambda: optax.stateless(lambda u, p: jax.tree.map(lambda u, p: u - p / 8, u, p)),
+    "grows": lambda: optax.chain(optax.sgd(0.1), optax.add_decayed_weights(0.1)),
+    "overwrites": lambda: wd.shrink(0.999),
+}
+OTHERS = {
+    "cautious": BUILD["cautious"],
+    "lamb": BUILD["lamb"],
+    "squared": lambda: optax.stateless(lambda u, p: jax.tree.map(lambda u, p: u - p * p, u, p)),
+    "by another leaf": lambda: optax.stateless(lambda u, p: jax.tree.map(lambda u: u - 0.1 * p["bias"][0], u)),
+    "by entry": lambda: optax.stateless(lambda u, p: jax.tree.map(lambda u, p: u - 0.1 * u * p, u, p)),
+}
+
+
+def decide(tx):
+    """Whether d was read off, and what was measured, with and without that."""
+    seen, real = [], step_rates.rates
+    note = lambda found: seen.append(found) or found
+    g, state = jax.tree.map(jnp.sin, HUGE), tx.init(HUGE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_rates, "rates", lambda *args: note(real(*args)))
+        measured = jax.jit(functools.partial(wd.measure_decay, tx))(g, state, HUGE)
+        patch.setattr(step_rates, "rates", lambda *args: None)
+        derived = jax.jit(functools.partial(wd.measure_decay, tx))(g, state, HUGE)
+    return seen[0] is not None, measured, derived
+
+
+@pytest.mark.parametrize("name", MULTIPLES)
+def test_what_is_read_off_is_the_derivative(name):
+    is_multiple, measured, derived = decide(MULTIPLES[name]())
+    assert is_multiple
+    for group in ("weight", "bias"):
+        chex.assert_trees_all_close(measured[group], derived[group], rtol=1e-5, atol=1e-7)
+    if name in ("grows", "overwrites"):
+        assert np.isnan(measured["weight"].decay_share)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_derivative_is_taken(name):
+    assert not decide(OTHERS[name]())[0]
+
+
+@pytest.mark.quick_compile(False)
+@pytest.mark.parametrize("name", ["adamw", "sgdw", "optax.lion"])
+def test_a_large_and_a_small_leaf_move_as_without_the_monitor(name):
+    tx = BUILD[name]() if name in BUILD else optimizer(name)
+    g, runs = jax.tree.map(lambda p: jnp.cos(p + jnp.arange(p.size, dtype=p.dtype).reshape(p.shape)), HUGE), []
+    for one in (tx, wd.monitor_decay(tx)):
+        update = jax.jit(functools.partial(step, one))
+        p, state = update(g, one.init(HUGE), HUGE)
+        runs.append(update(g, state, p)[0])
+    # a·g + b·m is contracted in one program or the other: an ulp of a term near 1
+    chex.assert_trees_all_close(*runs, rtol=1e-6, atol=2.0**-22)
+    if name != "adamw":
+        assert_same_bits(*runs)
+
+
+def test_the_optimizer_is_traced_once():
+    calls = []
+    counting = optax.stateless(lambda u, p: calls.append(1) or jax.tree.map(lambda u, p: u - 0.1 * p, u, p))
+    tx = wd.monitor_decay(counting)
+    jax.jit(tx.update)(HUGE, tx.init(HUGE), HUGE)
+    assert len(calls) == 1
+
+
+def test_numpy_leaves_and_python_numbers_are_measured():
+    p, g = {"kernel": np.ones((2, 2), np.float32), "scale": 3.0}, {"kernel": jnp.ones((2, 2)), "scale": 1.0}
+    tx = wd.monitor_decay(wd.sgdw(0.1, weight_decay=0.5))
+    for update in (tx.update, jax.jit(tx.update), lambda *args: jax.jit(lambda: tx.update(*args))()):
+        info = wd.read_decay(update(g, tx.init(p), p)[1])["weight"]
+        assert float(info.removed) == pytest.approx(0.05)

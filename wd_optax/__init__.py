@@ -9,13 +9,9 @@ from wd_optax import precision, prox, rules
 from wd_optax.couplings import convert_weight_decay, decay_rate
 from wd_optax.masking.masks import multipliers, optax_mask
 from wd_optax.masking.slices import explain_slices
-from wd_optax.measure import measure_decay
-from wd_optax.monitor import monitor_decay, read_decay
 from wd_optax.optimizers import adam_l2, adamw, sgd_l2, sgdw
 from wd_optax.partition import partition
 from wd_optax.penalties import l1_penalty, l2_penalty, weight_norm
-from wd_optax.projection.hyperball import hyperball
-from wd_optax.projection.project import project
 from wd_optax.rules.missed_decay import materialize
 from wd_optax.transforms import add_decayed_weights, add_l2_to_loss, proximal, shrink
 from wd_optax.version import __version__
@@ -32,15 +28,19 @@ if typing.TYPE_CHECKING:
     from wd_optax.choosing.sweeping.sweep import sweep
     from wd_optax.choosing.timescales import half_life, timescale, weight_decay_for
     from wd_optax.choosing.transfer import transfer
+    from wd_optax.measure import measure_decay
     from wd_optax.migrate import migrate_state
+    from wd_optax.monitor import monitor_decay, read_decay
     from wd_optax.porting.emulate import emulate
     from wd_optax.porting.from_torch import from_torch
     from wd_optax.porting.layers import LayerDecay
     from wd_optax.porting.to_torch import to_torch_groups
     from wd_optax.porting.torch_state import torch_state
     from wd_optax.porting.translate import translate
+    from wd_optax.projection.hyperball import hyperball
+    from wd_optax.projection.project import project
 
-# Where the names are that a training step doesn't need: imported when first used, as they are two thirds of the import.
+# Where the names are that a plain training step doesn't need: imported when first used, as they are most of the import.
 _LAZY = {
     "LayerDecay": "porting.layers",
     "Run": "choosing.runs",
@@ -51,8 +51,13 @@ _LAZY = {
     "explain": "auditing.explaining",
     "from_torch": "porting.from_torch",
     "half_life": "choosing.timescales",
+    "hyperball": "projection.hyperball",
+    "measure_decay": "measure",
     "migrate_state": "migrate",
+    "monitor_decay": "monitor",
+    "project": "projection.project",
     "published": "choosing.published",
+    "read_decay": "monitor",
     "search": "choosing.searching.search",
     "sweep": "choosing.sweeping.sweep",
     "timescale": "choosing.timescales",

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from wd_optax import dtypes
 from wd_optax.hyperparams import ScalarOrSchedule, evaluate, init_leaves, is_static, keep
@@ -90,9 +91,18 @@ def decayed(
     verb = "decays" if {"weight_decay", "rate"} & {*hyperparams} else "projects"
 
     def rates(params: optax.Params, values: Mapping[str, jax.Array], multipliers: Any) -> Any:
-        c = rate(values)
-        each = leaf_rates(params, values) if leaf_rates else jax.tree.map(lambda m: c, multipliers)
-        return jax.tree.map(_times, multipliers, each)
+        if leaf_rates:
+            return jax.tree.map(_times, multipliers, leaf_rates(params, values))
+        c, known = rate(values), dict[float, Any]()  # leaves of one multiplier share a product
+
+        def product(m: Any) -> Any:
+            if not isinstance(m, float):
+                return _times(m, c)
+            if m not in known:
+                known[m] = _times(m, c)
+            return known[m]
+
+        return jax.tree.map(product, multipliers)
 
     def init(params: optax.Params) -> DecayState:
         params = dtypes.as_arrays(params)
@@ -163,7 +173,9 @@ def _map(term: Term, updates: Any, params: Any, r: Any, rates: Any, *rest: Any) 
             return u
         dtype = dtypes.arithmetic(p.dtype, u.dtype)
         decayed, where = term(u.astype(dtype), jnp.asarray(r).astype(dtype), k.astype(dtype), *rest)
-        return jnp.where(where, decayed.astype(u.dtype), u)
+        decayed = decayed.astype(u.dtype)
+        same = decayed.shape == u.shape and where.shape in ((), u.shape)
+        return lax.select(where, decayed, u) if same else jnp.where(where, decayed, u)
 
     return jax.tree.map(decay, updates, params, r, rates, *rest, is_leaf=lambda x: x is None)
 

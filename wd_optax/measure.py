@@ -13,9 +13,10 @@ import optax
 from wd_optax import step_sums, tables
 from wd_optax.decay_groups import Grouping, Groups, assign_groups
 from wd_optax.hyperparams import check_transformation
+from wd_optax.leaf_sums import one_for_zero
 from wd_optax.masking.slices import Slices
-from wd_optax.step_derivative import leaf_steps
-from wd_optax.step_sums import Norms, one_for_zero
+from wd_optax.step_derivative import Program, leaf_steps
+from wd_optax.step_sums import Norms
 
 CONTRADICTED = 0.1  # d is not a decay if more than this share of its norm is on entries that contradict one
 
@@ -197,23 +198,16 @@ def measure_decay(
 
     """
     check_transformation("optimizer", optimizer)
-    return measure_groups(optimizer, grads, opt_state, params, assign_groups(groups, slices, params), extra)[0]
-
-
-def measure_groups(
-    optimizer: optax.GradientTransformation,
-    grads: optax.Updates,
-    opt_state: optax.OptState,
-    params: optax.Params,
-    grouping: Grouping,
-    extra: dict[str, Any],
-) -> tuple[DecayTable, jax.Array]:
-    """`measure_decay` of known groups, and −0.0 as a number that depends on all sums."""
     refuse_wrong_order(opt_state)
-    inner = optax.with_extra_args_support(optimizer)
-    steps = leaf_steps(lambda p: inner.update(grads, opt_state, p, **extra)[0], params)
-    found, zero = step_sums.summarize(steps, grouping.of, grouping.sizes, grouping.layers, grouping.axes)
-    return DecayTable(tuple(found[name] for name in grouping.stacks), grouping.places), zero
+    program = Program(optax.with_extra_args_support(optimizer), grads, opt_state, params, extra)
+    return measure_groups(program, program(program.grads, program.params)[0], assign_groups(groups, slices, params))
+
+
+def measure_groups(program: Program, updates: optax.Updates, grouping: Grouping) -> DecayTable:
+    """`measure_decay` of known groups."""
+    steps = leaf_steps(program, updates)
+    found = step_sums.summarize(steps, grouping.of, grouping.sizes, grouping.layers, grouping.axes)
+    return DecayTable(tuple(found[name] for name in grouping.stacks), grouping.places)
 
 
 def empty_table(grouping: Grouping) -> DecayTable:

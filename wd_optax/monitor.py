@@ -13,6 +13,8 @@ from wd_optax.masking import roles
 from wd_optax.masking.roles import ROLES
 from wd_optax.masking.slices import Slices, check_slices
 from wd_optax.measure import DecayInfo, DecayTable, each_layer, empty_table, measure_groups, refuse_wrong_order
+from wd_optax.step_derivative import Program
+from wd_optax.step_sums import SMALL
 
 
 class DecayMonitorState(NamedTuple):
@@ -32,10 +34,12 @@ def monitor_decay(
     Updates are the optimizer's own: bit for bit outside jit, and to an ulp under jit, because XLA may contract products
     and sums differently in another program. Each step is also measured: sums over the parameters, and the decay d, the
     part of the step that is proportional to the weights: d = ∂u(s·p)/∂s at s = 1, with gradients and state fixed. It
-    detects decay wherever it is placed: in ours, in `optax.adamw`, in any chain. The sums read once more what the step
-    reads, before the step and without copies: 16 bytes per float32 parameter, where AdamW moves 28. On a CPU, which
-    doesn't vectorise sums, a monitored step takes 4 to 9 times a plain one (`benchmarks/step.py`); this is usually
-    small next to the backward pass. `state.inner` is the plain optimizer's state, to step without the monitor.
+    detects decay wherever it is placed: in ours, in `optax.adamw`, in any chain. Where d is a number times p, as for
+    any decoupled decay without a rule, it is read off the traced update; else the update is differentiated. The sums
+    read once more what the step reads, before the step and without copies of leaves above 16,384 entries: 16 bytes per
+    float32 parameter, where AdamW moves 28. On a CPU, which doesn't vectorise sums, a monitored step takes 4 to 9 times
+    a plain one (`benchmarks/step.py`); this is usually small next to the backward pass. `state.inner` is the plain
+    optimizer's state, to step without the monitor.
 
     d is exactly the decay −c·m·p for every decoupled decay to zero without a rule, for `cautious` and `active_rows`,
     for proximal L2, and for `constrained`, where it is −c·m·λ·p.
@@ -100,12 +104,14 @@ def monitor_decay(
             raise ValueError(
                 "monitor_decay measures the parameters, so update needs them: tx.update(grads, state, params)"
             )
-        # `inner.update` is traced twice: here for the sums, which need its derivative, and below for the step. XLA
-        # recomputes the update there; one trace would write it to memory, because the sums come before the step.
         grouping = assign_groups(groups, slices, params)
-        measured, zero = measure_groups(inner, updates, state.inner, params, grouping, extra)
-        updates = _add_dependency(updates, zero)
-        updates, inner_state = inner.update(updates, state.inner, params, **extra)
+        refuse_wrong_order(state.inner)
+        program = Program(inner, updates, state.inner, params, extra)
+        updates, inner_state = program(program.grads, program.params)
+        measured = measure_groups(program, updates, grouping)
+        if program.is_traced and any(map(_is_large, jax.tree.leaves(program.grads))):
+            later = _after(program.grads, measured)
+            updates, inner_state = program(later, program.params)
         return updates, DecayMonitorState(inner_state, recorded(measured))
 
     def recorded(measured: DecayTable) -> jax.Array | dict[str, jax.Array]:
@@ -182,17 +188,24 @@ def _for_logger(read: Mapping[str, DecayInfo]) -> dict[str, float]:
     }
 
 
-def _add_dependency(updates: optax.Updates, zero: jax.Array) -> optax.Updates:
-    """Makes `updates` depend on the sums, so that XLA schedules the sums before the in-place step.
+def _is_large(x: jax.Array) -> bool:
+    return x.size > SMALL
 
-    Otherwise it copies p, and `lax.optimization_barrier` is dropped on a CPU (tests/test_bytes.py:
-    test_the_monitor_reads_once_more_what_the_step_reads).
+
+def _after(grads: optax.Updates, measured: DecayTable) -> optax.Updates:
+    """Makes large gradients depend on the sums, so that XLA sums before the step overwrites what the sums read.
+
+    Otherwise it copies p or writes u, and `lax.optimization_barrier` is dropped on a CPU (tests/test_bytes.py:
+    test_the_monitor_reads_once_more_what_the_step_reads). A small leaf may be copied: its update is computed once.
     """
+    # No norm is below −1, so this is −0.0; XLA can't prove it, and keeps the dependency.
+    norms = lax.concatenate([x[1] for x in measured.arrays], 0)
+    zero = jnp.max(jnp.where(norms < -1, jnp.float32(1), jnp.float32(-0.0)))
 
-    def depend(u: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(u.dtype, jnp.inexact):
-            return u
-        is_complex = jnp.issubdtype(u.dtype, jnp.complexfloating)
-        return u + (lax.complex(zero, zero) if is_complex else zero).astype(u.dtype)
+    def depend(g: jax.Array) -> jax.Array:
+        if not _is_large(g) or not jnp.issubdtype(g.dtype, jnp.inexact):
+            return g
+        is_complex = jnp.issubdtype(g.dtype, jnp.complexfloating)
+        return g + (lax.complex(zero, zero) if is_complex else zero).astype(g.dtype)
 
-    return jax.tree.map(depend, updates)
+    return jax.tree.map(depend, grads)

@@ -177,7 +177,7 @@ def adamw(
       >>> print(f"{updates['kernel'].item():.4f}")
       -0.0000
 
-    References: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2; Yun et al. 2021, arXiv 2007.07114 (ProxGen).
+    References: Loshchilov & Hutter 2019, arXiv 1711.05101, Algorithm 2; Yun et al. 2021, arXiv 2007.07484 (ProxGen).
     """
     hyperparams.check_precision(b1=b1, b2=b2, eps=eps, eps_root=eps_root)
     how = for_state(rounding)

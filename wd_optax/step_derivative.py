@@ -1,51 +1,132 @@
 """The updates of one step and their derivative along the parameters: what of a step is proportional to the weights."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
+from wd_optax import step_rates
 from wd_optax.masking import roles
 
 INLINED = ("jit", "pjit", "custom_jvp_call", "closed_call", "checkpoint", "remat2")  # calls of an inner program
 
 
 class LeafStep(NamedTuple):
-    """One leaf of a step; all have the parameter's shape."""
+    """One leaf of a step; arrays have the parameter's shape."""
 
     p: jax.Array
     u: jax.Array  # the update
-    d: jax.Array  # ∂u(s·p)/∂s at s = 1
+    d: jax.Array | None  # ∂u(s·p)/∂s at s = 1; None where it is rate·p
     mirrored: jax.Array | None  # ∂u(−s·p)/∂s at s = 1; None where it is −d, because d is linear in p
+    rate: jax.Array | None = None  # a scalar; None where d isn't a multiple of p, or is 0
 
 
-def leaf_steps(step: Callable[[optax.Params], optax.Updates], params: optax.Params) -> list[LeafStep | None]:
-    """Each leaf of `params` with u = step(params) and the derivatives of u along p, at p and at −p.
+class Program:
+    """`optimizer.update` as a function of gradients and parameters; where it is traced, once for all calls.
+
+    Calls are calls of one `jax.jit` there. Without tracers the optimizer runs as it does alone, operation by operation.
+    """
+
+    def __init__(
+        self,
+        optimizer: optax.GradientTransformationExtraArgs,
+        grads: optax.Updates,
+        opt_state: optax.OptState,
+        params: optax.Params,
+        extra: dict[str, Any],
+    ) -> None:
+        grads, params = _as_jax(grads), _as_jax(params)
+        leaves = jax.tree.leaves((grads, opt_state, params, extra))
+        treedef: Any = jax.tree.structure((grads, opt_state, params, extra))  # jaxlib's stub hides its methods
+
+        def flat(arrays: list[Any]) -> tuple[optax.Updates, optax.OptState]:
+            rest = iter(arrays)
+            filled = treedef.unflatten([next(rest) if isinstance(x, jax.Array) else x for x in leaves])
+            updates, state = optimizer.update(*filled[:3], **filled[3])
+            return updates, state
+
+        self.grads, self.opt_state, self.params, self.extra = grads, opt_state, params, extra
+        self.is_traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+        self._run: Any = jax.jit(flat) if self.is_traced else flat
+
+    def __call__(self, grads: optax.Updates, params: optax.Params) -> tuple[optax.Updates, optax.OptState]:
+        """The updates and the new state."""
+        found: tuple[optax.Updates, optax.OptState] = self._run(self.arrays(grads, params))
+        return found
+
+    def arrays(self, grads: optax.Updates, params: optax.Params) -> list[Any]:
+        """The inputs of `jaxpr`."""
+        return [x for x in jax.tree.leaves((grads, self.opt_state, params, self.extra)) if isinstance(x, jax.Array)]
+
+    def jaxpr(self, arrays: list[Any]) -> Any:
+        """The closed jaxpr of a call."""
+        return self._run.trace(arrays).jaxpr if self.is_traced else jax.make_jaxpr(self._run)(arrays)
+
+
+def _as_jax(tree: Any) -> Any:
+    numbers = bool | int | float | complex | np.ndarray | np.generic
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, numbers) else x, tree)
+
+
+def leaf_steps(program: Program, updates: optax.Updates) -> list[LeafStep | None]:
+    """Each leaf of the parameters with its update and the derivatives of the update along p, at p and at −p.
 
     Integers have no derivative: None.
+
+    Args:
+      program: of the step.
+      updates: what it returns at its gradients and parameters.
     """
+    params = program.params
     treedef: Any = jax.tree.structure(params)  # jaxlib's stub hides its methods
-    values = [jnp.asarray(p) for p in jax.tree.leaves(params)]
+    values = jax.tree.leaves(params)
     is_float = [jnp.issubdtype(p.dtype, jnp.inexact) for p in values]
+
+    def floats_of(updates: optax.Updates) -> list[jax.Array]:
+        flat = _flatten_updates(treedef, updates)
+        _refuse_other_shapes(params, flat)
+        pairs = [(u, p) for u, p, f in zip(flat, values, is_float, strict=True) if f]
+        return [jnp.zeros_like(p) if u is None else u for u, p in pairs]
 
     def updates_of(floats: list[jax.Array]) -> list[jax.Array]:
         rest = iter(floats)
         mixed = [next(rest) if f else p for p, f in zip(values, is_float, strict=True)]
-        updates = _flatten_updates(treedef, step(treedef.unflatten(mixed)))
-        _refuse_other_shapes(params, updates)
-        pairs = [(u, p) for u, p, f in zip(updates, mixed, is_float, strict=True) if f]
-        return [jnp.zeros_like(p) if u is None else u for u, p in pairs]
+        return floats_of(program(program.grads, treedef.unflatten(mixed))[0])
 
-    floats = [p for p, f in zip(values, is_float, strict=True) if f]
-    measured = map(LeafStep, floats, *_evaluate(updates_of, floats))
-    return lax.stop_gradient([next(measured) if f else None for f in is_float])
+    floats, u = lax.stop_gradient(([p for p, f in zip(values, is_float, strict=True) if f], floats_of(updates)))
+    if (rates := _rates(program, _flatten_updates(treedef, updates), is_float)) is None:
+        found = lax.stop_gradient(_evaluate(updates_of, floats))
+        measured = map(LeafStep, floats, *found)
+    else:
+        one_each = {id(rate): lax.stop_gradient(rate) for rate in rates}  # leaves with equal rates share sums
+        measured = map(LeafStep, floats, u, *[[None] * len(floats)] * 2, [one_each[id(rate)] for rate in rates])
+    return [next(measured) if f else None for f in is_float]
+
+
+def _rates(program: Program, updates: list[jax.Array | None], is_float: list[bool]) -> list[Any] | None:
+    """c of each float parameter with d = c·p, None where it is 0; or None, where a derivative isn't a multiple of p."""
+    outputs = itertools.count()
+    numbers = [-2 - i if u is None else next(outputs) for i, u in enumerate(updates)]
+    of_params = [number if f else None for number, f in zip(numbers, is_float, strict=True)]
+    before, after = jax.tree.leaves((program.grads, program.opt_state)), jax.tree.leaves(program.extra)
+    marks = [*[None] * len(before), *of_params, *[None] * len(after)]
+    leaves = [*before, *jax.tree.leaves(program.params), *after]
+    marks = [m for m, x in zip(marks, leaves, strict=True) if isinstance(x, jax.Array)]
+    arrays = program.arrays(program.grads, program.params)
+    found = step_rates.rates(program.jaxpr(arrays), arrays, marks, next(outputs))
+    return found and [found[n] if n >= 0 else None for n, f in zip(numbers, is_float, strict=True) if f]
 
 
 def _refuse_other_shapes(params: optax.Params, updates: list[jax.Array | None]) -> None:
     """Raises where an update doesn't have its parameter's shape: gradients or a state of other parameters."""
+    differ = lambda u, p: u is not None and u.shape != p.shape
+    if not any(map(differ, updates, jax.tree.leaves(params))):  # paths take longer
+        return
     for p, u in zip(roles.parameters(params), updates, strict=True):
         if u is not None and u.shape != p.shape:
             raise ValueError(

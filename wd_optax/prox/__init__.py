@@ -4,7 +4,7 @@
 
 D is the metric, by which the direction divides the gradient: 1 for SGD, √v̂ + ε for Adam. With c = η·λ the fixed points
 are the minima of loss + λ·m·penalty(x − a), whatever D is; with D = 1 after Adam they aren't (ProxGen, Yun, Lozano &
-Yang 2021, arXiv 2007.07114). The anchor a is 0 unless a rule says otherwise. With y = p + step and k = c·m, for a = 0:
+Yang 2021, arXiv 2007.07484). The anchor a is 0 unless a rule says otherwise. With y = p + step and k = c·m, for a = 0:
 
     "l2"       ½·|x|²                                       D·y/(D + k), which never crosses 0
     "l1"       |x|                                          soft threshold at k/D: exact zeros

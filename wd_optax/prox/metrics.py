@@ -47,7 +47,7 @@ def adam_metric(b2: Scalar = 0.999, eps: Scalar = 1e-8, eps_root: Scalar = 0.0) 
       >>> print([f"{u:.4f}" for u in updates["kernel"][0]])  # the second: η·(1 − 0.15)
       ['-0.0000', '0.0085']
 
-    Reference: Yun, Lozano & Yang 2021, arXiv 2007.07114 (ProxGen).
+    Reference: Yun, Lozano & Yang 2021, arXiv 2007.07484 (ProxGen).
     """
     _check_numbers(b2=b2, eps=eps, eps_root=eps_root)
 
