@@ -7,15 +7,17 @@ from typing import Any
 import console
 import intervals
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
 from absl import flags
 
 import wd_optax as wd
-from wd_optax.tables import align
 
 flags.disclaim_key_flags()  # they belong to the example, in its --help too
+
+NAMES = {"weight_decay": "λ", "kind": ""}  # of axes, in tables and pictures
 
 
 class Setting:
@@ -79,10 +81,18 @@ def fit(tx: Any, params: Any, loss_fn: Any, batches: Any, measure: Any) -> tuple
     return params, curves
 
 
-def sweep(train: Any, seeds: int, **axes: Any) -> Any:
-    """An `xarray.Dataset` of every metric of `train(hparams, key)`; dimensions: the axes, "seed", "point" of curves."""
-    found = wd.sweep(train, axes, seeds=seeds).data
-    return found.map(lambda v: v.rename({f"{v.name}_0": "point"}) if v.ndim == len(axes) + 2 else v)
+def sweep(train: Any, seeds: int, *, chunk: int | None = None, devices: int | None = None, **axes: Any) -> Any:
+    """An `xarray.Dataset` of every metric of `train(hparams, key)`; dimensions: the axes, "seed", "point" of curves.
+
+    On an axis {label: numbers} `train` gets an array of the numbers, traced as numbers are.
+    """
+    rows = {axis: jnp.asarray(list(v.values())) for axis, v in axes.items() if isinstance(v, dict)}
+    grid = axes | {axis: range(len(v)) for axis, v in rows.items()}
+    traced = lambda hparams: hparams | {axis: v[hparams[axis]] for axis, v in rows.items()}
+    used = jax.devices()[: devices or os.cpu_count()]
+    found = wd.sweep(lambda h, key: train(traced(h), key), grid, seeds=seeds, devices=used, chunk=chunk).data
+    found = found.map(lambda v: v.rename({f"{v.name}_0": "point"}) if v.ndim == len(axes) + 2 else v)
+    return found.assign_coords({axis: list(axes[axis]) for axis in rows})
 
 
 def last(data: Any) -> Any:
@@ -90,19 +100,26 @@ def last(data: Any) -> Any:
     return data.isel(point=-1)
 
 
-def kinds(data: Any) -> Iterator[tuple[list[str], Any]]:
-    """The labels of each kind of run on the axes, and its part of the dataset."""
-    axes = [dim for dim in data.dims if dim not in ("seed", "point")]
+def kinds(data: Any, *inner: str) -> Iterator[tuple[list[str], str, Any]]:
+    """Of each kind of run on the axes but `inner`: the labels, a text such as "λ = 0.3", and its part of the data."""
+    axes = [dim for dim in data.dims if dim in data.coords and dim not in ("seed", "point", *inner)]
     for kind in np.ndindex(*(data.sizes[axis] for axis in axes)):
         part = data.isel(dict(zip(axes, kind, strict=True)))
-        yield [f"{v:g}" if isinstance(v := part[axis].item(), float) else str(v) for axis in axes], part
+        values = [part[axis].item() for axis in axes]
+        labels = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+        texts = (
+            f"{NAMES.get(a, a)} = {x}" if isinstance(v, float) else x
+            for a, v, x in zip(axes, values, labels, strict=True)
+        )
+        yield labels, ", ".join(texts), part
 
 
 def table(data: Any, **columns: str) -> str:
     """A line for each kind of run: mean ± half of the 95 % interval of each column over seeds, in this format."""
-    head = [{"weight_decay": "λ"}.get(str(dim), str(dim)) for dim in data.dims if dim not in ("seed", "point")]
-    rows = [[*kind, *(intervals.mean(r[c].values, f) for c, f in columns.items())] for kind, r in kinds(data)]
-    return align([[*head, *columns], *rows])
+    head = [NAMES.get(dim, dim) for dim in data.dims if dim in data.coords and dim != "seed"]
+    rows = [[*labels, *(intervals.mean(r[c].values, f) for c, f in columns.items())] for labels, _, r in kinds(data)]
+    widths = [max(map(len, column)) for column in zip([*head, *columns], *rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in [[*head, *columns], *rows])
 
 
 def change(values: Any, digits: str = "+.3f", **kind: Any) -> str:
@@ -111,13 +128,24 @@ def change(values: Any, digits: str = "+.3f", **kind: Any) -> str:
     return intervals.change(gaps.values, digits)
 
 
-def curves(data: Any, unit: str, /, **panels: str) -> Any:
-    """A figure with a panel for each metric: mean and 95 % band of every kind of run over the points, in `unit`s."""
+def draw(panel: Any, values: Any, x: str = "point") -> None:
+    """Draws mean and 95 % interval over seeds of every kind of run: bands over points, bars over another axis."""
+    at = values[x].values + (x not in values.coords)  # points without coordinates are 1, 2, ...
+    for i, (_, text, r) in enumerate(kinds(values, x)):
+        runs = r.transpose("seed", x).values
+        if x == "point":
+            plots.band(panel, at, runs, text, plots.line(i))
+        else:
+            plots.bars(panel, np.arange(len(at)) + 0.1 * i, runs, plots.line(i), label=text)
+    if x != "point":
+        panel.set_xticks(range(len(at)), [f"{v:g}" for v in at])
+
+
+def curves(data: Any, unit: str, /, x: str = "point", **panels: str) -> Any:
+    """A figure with a panel for each metric over x, in `unit`s."""
     figure, axes = plots.figure(len(panels))
-    for panel, (metric, label) in zip(axes, panels.items(), strict=True):
-        for i, (kind, r) in enumerate(kinds(data)):
-            runs = r[metric].transpose("seed", "point").values
-            plots.band(panel, np.arange(1, runs.shape[1] + 1), runs, ", ".join(kind), plots.line(i))
-        panel.set(xlabel=unit, ylabel=f"{label}; band: 95 % interval")
+    for panel, (metric, text) in zip(axes, panels.items(), strict=True):
+        draw(panel, data[metric], x)
+        panel.set(xlabel=unit, ylabel=f"{text}; 95 % interval")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
     return figure

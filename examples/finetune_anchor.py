@@ -9,34 +9,33 @@ with both anchors from the same weights, and tested on unseen digits, rotated an
     python examples/finetune_anchor.py --seeds=8  # --help lists the knobs
 """
 
-import functools
 from typing import Any
 
-import console
+import compare
 import data
 import flax.linen as nn
-import intervals
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import plots
-from absl import app, flags
+from absl import app
 from scipy.ndimage import rotate
 
 import wd_optax as wd
 
-_STEPS = flags.DEFINE_integer("steps", 300, "Steps of fine-tuning.", lower_bound=1)
-_EPOCHS = flags.DEFINE_integer("epochs", 60, "Passes over the upright digits in pre-training.", lower_bound=1)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "η of AdamW, before and after.")
-_SEEDS = flags.DEFINE_integer(
-    "seeds", 5, "Runs of each kind; a seed gives the split, the weights, the few.", lower_bound=2
-)
-_OUT = flags.DEFINE_string("out", "out", "Folder for finetune_anchor.png; made if it isn't there.")
 
+def optimizer(learning_rate: float, weight_decay: Any, anchor: Any) -> optax.GradientTransformation:
+    """AdamW that decays toward the anchor: each step takes ηλ·(w − anchor) off w."""
+    return wd.adamw(learning_rate, weight_decay=weight_decay, rule=wd.rules.toward(anchor))
+
+
+SETTING = compare.Setting(
+    "finetune_anchor", seeds=8, steps=(300, "Steps."), epochs=(60, "Of pre-training."), learning_rate=(1e-3, "η.")
+)
 TARGETS = {"20°, 20 images": (20, 20), "40°, 100 images": (40, 100)}  # degrees, images to fine-tune on
-WEIGHT_DECAYS = (0.0, 0.1, 1.0, 3.0, 10.0)
-MEASURES = ("test loss", "accuracy", "upright")  # on turned digits, on turned, on upright
+ANCHORS = {"zero": 0.0, "pre-trained": 1.0}  # times the pre-trained weights
+WEIGHT_DECAYS = [0.0, 0.1, 1.0, 3.0, 10.0]
+MEASURES = {"loss": "test loss", "accuracy": "accuracy", "upright": "accuracy, upright digits"}
 
 
 class MLP(nn.Module):
@@ -62,113 +61,73 @@ def accuracy(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)
 
 
-def fit(tx: Any, params: Any, opt_state: Any, x: jax.Array, y: jax.Array, batches: jax.Array) -> Any:
-    """The parameters after a step per batch of row numbers (steps, batch)."""
+def run(*, steps: int, epochs: int, learning_rate: float, seeds: int) -> Any:
+    """`MEASURES` over (target, anchor, λ, seed); "before" is the accuracy before fine-tuning."""
+    images, _, y, _ = data.digits(flat=False, test_size=0)
+    turned = {t: jnp.asarray(rotate(images, t, (1, 2), reshape=False, order=1)).reshape(-1, 64) for t in (0, 20, 40)}
+    half, batch_loss = len(y) // 2, lambda x: lambda params, rows: loss_fn(params, x[rows], y[rows])
+    order = lambda key: jax.random.permutation(key, len(y))  # the first half is for training
 
-    def step(carry: Any, rows: jax.Array) -> Any:
-        params, opt_state = carry
-        updates, opt_state = tx.update(jax.grad(loss_fn)(params, x[rows], y[rows]), opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
+    @jax.jit
+    @jax.vmap
+    def pretrain(key: jax.Array) -> Any:
+        params = MLP().init(key, turned[0][:1])["params"]
+        batches = order(key)[data.batches(half, 64, epochs=epochs, seed=key)]
+        return compare.fit(
+            wd.adamw(learning_rate, weight_decay=0.1), params, batch_loss(turned[0]), batches, lambda _: {}
+        )[0]
 
-    return jax.lax.scan(step, (params, opt_state), batches)[0][0]
+    pretrained = pretrain(jax.vmap(jax.random.key)(jnp.arange(seeds)))
 
+    def train(hparams: dict[str, Any], _: jax.Array) -> dict[str, jax.Array]:
+        start = jax.tree.map(lambda p: p[hparams["run"]], pretrained)
+        rows, (degrees, count) = order(jax.random.key(hparams["run"])), TARGETS[hparams["target"]]
+        few, test, x = rows[:count], rows[half:], turned[degrees]
 
-@jax.jit
-def pretrain(seed: Any, learning_rate: Any, x: jax.Array, y: jax.Array, batches: jax.Array) -> Any:
-    """The parameters after pre-training with AdamW on upright digits."""
-    params, tx = MLP().init(jax.random.key(seed), x[:1])["params"], wd.adamw(learning_rate, weight_decay=0.1)
-    return fit(tx, params, tx.init(params), x, y, batches)
+        def measure(params: Any) -> dict[str, jax.Array]:
+            loss, right = loss_fn(params, x[test], y[test]), accuracy(params, x[test], y[test])
+            return {"loss": loss, "accuracy": right, "upright": accuracy(params, turned[0][test], y[test])}
 
+        anchor = jax.tree.map(lambda p: hparams["anchor"] * p, start)
+        tx = optimizer(learning_rate, hparams["weight_decay"], anchor)
+        batches = jnp.broadcast_to(few, (1, steps, count))
+        return compare.fit(tx, start, batch_loss(x), batches, measure)[1] | {"before": measure(start)["accuracy"]}
 
-@functools.partial(jax.jit, static_argnames="steps")
-def finetune(
-    params: Any, anchor: Any, learning_rate: Any, few: Any, turned: Any, upright: Any, *, steps: int
-) -> jax.Array:
-    """Returns `MEASURES` per λ (3, k) after `steps` on the whole of `few`; each set is (x, y)."""
-    x, y = few
-    tx = wd.adamw(learning_rate, weight_decay=0.0, rule=wd.rules.toward(anchor))
-
-    def one(weight_decay: jax.Array) -> jax.Array:
-        opt_state = optax.tree.set(tx.init(params), weight_decay=weight_decay)  # λ is a leaf: one program for all
-        end = fit(tx, params, opt_state, x, y, jnp.broadcast_to(jnp.arange(len(x)), (steps, len(x))))
-        return jnp.stack([loss_fn(end, *turned), accuracy(end, *turned), accuracy(end, *upright)])
-
-    return jax.vmap(one, out_axes=1)(jnp.array(WEIGHT_DECAYS))
-
-
-def run(*, steps: int, epochs: int, learning_rate: float, seeds: int) -> dict[str, Any]:
-    """Returns per target and anchor each of `MEASURES` as (seeds, λ), and the accuracy before fine-tuning."""
-    runs: dict[str, Any] = {name: {"zero": [], "pre-trained": [], "before": []} for name in TARGETS}
-    for seed in range(seeds):
-        images, images_test, y, y_test = data.digits(seed, flat=False, test_size=0.5)
-        turn = lambda x, degrees: jnp.asarray(rotate(x, degrees, (1, 2), reshape=False, order=1)).reshape(-1, 64)
-        x, upright = turn(images, 0), (turn(images_test, 0), y_test)
-        batches = data.batches(len(x), 64, epochs=epochs, seed=seed).reshape(-1, 64)
-        params = pretrain(seed, learning_rate, x, y, batches)
-        for name, (degrees, count) in TARGETS.items():
-            rows = np.random.default_rng(seed).permutation(len(x))[:count]
-            few, turned = (turn(images[rows], degrees), y[rows]), (turn(images_test, degrees), y_test)
-            runs[name]["before"].append(accuracy(params, *turned))
-            for anchor, tree in {"zero": optax.tree.zeros_like(params), "pre-trained": params}.items():
-                runs[name][anchor].append(finetune(params, tree, learning_rate, few, turned, upright, steps=steps))
-    return jax.tree.map(np.stack, runs, is_leaf=lambda x: isinstance(x, list))
+    axes: Any = {"target": list(TARGETS), "anchor": ANCHORS, "weight_decay": WEIGHT_DECAYS, "run": range(seeds)}
+    return compare.last(compare.sweep(train, 1, **axes)).isel(seed=0, drop=True).rename(run="seed")
 
 
-def report(results: dict[str, Any]) -> str:
-    """Formats a table per target, then each anchor's effect at its best λ, paired with λ = 0 over seeds."""
-    lines = [f"{'target':17}{'anchor':13}{'λ':6}" + "".join(f"{name:18}" for name in MEASURES)]
-    shown = [""]
-    for target, r in results.items():
-        for anchor in ("zero", "pre-trained"):
-            for i, weight_decay in enumerate(WEIGHT_DECAYS):
-                cells = (intervals.mean(a, ".3f") for a in r[anchor][:, :, i].T)
-                lines.append(
-                    f"{target:17}{anchor:13}{weight_decay:<6g}" + "".join(f"{cell:18}" for cell in cells).rstrip()
-                )
-            best, gaps = gain(r[anchor])
-            words = (f"{m} {intervals.change(gap, '+.3f')}" for m, gap in zip(MEASURES, gaps, strict=True))
-            shown.append(f"{target}, anchor {anchor}, λ = {WEIGHT_DECAYS[best]:g}: {'; '.join(words)}; against λ = 0.")
-        lines.append(f"{target:17}before fine-tuning {intervals.mean(r['before'], '.3f')} of the turned are right")
-    return "\n".join(lines + shown)
+def report(results: Any) -> str:
+    """A line per kind of run, then each anchor's effect at its best λ > 0, paired with λ = 0 over seeds."""
+    lines = [compare.table(results, **dict.fromkeys([*MEASURES, "before"], ".3f")), ""]
+    for target in TARGETS:
+        for anchor in ANCHORS:
+            own = results.sel(target=target, anchor=anchor)
+            best = own["loss"].isel(weight_decay=slice(1, None)).mean("seed").idxmin().item()
+            words = (f"{text} {compare.change(own[m], weight_decay=best)}" for m, text in MEASURES.items())
+            lines.append(f"{target}, anchor {anchor}, λ = {best:g} against 0: {'; '.join(words)}.")
+    kept = compare.change(results["upright"].isel(target=0, weight_decay=-1), anchor="pre-trained")
+    where = f"At λ = {WEIGHT_DECAYS[-1]:g} ({next(iter(TARGETS))})"
+    lines.append(f"{where} the pre-trained anchor in place of zero changes the accuracy on upright digits by {kept}.")
+    return "\n".join(lines)
 
 
-def gain(measured: np.ndarray) -> tuple[int, np.ndarray]:
-    """Index of the λ > 0 with the lowest mean test loss, and its change of each measure from λ = 0 per seed."""
-    best = 1 + int(measured[:, 0, 1:].mean(axis=0).argmin())
-    return best, (measured[:, :, best] - measured[:, :, 0]).T
-
-
-def plot(results: dict[str, Any], folder: str) -> Any:
-    """Plots each measure over λ, with 95 % intervals; colours are anchors, rows targets."""
+def plot(results: Any) -> Any:
+    """Each measure over λ; colours are anchors, rows targets."""
     figure, panels = plots.figure(3, 2)
-    for row, (target, r) in enumerate(results.items()):
-        for column, name in enumerate(MEASURES):
-            axes = panels[3 * row + column]
-            for i, anchor in enumerate(("zero", "pre-trained")):
-                a, at = r[anchor][:, column], np.arange(len(WEIGHT_DECAYS)) + 0.1 * i
-                plots.bars(axes, at, a, plots.line(i), label=f"toward {anchor}")
-            axes.set_xticks(range(len(WEIGHT_DECAYS)), [f"{weight_decay:g}" for weight_decay in WEIGHT_DECAYS])
-            axes.set(title=target, xlabel="λ", ylabel=name)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    return plots.save(figure, folder, "finetune_anchor.png")
+    for i, panel in enumerate(panels):
+        target, (metric, text) = list(TARGETS)[i // 3], list(MEASURES.items())[i % 3]
+        compare.draw(panel, results[metric].sel(target=target, drop=True), "weight_decay")
+        panel.set(title=target, xlabel="λ", ylabel=f"{text}; 95 % interval")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, title="decay toward")
+    return figure
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Audits the optimizer, trains, then prints and plots the results."""
-    del argv
-    console.plain()
-    params = MLP().init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
-    learning_rate = _LEARNING_RATE.value
-    print(
-        wd.audit(wd.adamw(learning_rate, weight_decay=1.0, rule=wd.rules.toward("init")), params),
-        end="\n\n",
-        flush=True,
-    )
-    results = run(steps=_STEPS.value, epochs=_EPOCHS.value, learning_rate=learning_rate, seeds=_SEEDS.value)
-    path = plot(results, _OUT.value)
-    print(report(results))
-    print("λ is the best of those over 0 on the test digits, for both anchors alike.")
-    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {learning_rate:g}, {_STEPS.value} steps. Picture: {path}")
+    start = lambda: MLP().init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
+    tx = optimizer(SETTING.values()["learning_rate"], 1.0, "init")
+    SETTING.show(lambda: wd.audit(tx, jax.eval_shape(start)), run, report, plot)
 
 
 if __name__ == "__main__":

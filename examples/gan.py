@@ -12,27 +12,27 @@ held-out digits; the distance of the training digits is given for comparison.
 import math
 from typing import Any
 
-import console
+import compare
 import data
 import flax.linen as nn
-import intervals
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import plots
-from absl import app, flags
+from absl import app
 
 import wd_optax as wd
 
-_STEPS = flags.DEFINE_integer("steps", 4000, "Steps of both networks.", lower_bound=10)
-_SEEDS = flags.DEFINE_integer(
-    "seeds", 4, "Runs of each λ; the seed determines weights, batches and noise.", lower_bound=2
-)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-3, "η of both networks.")
-_WEIGHT_DECAY = flags.DEFINE_multi_float("weight_decay", [1.0, 30.0], "λ, in addition to 0; may be repeated.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for gan.png; created if missing.")
 
+def optimizer(learning_rate: float, weight_decay: Any) -> optax.GradientTransformation:
+    """AdamW with the usual b1 of GANs."""
+    return wd.adamw(learning_rate, weight_decay=weight_decay, b1=0.5)  # S9: a GAN
+
+
+SETTING = compare.Setting(
+    "gan", seeds=4, steps=(4000, "Steps."), learning_rate=(1e-3, "η."), weight_decay=([1.0, 30.0], "λ beside 0.")
+)
 NOISE, BATCH, MEASURED, SHOWN = 16, 64, 10, 36  # inputs of G; batch size; measurements per run; samples in the picture
 
 
@@ -50,11 +50,6 @@ class MLP(nn.Module):
         return nn.Dense(self.outputs)(x)
 
 
-def optimizer(learning_rate: float, weight_decay: Any) -> optax.GradientTransformation:
-    """AdamW with the usual b1 of GANs."""
-    return wd.adamw(learning_rate, weight_decay=weight_decay, b1=0.5)  # S9: a GAN
-
-
 def frechet(a: jax.Array, b: jax.Array) -> jax.Array:
     """‖μ − μ'‖² + tr(C + C' − 2·(C·C')^½) of the Gaussians with the moments of a and b, (n, k) and (m, k)."""
     (mean, cov), (mean2, cov2) = ((x.mean(axis=0), jnp.cov(x, rowvar=False)) for x in (a, b))
@@ -64,25 +59,23 @@ def frechet(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.sum((mean - mean2) ** 2) + jnp.trace(cov) + jnp.trace(cov2) - 2 * cross
 
 
-def train(
-    x: jax.Array, x_out: jax.Array, steps: int, seeds: int, learning_rate: float, weight_decays: jax.Array, width: int
-) -> dict[str, np.ndarray]:
-    """Trains all seeds at all λ in one program; x: training digits, x_out: held out. Returns arrays (λ, seeds, ...)."""
+def cross_entropy(logits: Any, real: int) -> jax.Array:
+    """Mean loss of the discriminator's logits if the images are real, 1, or not, 0."""
+    return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, real)).mean()
+
+
+def run(*, steps: int, seeds: int, learning_rate: float, weight_decay: list[float], width: int = 128) -> Any:
+    """The gap of logits and the distance of samples over the steps, ‖w‖ of D, and samples, for every λ of D."""
+    x, x_out, _, _ = data.digits(0, test_size=0.5)
+    each = max(1, steps // MEASURED)  # steps between measurements
     generator, discriminator = MLP(width, x.shape[1]), MLP(width, 1)
-    cross_entropy = lambda logits, real: optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, real)).mean()
+    judge: Any = lambda d, images: discriminator.apply({"params": d}, images)
+    generate = lambda g, z: jax.nn.sigmoid(jnp.asarray(generator.apply({"params": g}, z)))
 
-    def generate(params: Any, z: jax.Array) -> jax.Array:
-        logits: Any = generator.apply({"params": params}, z)
-        return jax.nn.sigmoid(logits)
-
-    def judge(params: Any, images: jax.Array) -> Any:
-        return discriminator.apply({"params": params}, images)
-
-    def one(seed: jax.Array, weight_decay: jax.Array) -> dict[str, jax.Array]:
-        keys = jax.random.split(jax.random.key(seed), 4)
-        g = generator.init(keys[0], jnp.zeros((1, NOISE)))["params"]
-        d = discriminator.init(keys[1], x[:1])["params"]
-        g_tx, d_tx = optimizer(learning_rate, 0.0), optimizer(learning_rate, weight_decay)
+    def train(hparams: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
+        g_key, d_key, step_key, sample_key = jax.random.split(key, 4)
+        g, d = generator.init(g_key, jnp.zeros((1, NOISE)))["params"], discriminator.init(d_key, x[:1])["params"]
+        g_tx, d_tx = optimizer(learning_rate, 0.0), optimizer(learning_rate, hparams["weight_decay"])
 
         def step(carry: Any, key: jax.Array) -> Any:
             g, g_state, d, d_state = carry
@@ -95,87 +88,67 @@ def train(
             updates, g_state = g_tx.update(grads, g_state, g)
             return (optax.apply_updates(g, updates), g_state, d, d_state), None
 
-        def measure(carry: Any, keys_now: jax.Array) -> Any:
-            carry, _ = jax.lax.scan(step, carry, keys_now)
-            samples = generate(carry[0], jax.random.normal(keys[3], (len(x_out), NOISE)))
-            about = {"gap": judge(carry[2], x).mean() - judge(carry[2], x_out).mean()}
-            return carry, about | {"distance": frechet(samples, x_out)}
+        def point(carry: Any, keys: jax.Array) -> Any:
+            (g, g_state, d, d_state), _ = jax.lax.scan(step, carry, keys)
+            samples = generate(g, jax.random.normal(sample_key, (len(x_out), NOISE)))
+            found = {"gap": judge(d, x).mean() - judge(d, x_out).mean(), "distance": frechet(samples, x_out)}
+            return (g, g_state, d, d_state), found
 
-        start = (g, g_tx.init(g), d, d_tx.init(d))
-        (g, _, d, _), curves = jax.lax.scan(measure, start, jax.random.split(keys[2], (MEASURED, steps // MEASURED)))
-        norm = wd.weight_norm(d)
-        return curves | {"‖w‖": norm, "samples": generate(g, jax.random.normal(keys[3], (SHOWN, NOISE)))}
+        keys = jax.random.split(step_key, (MEASURED, each))
+        (g, _, d, _), curves = jax.lax.scan(point, (g, g_tx.init(g), d, d_tx.init(d)), keys)
+        samples = generate(g, jax.random.normal(sample_key, (SHOWN, NOISE)))
+        return curves | {"‖w‖": wd.weight_norm(d), "samples": samples}
 
-    found = jax.jit(jax.vmap(jax.vmap(one, (0, None)), (None, 0)))(jnp.arange(seeds), weight_decays)
-    return {key: np.asarray(a) for key, a in found.items()}
-
-
-def run(
-    *, steps: int, seeds: int, learning_rate: float, weight_decays: list[float], width: int = 128
-) -> dict[str, Any]:
-    """Returns per λ "gap" and "distance" (seeds, 10) over the steps, ‖w‖ of D (seeds,), "samples" (seeds, 36, 64)."""
-    x, x_out, _, _ = data.digits(0, test_size=0.5)
-    found = train(x, x_out, steps, seeds, learning_rate, jnp.array(weight_decays), width)
-    runs = {weight_decay: {key: v[i] for key, v in found.items()} for i, weight_decay in enumerate(weight_decays)}
-    at = np.arange(1, MEASURED + 1) * (steps // MEASURED)
-    return {"runs": runs, "steps": at, "real": np.asarray(x_out[:SHOWN]), "floor": float(frechet(x, x_out))}
+    found = compare.sweep(train, seeds, devices=1, weight_decay=[0.0, *weight_decay])  # eigh hung on two CPU devices
+    return found.assign_coords(point=each * np.arange(1, MEASURED + 1)).assign_attrs(
+        real=x_out[:SHOWN], floor=float(frechet(x, x_out))
+    )
 
 
-def report(results: dict[str, Any]) -> str:
-    """Formats a line per λ, then its differences from λ = 0."""
-    lines = [f"{'λ of D':9}{'‖w‖ of D':17}{'logits, train − held out':27}Fréchet distance of samples"]
-    for weight_decay, r in results["runs"].items():
-        columns = [intervals.mean(a) for a in (r["‖w‖"], r["gap"][:, -1], r["distance"][:, -1])]
-        lines.append(f"{weight_decay:<9g}{columns[0]:17}{columns[1]:27}{columns[2]}")
-    lines += [f"The training digits are at a distance of {results['floor']:.2f} from the held-out ones.", ""]
-    none = results["runs"][0.0]
-    for weight_decay, r in list(results["runs"].items())[1:]:
-        lines.append(f"λ = {weight_decay:g} compared with λ = 0, on the same seeds:")
-        for key, what in (("gap", "gap of the logits"), ("distance", "Fréchet distance")):
-            change = r[key][:, -1] - none[key][:, -1]
-            lines.append(f"  {what} {intervals.change(change)}")
+def report(results: Any) -> str:
+    """A line per λ, then its differences from λ = 0."""
+    end = compare.last(results)
+    lines = [compare.table(end, **{"‖w‖": ".2f", "gap": ".2f", "distance": ".2f"}), ""]
+    lines.append(f"The training digits are at a distance of {results.attrs['floor']:.2f} from the held-out ones.")
+    for weight_decay in results["weight_decay"].values[1:]:
+        gap, distance = (compare.change(end[key], "+.2f", weight_decay=weight_decay) for key in ("gap", "distance"))
+        lines.append(f"λ = {weight_decay:g} changes the gap by {gap}, and the Fréchet distance by {distance}.")
     return "\n".join(lines)
 
 
-def plot(results: dict[str, Any], folder: str) -> Any:
-    """Plots digits, the first seed's samples at each λ, and both measures over the steps."""
+def plot(results: Any) -> Any:
+    """Digits, the first seed's samples at each λ, and both measures over the steps."""
     from matplotlib import colormaps
 
-    tiles = {"digits held out": results["real"]}
-    tiles |= {f"samples, λ = {weight_decay:g}": r["samples"][0] for weight_decay, r in results["runs"].items()}
+    tiles, side = {"digits held out": np.asarray(results.attrs["real"])}, math.isqrt(SHOWN)
+    kinds = compare.kinds(results["samples"])
+    tiles |= {f"samples, {text}": r.isel(seed=0).values for _, text, r in kinds}
     figure, panels = plots.figure(math.ceil((len(tiles) + 2) / 2), 2)
-    side = math.isqrt(SHOWN)
     for axes, (name, images) in zip(panels, tiles.items(), strict=False):
         framed = np.pad(images.reshape(side, side, 8, 8), ((0, 0), (0, 0), (1, 1), (1, 1)))
-        axes.imshow(
-            framed.swapaxes(1, 2).reshape(10 * side, 10 * side),
-            cmap=colormaps["gray_r"].resampled(9),
-            interpolation="nearest",
-        )
+        framed = framed.swapaxes(1, 2).reshape(10 * side, 10 * side)
+        axes.imshow(framed, cmap=colormaps["gray_r"].resampled(9), interpolation="nearest")
         axes.set(title=name, xticks=[], yticks=[])
-    gap, distance = panels[-2:]
     for axes in panels[len(tiles) : -2]:
         axes.set_axis_off()
-    for i, (weight_decay, r) in enumerate(results["runs"].items()):
-        for axes, key in ((gap, "gap"), (distance, "distance")):
-            plots.bars(axes, results["steps"], r[key], plots.line(i), label=f"λ = {weight_decay:g}", marker="")
-    gap.set(xlabel="step", title="D's logits on digits: training − held out")
-    distance.set(xlabel="step", title="Fréchet distance of samples", yscale="log")
-    distance.axhline(results["floor"], color="grey", label="training digits")
-    distance.legend(title="bars: 95 % intervals")
-    return plots.save(figure, folder, "gan.png")
+    gap, distance = panels[-2:]
+    for axes, key, title in (
+        (gap, "gap", "D's logits: training − held out"),
+        (distance, "distance", "Fréchet distance"),
+    ):
+        compare.draw(axes, results[key])
+        axes.set(xlabel="step", title=title)
+    distance.set_yscale("log")
+    distance.axhline(results.attrs["floor"], color="grey", label="training digits")
+    distance.legend(title="bands: 95 % intervals")
+    return figure
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Audits the optimizer, trains, then prints and plots the results."""
-    del argv
-    console.plain()
-    learning_rate, rates = _LEARNING_RATE.value, [0.0, *_WEIGHT_DECAY.value]
-    params = jax.eval_shape(lambda: MLP(128, 1).init(jax.random.key(0), jnp.zeros((1, 64)))["params"])
-    print(wd.audit(optimizer(learning_rate, rates[-1]), params), end="\n\n", flush=True)
-    results = run(steps=_STEPS.value, seeds=_SEEDS.value, learning_rate=learning_rate, weight_decays=rates)
-    print(report(results))
-    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {learning_rate:g}. Picture: {plot(results, _OUT.value)}")
+    start = lambda: MLP(128, 1).init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
+    tx = optimizer(SETTING.values()["learning_rate"], SETTING.values()["weight_decay"][-1])
+    SETTING.show(lambda: wd.audit(tx, jax.eval_shape(start)), run, report, plot)
 
 
 if __name__ == "__main__":

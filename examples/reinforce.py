@@ -12,7 +12,7 @@ import functools
 import math
 from typing import Any
 
-import console
+import compare
 import flax.linen as nn
 import gymnasium
 import intervals
@@ -20,19 +20,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import plots
-from absl import app, flags
+import xarray
+from absl import app
 from tqdm import tqdm
 
 import wd_optax as wd
 
-_UPDATES = flags.DEFINE_integer("updates", 80, "Updates of each policy.", lower_bound=1)
-_EPISODES = flags.DEFINE_integer("episodes", 16, "Episodes per update.", lower_bound=2)
-_SEEDS = flags.DEFINE_integer("seeds", 10, "Runs of each λ; the seed determines weights and actions.", lower_bound=2)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 1e-2, "η.")
-_WEIGHT_DECAY = flags.DEFINE_multi_float("weight_decay", [0.1, 3.0], "λ, in addition to 0; may be repeated.")
-_OUT = flags.DEFINE_string("out", "out", "Folder for reinforce.png; created if missing.")
 
+def optimizer(learning_rate: float, weight_decay: Any) -> optax.GradientTransformation:
+    """AdamW."""
+    return wd.adamw(learning_rate, weight_decay=weight_decay)  # S9: reinforcement learning
+
+
+SETTING = compare.Setting(
+    "reinforce",
+    seeds=10,
+    updates=(80, "Updates of each policy."),
+    episodes=(16, "Episodes per update."),
+    learning_rate=(1e-2, "η."),
+    weight_decay=([0.1, 3.0], "λ, in addition to 0; may be repeated."),
+)
 LONGEST = 500  # steps of an episode
 
 
@@ -49,11 +56,6 @@ class Policy(nn.Module):
 def logits(params: Any, x: jax.Array) -> Any:
     """(n, 4) → (n, 2)."""
     return Policy().apply({"params": params}, x)
-
-
-def optimizer(learning_rate: float, weight_decay: Any) -> optax.GradientTransformation:
-    """AdamW."""
-    return wd.adamw(learning_rate, weight_decay=weight_decay)  # S9: reinforcement learning
 
 
 @jax.jit
@@ -96,79 +98,58 @@ def learn(
     p = jax.nn.softmax(logits(params, x))
     entropy = (-(p * jnp.log2(p)).sum(axis=-1) * running).sum() / running.sum()
     updates, opt_state = optimizer(learning_rate, weight_decay).update(jax.grad(loss)(params), opt_state, params)
-    return optax.apply_updates(params, updates), opt_state, {"return": returns[:, 0].mean(), "entropy": entropy}
+    return optax.apply_updates(params, updates), opt_state, {"steps": returns[:, 0].mean(), "entropy": entropy}
 
 
-def run(
-    *, updates: int, episodes: int, seeds: int, learning_rate: float, weight_decays: list[float]
-) -> dict[float, dict[str, np.ndarray]]:
-    """Returns per λ mean steps balanced and entropy in bits (seeds, updates), ‖w‖ (seeds,). All runs are vmapped."""
-    weight_decay, seed = jnp.repeat(jnp.array(weight_decays), seeds), jnp.tile(jnp.arange(seeds), len(weight_decays))
-    keys = jax.vmap(jax.random.key)(seed)
+def run(*, updates: int, episodes: int, seeds: int, learning_rate: float, weight_decay: list[float]) -> Any:
+    """Steps balanced and entropy over the updates, and ‖w‖. Gymnasium steps on the host: all runs are one batch."""
+    if episodes < 2:
+        raise ValueError(f"episodes: at least 2, because returns are compared with their mean, got {episodes}")
+    rates = [0.0, *weight_decay]
+    each, keys = jnp.repeat(jnp.array(rates), seeds), jax.vmap(jax.random.key)(jnp.tile(jnp.arange(seeds), len(rates)))
     params = jax.vmap(lambda key: Policy().init(key, jnp.zeros((1, 4)))["params"])(keys)
-    opt_state = jax.vmap(lambda p, weight_decay: optimizer(learning_rate, weight_decay).init(p))(params, weight_decay)
-    envs, curves = gymnasium.make_vec("CartPole-v1", num_envs=len(weight_decay) * episodes), []
+    opt_state = jax.vmap(lambda p, rate: optimizer(learning_rate, rate).init(p))(params, each)
+    envs, curves = gymnasium.make_vec("CartPole-v1", num_envs=len(each) * episodes), []
     for i in tqdm(range(updates), unit="update", disable=None):  # silent without a terminal
         played = play(envs, params, jax.vmap(jax.random.fold_in, (0, None))(keys, i), seed=i)
-        params, opt_state, found = learn(learning_rate, weight_decay, params, opt_state, *played)
+        params, opt_state, found = learn(learning_rate, each, params, opt_state, *played)
         curves.append(found)
     envs.close()
-    norm = jax.vmap(wd.weight_norm)(params)
-    arrays = {key: np.stack([c[key] for c in curves], axis=1) for key in curves[0]} | {"‖w‖": np.asarray(norm)}
-    split = {key: np.split(a, len(weight_decays)) for key, a in arrays.items()}
-    return {
-        weight_decay: {key: parts[i] for key, parts in split.items()} for i, weight_decay in enumerate(weight_decays)
-    }
+    dims, shape = ("weight_decay", "seed", "point"), (len(rates), seeds, updates)
+    found = {key: (dims, np.stack([c[key] for c in curves], axis=1).reshape(shape)) for key in curves[0]}
+    found["‖w‖"] = dims[:2], np.reshape(jax.vmap(wd.weight_norm)(params), shape[:2])
+    return xarray.Dataset(found, {"weight_decay": rates})
 
 
-def report(results: dict[float, dict[str, np.ndarray]]) -> str:
-    """Formats a line per λ, then its differences from λ = 0, over the last tenth of the updates."""
-    last = lambda a: a[:, -math.ceil(a.shape[1] / 10) :].mean(axis=1)
-    late = {weight_decay: {key: last(r[key]) for key in ("return", "entropy")} for weight_decay, r in results.items()}
-    lines = [f"{'λ':6}{'steps balanced':16}{'entropy, bits':16}‖w‖"]
-    for weight_decay, r in late.items():
-        columns = [intervals.mean(a, ".3g") for a in (r["return"], r["entropy"], results[weight_decay]["‖w‖"])]
-        lines.append(f"{weight_decay:<6g}{columns[0]:16}{columns[1]:16}{columns[2]}")
-    lines.append("")
-    for weight_decay, r in list(late.items())[1:]:
-        gap = r["return"] - late[0.0]["return"]
-        sign = "helps" if gap.mean() > 0 else "harms"
-        lines.append(
-            f"λ = {weight_decay:g} {sign if intervals.clear(gap) else 'neither helps nor harms'}: "
-            f"{intervals.mean(gap, '+.1f')} steps compared with λ = 0, {intervals.verdict(gap)}."
-        )
-    return "\n".join(lines)
+def report(results: Any) -> str:
+    """A line per λ, then its difference from λ = 0, over the last tenth of the updates."""
+    late = results.isel(point=slice(-math.ceil(results.sizes["point"] / 10), None)).mean("point")
+    verdicts = []
+    for rate in late["weight_decay"].values[1:]:
+        gap = (late["steps"].sel(weight_decay=rate) - late["steps"].isel(weight_decay=0)).values
+        effect = ("helps" if gap.mean() > 0 else "harms") if intervals.clear(gap) else "neither helps nor harms"
+        change = compare.change(late["steps"], "+.1f", weight_decay=rate)
+        verdicts.append(f"λ = {rate:g} {effect}: {change}")
+    return f"""Means over the last tenth of the updates; a policy that pushes at random has an entropy of 1 bit.
+{compare.table(late, **{"steps": ".3g", "entropy": ".3g", "‖w‖": ".3g"})}
+
+Steps balanced compared with λ = 0: {"; ".join(verdicts)}."""
 
 
-def plot(results: dict[float, dict[str, np.ndarray]], folder: str) -> Any:
-    """Plots steps balanced and entropy over the updates, mean and 95 % interval."""
-    figure, panels = plots.figure(2)
-    about = {"return": "steps balanced, of 500 at most", "entropy": "entropy of the policy (bits)"}
-    for axes, (key, label) in zip(panels, about.items(), strict=True):
-        for i, (weight_decay, r) in enumerate(results.items()):
-            plots.band(axes, np.arange(1, r[key].shape[1] + 1), r[key], f"λ = {weight_decay:g}", plots.line(i))
-        axes.set(xlabel="update", ylabel=label, ylim=(0, None))
-    panels[0].set_title("bands: 95 % intervals")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    return plots.save(figure, folder, "reinforce.png")
-
-
-def main(argv: list[str]) -> None:
-    """Prints which parameters decay, trains, then prints and plots the results."""
-    del argv
-    console.plain()
-    learning_rate, rates = _LEARNING_RATE.value, [0.0, *_WEIGHT_DECAY.value]
-    params = Policy().init(jax.random.key(0), jnp.zeros((1, 4)))["params"]
-    print(wd.explain("weights", params), end="\n\n", flush=True)
-    results = run(
-        updates=_UPDATES.value,
-        episodes=_EPISODES.value,
-        seeds=_SEEDS.value,
-        learning_rate=learning_rate,
-        weight_decays=rates,
+def plot(results: Any) -> Any:
+    """Steps balanced and entropy over the updates."""
+    figure = compare.curves(
+        results, "update", steps="steps balanced, of 500 at most", entropy="entropy of the policy, bits"
     )
-    print(report(results))
-    print(f"{_SEEDS.value} seeds ({intervals.MEANING}), η = {learning_rate:g}. Curves: {plot(results, _OUT.value)}")
+    for panel in figure.axes:
+        panel.set_ylim(0, None)
+    return figure
+
+
+def main(_: list[str]) -> None:
+    """Prints which parameters decay, trains, then prints and plots the results."""
+    start = lambda: Policy().init(jax.random.key(0), jnp.zeros((1, 4)))["params"]
+    SETTING.show(lambda: wd.explain("weights", jax.eval_shape(start)), run, report, plot)
 
 
 if __name__ == "__main__":

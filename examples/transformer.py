@@ -21,16 +21,17 @@ from flax import nnx
 
 import wd_optax as wd
 
-SETTING = compare.Setting(
-    "transformer",
-    seeds=5,
-    epochs=(30, "Passes over the training text."),
-    learning_rate=(3e-3, "η."),
-    weight_decay=([0.03, 0.3, 3.0, 30.0], "λ, in addition to 0; may be repeated."),
-)
-
 CHARACTERS, LENGTH, LAYERS = 128, 32, 2  # ASCII; per window; blocks
 RULES = [("positions", 0.0), ("tokens", 0.5), (".*", "weights")]  # the first match wins
+RATES = [0.03, 0.3, 3.0, 30.0]
+SETTING = compare.Setting(
+    "transformer", seeds=5, epochs=(30, "Passes."), learning_rate=(3e-3, "η."), weight_decay=(RATES, "λ beside 0.")
+)
+
+
+def optimizer(learning_rate: float, weight_decay: Any) -> optax.GradientTransformation:
+    """AdamW with the mask rules."""
+    return wd.adamw(learning_rate, weight_decay=weight_decay, mask=RULES)  # S9: a transformer
 
 
 class Block(nnx.Module):
@@ -65,19 +66,9 @@ class Model(nnx.Module):
         return self.tokens.attend(self.norm(layers(h, self.blocks)))
 
 
-def split(width: int, key: jax.Array) -> Any:
-    """Returns the graph definition and parameters drawn with the key."""
-    return nnx.split(Model(width, key))
-
-
 def shapes(width: int) -> Any:
-    """Like `split`, with shapes in place of parameters."""
-    return jax.eval_shape(lambda: split(width, jax.random.key(0)))
-
-
-def optimizer(learning_rate: float, weight_decay: Any) -> optax.GradientTransformation:
-    """AdamW with the mask rules."""
-    return wd.adamw(learning_rate, weight_decay=weight_decay, mask=RULES)  # S9: a transformer
+    """The graph definition, and the shapes of the parameters."""
+    return jax.eval_shape(lambda: nnx.split(Model(width, jax.random.key(0))))
 
 
 def run(*, epochs: int, seeds: int, learning_rate: float, weight_decay: list[float], size: Any = (32, 20_000)) -> Any:
@@ -94,8 +85,9 @@ def run(*, epochs: int, seeds: int, learning_rate: float, weight_decay: list[flo
         return {"validation": validation.mean(), "test": test.mean()}
 
     def train(hparams: dict[str, Any], key: jax.Array) -> dict[str, jax.Array]:
-        tx, params = optimizer(learning_rate, hparams["weight_decay"]), split(width, key)[1]
-        batches = data.batches(len(x), 16, epochs=epochs, seed=key)
+        start, order = jax.random.split(key)
+        tx, params = optimizer(learning_rate, hparams["weight_decay"]), nnx.split(Model(width, start))[1]
+        batches = data.batches(len(x), 16, epochs=epochs, seed=order)
         params, curves = compare.fit(tx, params, lambda p, rows: losses(p, x[rows], y[rows]).mean(), batches, measure)
         return curves | {"‖w‖": wd.weight_norm(params)}
 
@@ -105,13 +97,13 @@ def run(*, epochs: int, seeds: int, learning_rate: float, weight_decay: list[flo
 def report(results: Any) -> str:
     """A line per λ, then what the λ that validation chooses does to the test loss, at the end and stopped early."""
     end, best = compare.last(results), results["validation"].min("point")
-    chosen = end["validation"].mean("seed").idxmin("weight_decay")
-    tested = compare.change(end["test"], weight_decay=chosen)
-    return f"""Losses in nats per character at the end:
-{compare.table(end.assign(early=best), training=".3f", validation=".3f", early=".3f", test=".3f", **{"‖w‖": ".1f"})}
+    chosen = end["validation"].mean("seed").idxmin("weight_decay").item()
+    columns = {"training": ".3f", "validation": ".3f", "early": ".3f", "test": ".3f", "‖w‖": ".1f"}
+    return f"""Losses in nats per character at the end; early: the lowest validation loss.
+{compare.table(end.assign(early=best), **columns)}
 
-λ = {chosen.item():g} has the lowest validation loss; its test loss compared with no decay: {tested}.
-With early stopping (best epochs only): validation {compare.change(best, weight_decay=chosen)}."""
+With early stopping λ = {chosen:g} changes the lowest validation loss by {compare.change(best, weight_decay=chosen)}.
+λ = {chosen:g}, the best on validation, changes the test loss by {compare.change(end["test"], weight_decay=chosen)}."""
 
 
 def plot(results: Any) -> Any:
@@ -119,9 +111,8 @@ def plot(results: Any) -> Any:
     return compare.curves(results, "epoch", training="training loss", validation="validation loss")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints which parameters decay, trains, then prints and plots the results."""
-    del argv
     SETTING.show(lambda: wd.explain(RULES, shapes(32)[1]), run, report, plot)
 
 

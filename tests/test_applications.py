@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray
 from example_loading import flagged, load
 from flax import nnx
 
-import wd_optax as wd
 from wd_optax.masking import roles
 
 # standard promotion for Optax's bias correction and Flax's attention mask
@@ -22,32 +22,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]
 # Arguments of `run`, small, and the defaults that `main` must pass.
 ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "cnn": (
-        {
-            "epochs": 15,
-            "patience": 15,
-            "seeds": 2,
-            "images": 64,
-            "learning_rate": 1e-2,
-            "weight_decay": 3.0,
-            "widths": (4, 8),
-        },
-        {"epochs": 120, "patience": 10, "seeds": 8, "images": 200, "learning_rate": 3e-3, "weight_decay": 0.3},
+        {"epochs": 9, "seeds": 2, "images": 64, "learning_rate": 1e-2, "weight_decay": 3.0, "widths": (4, 8)},
+        {"epochs": 60, "seeds": 12, "images": 200, "learning_rate": 1e-2, "weight_decay": 3.0},
     ),
     "rnn": (
-        {"epochs": 60, "seeds": 2, "learning_rate": 1e-2, "weight_decay": 1.0, "width": 32, "max_bytes": 4000},
+        {"epochs": 60, "seeds": 2, "learning_rate": 1e-2, "weight_decay": 1.0, "size": (32, 4000)},
         {"epochs": 40, "seeds": 4, "learning_rate": 3e-3, "weight_decay": 0.5},
     ),
     "transformer": (
-        {"epochs": 30, "seeds": 2, "learning_rate": 1e-2, "weight_decays": [0.0, 3.0], "width": 16, "max_bytes": 4000},
-        {"epochs": 30, "seeds": 5, "learning_rate": 3e-3, "weight_decays": [0.0, 0.03, 0.3, 3.0, 30.0]},
+        {"epochs": 30, "seeds": 2, "learning_rate": 1e-2, "weight_decay": [3.0], "size": (16, 4000)},
+        {"epochs": 30, "seeds": 5, "learning_rate": 3e-3, "weight_decay": [0.03, 0.3, 3.0, 30.0]},
     ),
     "gan": (
-        {"steps": 300, "seeds": 2, "learning_rate": 1e-3, "weight_decays": [0.0, 3.0], "width": 16},
-        {"steps": 4000, "seeds": 4, "learning_rate": 1e-3, "weight_decays": [0.0, 1.0, 30.0]},
+        {"steps": 300, "seeds": 2, "learning_rate": 1e-3, "weight_decay": [3.0], "width": 16},
+        {"steps": 4000, "seeds": 4, "learning_rate": 1e-3, "weight_decay": [1.0, 30.0]},
     ),
     "reinforce": (
-        {"updates": 12, "episodes": 8, "seeds": 2, "learning_rate": 1e-2, "weight_decays": [0.0, 3.0]},
-        {"updates": 80, "episodes": 16, "seeds": 10, "learning_rate": 1e-2, "weight_decays": [0.0, 0.1, 3.0]},
+        {"updates": 12, "episodes": 8, "seeds": 2, "learning_rate": 1e-2, "weight_decay": [3.0]},
+        {"updates": 80, "episodes": 16, "seeds": 10, "learning_rate": 1e-2, "weight_decay": [0.1, 3.0]},
     ),
 }
 
@@ -73,25 +65,29 @@ def only(*names: str) -> Any:
     return pytest.mark.parametrize("name", names, indirect=True, scope="module")
 
 
-def losses_and_norms(name: str, results: Any) -> tuple[Any, Any]:
-    """Of the run without decay and of the one with, what `run` returns."""
-    runs = results if name in ("cnn", "reinforce") else results["runs"]
-    without, with_ = list(runs)[:2]
-    return runs[without], runs[with_]
+def pair(results: Any) -> tuple[Any, Any]:
+    """The runs without decay and the first that decay; arrays (seed, ...)."""
+    axis = results["‖w‖"].dims[0]
+    assert axis in ("kind", "weight_decay")
+    return results.isel({axis: 0}), results.isel({axis: 1})
+
+
+def norm(runs: Any) -> Any:
+    """‖w‖ of each seed at the end."""
+    return runs["‖w‖"].values.reshape(2, -1)[:, -1]
 
 
 @pytest.mark.parametrize("name", ARGUMENTS, indirect=True, scope="module")
 def test_decay_makes_weights_smaller_in_every_seed(name: str, results: Any) -> None:
-    without, with_ = losses_and_norms(name, results)
-    assert without["‖w‖"].shape == (2,)
-    # Measured 0.36 to 0.71; seeds differ by 0.03.
-    assert (with_["‖w‖"] < 0.85 * without["‖w‖"]).all()
+    without, with_ = map(norm, pair(results))
+    # Measured 0.36 to 0.74; seeds differ by 0.03.
+    assert (with_ < 0.85 * without).all()
 
 
 @pytest.mark.parametrize("name", ARGUMENTS, indirect=True, scope="module")
 def test_seeds_are_different_runs(name: str, results: Any) -> None:
-    without, _ = losses_and_norms(name, results)
-    assert without["‖w‖"][0] != without["‖w‖"][1]
+    first, second = norm(pair(results)[0])
+    assert first != second
 
 
 @pytest.mark.parametrize("name", ARGUMENTS, indirect=True, scope="module")
@@ -106,6 +102,7 @@ def test_main_says_what_decays_trains_as_asked_reports_and_draws(
     with flagged(name, f"--out={picture.parent}") as module:
         asked: dict[str, Any] = {}
         monkeypatch.setattr(module, "run", lambda **options: asked.update(options) or results)
+        monkeypatch.setattr(jax.config, "update", lambda *setting: None)  # devices are up already
         module.main([])
         reported = module.report(results)
     assert asked == ARGUMENTS[name][1]
@@ -128,7 +125,7 @@ def test_main_says_what_decays_trains_as_asked_reports_and_draws(
 
 @pytest.mark.parametrize("name", ["rnn", "transformer"], indirect=True, scope="module")
 def test_language_models_overfit_and_decay_lowers_their_validation_loss(name: str, results: Any) -> None:
-    without, with_ = losses_and_norms(name, results)
+    without, with_ = ({key: r[key].values for key in ("training", "validation")} for r in pair(results))
     assert (without["training"][:, -1] < 0.5 * without["training"][:, 0]).all()
     # On 2400 characters the validation loss rises again, by 0.24 to 0.36, and decay takes 0.44 to 0.65 off.
     assert (without["validation"][:, -1] > without["validation"].min(axis=1) + 0.1).all()
@@ -138,18 +135,18 @@ def test_language_models_overfit_and_decay_lowers_their_validation_loss(name: st
 
 @only("rnn")
 def test_rnn_rule_spares_embedding_rows_that_nothing_trains(example: Any, results: Any) -> None:
-    runs = results["runs"]
-    for name in ("no decay", "weights decay"):
-        np.testing.assert_allclose(runs[name]["unseen"], 1, rtol=1e-6)  # two norms of the same rows, in float32
-    assert 0.01 < results["remaining"] < 0.5
+    unseen, remaining = results["unseen"], results.attrs["remaining"]
+    # Two norms of the same rows, in float32.
+    np.testing.assert_allclose(unseen.sel(kind=["no decay", "weights decay"]), 1, rtol=1e-6)
+    assert 0.01 < remaining < 0.5
     # 240 roundings of half an ulp (6e-8) at most each.
-    np.testing.assert_allclose(runs["and the embedding"]["unseen"], results["remaining"], rtol=240 * 6e-8)
+    np.testing.assert_allclose(unseen.sel(kind="and the embedding"), remaining, rtol=240 * 6e-8)
 
 
 @only("rnn")
 @pytest.mark.parametrize("embedding", [0.0, 1.0])
 def test_rnn_zero_gradient_step_decays_what_the_rule_says(example: Any, embedding: float) -> None:
-    left = after_zero_gradient(wd.adamw(0.1, weight_decay=0.5, mask=example.rules(embedding)), example.shapes(8)[1])
+    left = after_zero_gradient(example.optimizer(0.1, 0.5, embedding), example.shapes(8)[1])
     for path, values in left.items():
         kept = 1 - 0.05 * (embedding if "embed" in path else float(path.endswith("kernel")))
         np.testing.assert_allclose(values, kept, rtol=1e-6, err_msg=path)  # one rounding or two in float32
@@ -168,11 +165,10 @@ def test_transformer_zero_gradient_step_decays_what_the_rules_say(example: Any) 
 @only("transformer")
 def test_transformer_reports_the_test_loss_of_the_best_rate_on_validation(example: Any, results: Any) -> None:
     report = example.report(results)
-    without, with_ = results["runs"][0.0]["test"][:, -1], results["runs"][3.0]["test"][:, -1]
-    change = f"{(with_ - without).mean():+.3f}"
-    assert f"λ = 3 has the lowest final validation loss; its test loss compared with no decay: {change}" in report
-    half = results["runs"][0.0]["validation"] != results["runs"][0.0]["test"]
-    assert half.all()
+    without, with_ = (results["test"].sel(weight_decay=k).isel(point=-1) for k in (0.0, 3.0))
+    change = f"{(with_ - without).mean().item():+.3f}"
+    assert f"λ = 3, the best on validation, changes the test loss by {change}" in report.splitlines()[-1]
+    assert (results["validation"] != results["test"]).all()
 
 
 @only("transformer")
@@ -187,35 +183,35 @@ def test_transformer_is_causal(example: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def cnn_start(example: Any) -> tuple[Any, Any, Any]:
-    """A small model, the example's optimizer with λ = 0.5, and a state where λ is 0.25."""
-    model, tx = example.CNN((4, 8)), example.optimizer(0.1, 0.5)
-    return model, tx, example.initial_state(model, tx, 0, 0.25)
+def cnn_start(example: Any) -> tuple[Any, Any]:
+    """A small model and its variables."""
+    model = example.CNN((4, 8))
+    return model, jax.jit(model.init, static_argnums=2)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), False)
 
 
 @only("cnn")
-def test_cnn_norms_keep_every_bit_in_a_step_of_decay_at_the_rate_in_the_state(cnn_start: Any) -> None:
-    _, tx, state = cnn_start
-    left = after_zero_gradient(tx, state["params"], state["opt_state"])
+def test_cnn_norms_keep_every_bit_in_a_step_of_decay(example: Any, cnn_start: Any) -> None:
+    left = after_zero_gradient(example.optimizer(0.1, 0.25, 10), cnn_start[1]["params"])
     assert [path for path in left if "BatchNorm" in path] == [
         f"BatchNorm_{i}/{leaf}" for i in range(2) for leaf in ("bias", "scale")
     ]
     for path, values in left.items():
         if path.endswith("kernel"):
-            np.testing.assert_allclose(values, 1 - 0.1 * 0.25, rtol=1e-6)
+            np.testing.assert_allclose(values, 1 - 0.1 * 0.25, rtol=1e-6)  # the cosine begins at its peak
         else:
             np.testing.assert_array_equal(values, 1, err_msg=path)
 
 
 @only("cnn")
 def test_cnn_batchnorm_divides_the_size_of_kernels_out(example: Any, cnn_start: Any) -> None:
-    model, _, state = cnn_start
+    model, variables = cnn_start
     x, y = jax.random.uniform(jax.random.key(1), (32, 8, 8, 1)), jnp.zeros(32, jnp.int32)
-    loss = jax.jit(lambda params: example.loss_fn(model, params, state["stats"], x, y)[0])
-    larger = {k: jax.tree.map(lambda p: 3 * p, v) if "Conv" in k else v for k, v in state["params"].items()}
+    loss = jax.jit(lambda params: example.loss_fn(model, params, variables["batch_stats"], x, y)[0])
+    params = variables["params"]
+    larger = {k: jax.tree.map(lambda p: 3 * p, v) if "Conv" in k else v for k, v in params.items()}
     # BatchNorm's ε, 1e-5 beside variances of about 0.05, is what is left of the size.
-    np.testing.assert_allclose(loss(larger), loss(state["params"]), rtol=1e-3)
-    assert abs(loss(jax.tree.map(lambda p: 3 * p, state["params"])) - loss(state["params"])) > 0.1
+    np.testing.assert_allclose(loss(larger), loss(params), rtol=1e-3)
+    assert abs(loss(jax.tree.map(lambda p: 3 * p, params)) - loss(params)) > 0.1
 
 
 @only("cnn")
@@ -232,36 +228,34 @@ def test_cnn_shifts_images_by_a_pixel_and_zeros_come_in(example: Any) -> None:
 
 
 @only("cnn")
-def test_cnn_stops_early_and_keeps_its_best_state(example: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = [3.0, 2.0, 2.5, 1.9995, 1.0]
-    monkeypatch.setattr(example, "train_epoch", lambda model, tx, state, most, x, y, rows: (state + 1, 0.5))
-    monkeypatch.setattr(example, "evaluate", lambda model, state, x, y: {"loss": losses[state - 1]})
-    best, epoch, curves = example.train(None, None, 0, 0, [None] * 2, [None] * 2, range(5), patience=1)
-    assert (best, epoch) == (2, 2)
-    np.testing.assert_array_equal(
-        curves, [(0.5, loss) for loss in losses[:4]]
-    )  # 1.9995 is no improvement worth waiting for
-    best, epoch, curves = example.train(None, None, 0, 0, [None] * 2, [None] * 2, range(5), patience=2)
-    assert (best, epoch, len(curves)) == (5, 5, 5)
+def test_cnn_compares_each_run_at_the_epoch_of_its_lowest_validation_loss(example: Any, results: Any) -> None:
+    losses, accuracy = np.ones((4, 2, 9)), np.zeros((4, 2, 9))
+    for (kind, seed), epoch in zip(np.ndindex(4, 2), (2, 4, 6, 8, 1, 3, 5, 0), strict=True):
+        losses[kind, seed, epoch], accuracy[kind, seed, epoch] = 0.5, 10 * kind + seed**2 * (kind == 1)
+    dims = ("kind", "seed", "point")
+    made = results.assign({"validation": (dims, losses), "accuracy, %": (dims, accuracy)})
+    np.testing.assert_array_equal(example.gain(made, "decay", "neither"), [10, 11])
+    np.testing.assert_array_equal(example.gain(made, "both", "augmentation"), [10, 10])
+    row = next(line.split() for line in example.report(made).splitlines() if line.startswith("decay"))
+    assert row[1:6] + row[7:8] == ["10.5", "±", "6.4", "0.500", "±", "8"]  # epochs 7 and 9; t = 12.7, 12.7·0.5
 
 
 @only("cnn")
 def test_cnn_learns_in_every_kind_of_run(results: Any) -> None:
-    assert list(results) == ["neither", "decay", "augmentation", "both"]
-    for name, r in results.items():
-        for losses in r["curves"]:
-            assert losses[-1, 0] < losses[0, 0], name
-        assert (r["angle"] > 0).all()
+    assert results["kind"].values.tolist() == ["neither", "decay", "augmentation", "both"]
+    assert results["point"].values.tolist() == list(range(1, 10))
+    assert (results["training"].isel(point=-1) < results["training"].isel(point=0)).all()
+    assert (results["turned"] > 0).all()
 
 
 @only("gan")
 def test_gan_discriminator_decays_and_samples_come_nearer_to_digits(example: Any, results: Any) -> None:
-    for r in results["runs"].values():
-        assert r["samples"].shape == (2, 36, 64)
-        assert ((r["samples"] > 0) & (r["samples"] < 1)).all()
-        assert (r["distance"][:, -1] < 0.7 * r["distance"][:, 0]).all()  # measured 0.42 to 0.53
-        assert np.isfinite(r["gap"]).all()
-    assert results["floor"] < 0.1 * r["distance"].min()
+    samples, distance = results["samples"].values, results["distance"]
+    assert samples.shape == (2, 2, 36, 64)
+    assert ((samples > 0) & (samples < 1)).all()
+    assert (distance.isel(point=-1) < 0.7 * distance.isel(point=0)).all()  # measured 0.42 to 0.53
+    assert np.isfinite(results["gap"]).all()
+    assert results.attrs["floor"] < 0.1 * distance.min()
 
 
 @only("gan")
@@ -278,10 +272,10 @@ def test_gan_distance_is_that_of_gaussians(example: Any) -> None:
 @only("reinforce")
 def test_reinforce_learns_to_balance(results: Any) -> None:
     # Measured: from 17 and 23 steps to 56 and 72.
-    assert (results[0.0]["return"][:, -3:].mean(axis=1) > 2 * results[0.0]["return"][:, 0]).all()
-    for r in results.values():
-        assert r["return"].shape == r["entropy"].shape == (2, 12)
-        assert ((r["entropy"] > 0) & (r["entropy"] <= 1)).all()
+    steps, entropy = results["steps"], results["entropy"]
+    assert (steps[0, :, -3:].mean("point") > 2 * steps[0, :, 0]).all()
+    assert steps.shape == entropy.shape == (2, 2, 12)
+    assert ((entropy > 0) & (entropy <= 1)).all()
 
 
 @only("reinforce")
@@ -315,29 +309,27 @@ def test_reinforce_makes_actions_likelier_that_lasted_longer(example: Any) -> No
     after, _, found = example.learn(0.01, rates, params, opt_state, x, actions, running)
     odds = lambda params: jnp.diff(example.logits(jax.tree.map(lambda p: p[0], params), x[0, 0, :1]))
     assert odds(after) > odds(params)
-    assert found["return"] == 25
+    assert found["steps"] == 25
 
 
 @pytest.mark.parametrize(
     ("gap", "seeds", "verdict"),
     [
-        (1.0, 3, "helps: +1.1 ± 0.2 steps compared with λ = 0, significant at 5 %"),
-        (-1.0, 3, "harms: -0.9 ± 0.2 steps compared with λ = 0, significant at 5 %"),
-        (0.0, 3, "neither helps nor harms: +0.1 ± 0.2 steps compared with λ = 0, not significant at 5 %"),
-        (1.0, 2, "neither helps nor harms: +1.1 ± 0.6 steps compared with λ = 0, no verdict from 2 seeds"),
+        (1.0, 3, "helps: +1.1 ± 0.2, significant at 5 %"),
+        (-1.0, 3, "harms: -0.9 ± 0.2, significant at 5 %"),
+        (0.0, 3, "neither helps nor harms: +0.1 ± 0.2, not significant at 5 %"),
+        (1.0, 2, "neither helps nor harms: +1.1 ± 0.6, no verdict from 2 seeds"),
     ],
 )
 @only("reinforce")
 def test_reinforce_says_what_the_numbers_carry(example: Any, gap: float, seeds: int, verdict: str) -> None:
-    run = lambda gaps: {
-        "return": np.array([[100.0], [101.0], [99.0]])[:seeds] + gaps,
-        "entropy": np.ones((seeds, 1)),
-        "‖w‖": np.arange(1.0 * seeds),
-    }
-    gaps = gap + np.array([[0.05], [0.15], [0.1]])[:seeds]
+    base, gaps = np.array([[100.0], [101.0], [99.0]])[:seeds], gap + np.array([[0.05], [0.15], [0.1]])[:seeds]
     if seeds == 3:  # a standard deviation of 0.05·√3, whose interval is 4.30·0.05
         gaps = gap + np.array([[0.1 - 0.05 * 1.5**0.5 * 2**0.5], [0.1 + 0.05 * 1.5**0.5 * 2**0.5], [0.1]])
-    assert f"λ = 0.5 {verdict}." in example.report({0.0: run(0.0), 0.5: run(gaps)})
+    dims = ("weight_decay", "seed", "point")
+    made = {"steps": (dims, np.stack([base, base + gaps])), "entropy": (dims, np.ones((2, seeds, 1)))}
+    made["‖w‖"] = dims[:2], np.tile(np.arange(1.0 * seeds), (2, 1))
+    assert example.report(xarray.Dataset(made, {"weight_decay": [0.0, 0.5]})).endswith(f"λ = 0.5 {verdict}.")
 
 
 def after_zero_gradient(tx: Any, params: Any, opt_state: Any = None) -> dict[str, jax.Array]:

@@ -4,12 +4,14 @@ import gzip
 import pathlib
 import struct
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray
 from example_loading import load
 
-data, intervals, plots = load("data"), load("intervals"), load("plots")
+compare, data, intervals, plots = (load(name) for name in ("compare", "data", "intervals", "plots"))
 
 
 def test_digits_are_split_by_seed_with_the_classes_even():
@@ -156,3 +158,50 @@ def test_save_makes_the_folder_and_keeps_the_colours(tmp_path):
     for colour in plots.COLOURS.values():
         rgb = np.round(np.multiply(colors.to_rgb(colour), 255)).astype(int)
         assert (pixels == rgb).all(axis=-1).sum() > 300, colour
+
+
+def runs():
+    """Losses of two λ, with dropout or without, 3 seeds and 2 points: 10·λ's index + the seed + the point."""
+    losses = np.indices((2, 2, 3, 2))
+    values = 10.0 * losses[0] + losses[2] + losses[3]
+    coords = {"weight_decay": [0.0, 0.3], "kind": ["plain", "dropout"]}
+    return xarray.Dataset({"loss": (("weight_decay", "kind", "seed", "point"), values)}, coords)
+
+
+def test_a_table_has_a_line_for_each_kind_of_run():
+    table = compare.table(compare.last(runs()), loss=".1f").splitlines()
+    assert table[0].split() == ["λ", "loss"]
+    assert [line.split() for line in table[1:]] == [
+        [λ, kind, mean, "±", "2.5"] for λ, mean in (("0", "2.0"), ("0.3", "12.0")) for kind in ("plain", "dropout")
+    ]
+
+
+def test_a_change_is_from_the_first_of_the_axis_on_the_same_seeds():
+    end = compare.last(runs())["loss"].sel(kind="plain")
+    assert compare.change(end, "+.1f", weight_decay=0.3) == "+10.0 ± 0.0, significant at 5 %"
+    assert [text for _, text, _ in compare.kinds(runs())] == [
+        f"λ = {λ}, {kind}" for λ in ("0", "0.3") for kind in ("plain", "dropout")
+    ]
+
+
+def test_pictures_draw_bands_from_the_first_point_and_bars_beside_each_other():
+    figure = compare.curves(runs().sel(kind="plain", drop=True), "epoch", loss="training loss")
+    lines = figure.axes[0].get_lines()
+    assert [line.get_label() for line in lines] == ["λ = 0", "λ = 0.3"]
+    np.testing.assert_array_equal(lines[1].get_xydata(), [[1, 11], [2, 12]])
+    bars = compare.curves(compare.last(runs()), "λ", "weight_decay", loss="training loss").axes[0]
+    assert [label.get_text() for label in bars.get_xticklabels()] == ["0", "0.3"]
+    starts = [
+        line.get_xdata()[0] for line in bars.get_lines() if len(line.get_xdata()) == 2 and line.get_marker() == "o"
+    ]
+    assert starts == [0, 0.1]
+
+
+def test_a_sweep_gives_numbers_by_label_traced_and_the_seed_as_a_key():
+    draw = lambda hparams, key: {"sum": hparams["kind"] @ jnp.array([1.0, 10.0]), "drawn": jax.random.normal(key, (3,))}
+    found = compare.sweep(draw, 2, kind={"one": (1.0, 0.0), "both": (1.0, 1.0)})
+    assert found["kind"].values.tolist() == ["one", "both"]
+    np.testing.assert_array_equal(found["sum"], [[1, 1], [11, 11]])
+    assert found["drawn"].dims == ("kind", "seed", "point")
+    np.testing.assert_array_equal(found["drawn"][0], found["drawn"][1])  # runs of a seed are paired
+    assert (found["drawn"][0, 0] != found["drawn"][0, 1]).all()

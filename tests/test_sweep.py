@@ -445,3 +445,15 @@ def test_bar_shows_points_and_divergence_on_a_terminal_only(monkeypatch, capsys)
     shown = capsys.readouterr().err
     assert "2/2" in shown
     assert "diverged=1" in shown
+
+
+def test_a_monitored_optimizer_trains_in_a_sweep():
+    def train(hparams, key):
+        tx = wd.monitor_decay(wd.sgdw(0.1, weight_decay=hparams["weight_decay"]))
+        params = {"kernel": jax.random.normal(key, (3, 2))}
+        _, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+        return {"removed": wd.read_decay(state)["weight"].update_norm / wd.weight_norm(params)}
+
+    # The monitor's float64 constants stay float64. Two roundings of float32.
+    found = sweep(train, {"weight_decay": [0.5, 1.0]}, seeds=1).data["removed"]
+    np.testing.assert_allclose(found[:, 0], [0.05, 0.1], rtol=3e-7)

@@ -102,11 +102,11 @@ def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
 def _few_terms(leaf: LeafStep, rate: jax.Array | None, dtype: DTypeLike) -> tuple[jax.Array, ...]:
     """What is summed, entry by entry: the fields of `Multiples`."""
     p, u = (lax.convert_element_type(x, dtypes.arithmetic(x.dtype, dtype)) for x in (leaf.p, leaf.u))
-    rest = u if rate is None else lax.sub(u, _times(rate, p))
+    rest = u if rate is None else lax.sub(u, _scaled(rate, p))
     return _dot(p, p), _dot(rest, rest), _dot(p, rest)
 
 
-def _times(rate: jax.Array, p: jax.Array) -> jax.Array:
+def _scaled(rate: jax.Array, p: jax.Array) -> jax.Array:
     return lax.mul(p, jnp.broadcast_to(lax.convert_element_type(rate, p.dtype), p.shape))
 
 
@@ -114,7 +114,7 @@ def _terms(leaf: LeafStep, rate: jax.Array | None, dtype: DTypeLike) -> tuple[ja
     """What is summed, entry by entry: the fields of `Sums`. `lax`, because it traces in a fifth of `jnp`'s time."""
     if (d := leaf.d) is None:
         wide = lax.convert_element_type(leaf.p, dtypes.arithmetic(leaf.p.dtype, leaf.u.dtype))
-        d = lax.full_like(wide, 0) if rate is None else _times(rate, wide)
+        d = lax.full_like(wide, 0) if rate is None else _scaled(rate, wide)
     p, d = (lax.convert_element_type(x, dtypes.arithmetic(x.dtype)) for x in (leaf.p, d))
     bound = lax.add(d, lax.mul(p, lax.full_like(p, REPLACED)))
     zero = lax.full_like(lax.real(p) if jnp.iscomplexobj(p) else p, 0)

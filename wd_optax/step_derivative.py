@@ -99,7 +99,7 @@ def leaf_steps(program: Program, updates: optax.Updates) -> list[LeafStep | None
         return floats_of(program(program.grads, treedef.unflatten(mixed))[0])
 
     floats, u = lax.stop_gradient(([p for p, f in zip(values, is_float, strict=True) if f], floats_of(updates)))
-    if (rates := _rates(program, _flatten_updates(treedef, updates), is_float)) is None:
+    if (rates := _known_rates(program, _flatten_updates(treedef, updates), is_float)) is None:
         found = lax.stop_gradient(_evaluate(updates_of, floats))
         measured = map(LeafStep, floats, *found)
     else:
@@ -108,7 +108,7 @@ def leaf_steps(program: Program, updates: optax.Updates) -> list[LeafStep | None
     return [next(measured) if f else None for f in is_float]
 
 
-def _rates(program: Program, updates: list[jax.Array | None], is_float: list[bool]) -> list[Any] | None:
+def _known_rates(program: Program, updates: list[jax.Array | None], is_float: list[bool]) -> list[Any] | None:
     """c of each float parameter with d = c·p, None where it is 0; or None, where a derivative isn't a multiple of p."""
     outputs = itertools.count()
     numbers = [-2 - i if u is None else next(outputs) for i, u in enumerate(updates)]

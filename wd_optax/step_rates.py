@@ -10,7 +10,7 @@ from jax import lax
 from wd_optax import dtypes
 
 CALLS = ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2")  # of one inner program
-SAME = ("copy", "copy_p", "sharding_constraint")  # what these return is their argument
+EXACT = ("copy", "copy_p", "sharding_constraint")  # what these return is their argument
 
 
 class NotAMultipleError(Exception):
@@ -165,7 +165,7 @@ class _Frame:
 
     def _linear(self, name: str, variables: list[Any], found: list[Multiple | None]) -> Multiple:
         first = next(x for x in found if x is not None)
-        if name in SAME or name == "convert_element_type":
+        if name in EXACT or name == "convert_element_type":
             return first
         if name == "neg":
             return first._replace(rate=self.numbers.add("neg", lax.neg, first.rate))

@@ -85,7 +85,7 @@ def summarize(
     of = [groups[i] for i in where]
     layered = [name if layers[name] else "" for name in of]
     loops = list(_loops(measured, layered, [slices[i] if slices else () for i in where], together=slices is None))
-    rates, number = _distinct([step.rate for step in measured])
+    rates, number = _unequal([step.rate for step in measured])
     stacked = stacked_sizes(sizes, layers)
     # Leaves of one group and rate are added before anything follows from their sums.
     flat = {name: i for i, name in enumerate(name for name, n in layers.items() if not n)}
@@ -101,7 +101,7 @@ def summarize(
         def added(name: str, size: int) -> Columns:
             own = [loop for loop in loops if loop.layers == name]
             numbers = [[number[i] for i in loop.leaves] for loop in own]
-            spread = [_spread(rates, x, dtype) for x in numbers]
+            spread = [_per_cell(rates, x, dtype) for x in numbers]
             parts = [
                 loop_sums([leaves[i] for i in loop.leaves], rate, loop.axes, bool(name), *options)
                 for loop, rate in zip(own, spread, strict=True)
@@ -110,12 +110,12 @@ def summarize(
                 return tuple(jnp.zeros((size,), dtype) for _ in range(len(Sums._fields) + 2 * (slices is not None)))
             if name:
                 each = tuple(map(jnp.stack, zip(*parts, strict=True)))
-                rate = _spread(rates, [k for x in numbers for k in x], dtype)
+                rate = _per_cell(rates, [k for x in numbers for k in x], dtype)
                 each = from_multiples(each, None if rate is None else rate[:, None]) if few else each
                 return tuple(jnp.sum(x, axis=0) for x in each)
             where = [cell_of[of[i], number[i]] for loop in own for i in loop.leaves]
             each = _add_by(where, len(cells), tuple(lax.concatenate(x, 0) for x in zip(*parts, strict=True)), sum_all)
-            each = from_multiples(each, _spread(rates, [k for _, k in cells], dtype)) if few else each
+            each = from_multiples(each, _per_cell(rates, [k for _, k in cells], dtype)) if few else each
             return each if len(cells) == size else _add_by([flat[name] for name, _ in cells], size, each, sum_all)
 
         return {name: _group_norms(sizes, added(name, len(sizes))) for name, sizes in stacked.items()}
@@ -138,14 +138,14 @@ def stacked_sizes(sizes: Mapping[str, int], layers: Mapping[str, int]) -> dict[s
     return stacked | {name: np.full((n,), sizes[name] / n) for name, n in layers.items() if n}
 
 
-def _distinct(rates: Sequence[jax.Array | None]) -> tuple[list[jax.Array], list[int]]:
+def _unequal(rates: Sequence[jax.Array | None]) -> tuple[list[jax.Array], list[int]]:
     """The different rates, and the index of each leaf's; −1 where it has none."""
     found = {id(rate): rate for rate in rates if rate is not None}
     index = {key: i for i, key in enumerate(found)}
     return list(found.values()), [index.get(id(rate), -1) for rate in rates]
 
 
-def _spread(rates: Sequence[jax.Array], numbers: Sequence[int], dtype: DTypeLike) -> jax.Array | None:
+def _per_cell(rates: Sequence[jax.Array], numbers: Sequence[int], dtype: DTypeLike) -> jax.Array | None:
     """The rate of each leaf, shape=(leaves,), or (1,) where they are equal; 0 or None where no leaf has one."""
     kinds = {*numbers}
     if kinds == {-1}:

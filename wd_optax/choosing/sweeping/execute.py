@@ -33,7 +33,8 @@ class Executor:
         self.split, self.same = NamedSharding(mesh, split), NamedSharding(mesh, same)
         # Random keys stay constants of the program; all other arrays are its arguments.
         self.keys = {i: c for i, c in enumerate(traced.consts) if is_random_key(c)}
-        self.consts = [_put(np.asarray(c), self.same) for i, c in enumerate(traced.consts) if i not in self.keys]
+        with jax.enable_x64(True):  # else a monitor's float64 constants are rounded, and their types don't fit
+            self.consts = [_put(np.asarray(c), self.same) for i, c in enumerate(traced.consts) if i not in self.keys]
 
         def batch(consts: list[jax.Array], hparams: dict[str, jax.Array], seeds: jax.Array) -> dict[str, jax.Array]:
             arrays = iter(consts)
