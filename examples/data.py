@@ -8,8 +8,6 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 Split = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 MNIST = {
@@ -26,6 +24,9 @@ def digits(seed: int = 0, *, size: int = 8, flat: bool = True, test_size: float 
     An image is (size·size,) float32, or (size, size, 1) unless `flat`; sizes other than 8 are interpolated.
     With test_size=0 all images are training images, in their original order.
     """
+    from sklearn.datasets import load_digits  # takes longer to import than JAX, and text needs none of it
+    from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
     x, y = jnp.asarray(images / 16, jnp.float32).reshape(-1, 8, 8, 1), jnp.asarray(labels, jnp.int32)
     if size != 8:

@@ -10,6 +10,8 @@ import itertools
 import os
 import tempfile
 import time
+import types
+import zlib
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -23,6 +25,7 @@ import cpu_only
 import jax
 import pytest
 import quick_compile
+from jax._src import compilation_cache, lru_cache
 from jax._src.interpreters import mlir
 
 from wd_optax.choosing.sweeping.execute import Executor
@@ -38,13 +41,33 @@ _shared = functools.lru_cache(maxsize=1)(lambda _: _make_context())
 
 def _context():
     try:
-        mlir.ir.Context.current  # noqa: B018
+        lowering = mlir.ir.Context.current  # None outside of a lowering, where older releases raise
     except ValueError:
-        return _shared(next(_programs) // 500)
-    return _make_context()
+        lowering = None
+    return _make_context() if lowering else _shared(next(_programs) // 500)
 
 
 mlir.make_ir_context = _context
+
+
+class _Files(lru_cache.LRUCache):
+    """JAX's files of compiled programs, read and written at once: half of their time goes to paths and compression."""
+
+    def get(self, key):
+        try:
+            with open(f"{self.path}/{key}-cache", "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
+    def put(self, key, value):
+        with open(f"{self.path}/{key}.{os.getpid()}", "wb") as file:
+            file.write(value)
+        os.replace(file.name, f"{self.path}/{key}-cache")  # no other worker reads half of it
+
+
+compilation_cache.get_file_cache = lambda path: (_Files(path, max_size=-1), path)
+compilation_cache.zlib = types.SimpleNamespace(compress=lambda x: zlib.compress(x, 0), decompress=zlib.decompress)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -77,9 +100,19 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not quick_compile.is_quick(item))  # a worker changes the way once
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    gc.disable()  # nearly all that is made here stays
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # half a million objects of libraries and tests that stay: no later collection looks at them
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(tryfirst=True)

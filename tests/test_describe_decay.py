@@ -36,6 +36,7 @@ RUNS = {
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2, 3))
+@functools.partial(jax.vmap, in_axes=(None, 0, None, None))  # all starts see the same gradients, drawn once
 def simulate(tx, w, full, steps):
     """‖w‖ after each step (RMS over the columns) and what steps `full` and the last measure; w is scale-invariant."""
 
@@ -60,14 +61,15 @@ def simulate(tx, w, full, steps):
 
 
 @functools.cache
-def run(name, start, steps, decays=True):
-    """(Norms over their equilibrium, the `DecayTable` of two steps) from `start` times the equilibrium."""
+def runs(name, starts, steps, decays=True):
+    """(Norms over their equilibrium, the `DecayTable` of two steps) from each of `starts` times the equilibrium."""
     build, eta, weight_decay, options, full = RUNS[name]
     options = options if "adamw" not in name else {"optimizer": "adamw"}
     target = wd.equilibrium(eta, weight_decay=weight_decay, size=FAN_IN, gradient_rms=1.0, **options).norm
-    w = jax.random.normal(jax.random.key(11), (FAN_IN, COLUMNS)) * (start * target / FAN_IN**0.5)
-    norms, measured = simulate(build(eta, weight_decay if decays else 0.0), w, full, steps)
-    return np.asarray(norms) / target, measured
+    w = jax.random.normal(jax.random.key(11), (1, FAN_IN, COLUMNS)) * (target / FAN_IN**0.5)
+    w = w * jnp.array(starts)[:, None, None]
+    norms, measured = jax.device_get(simulate(build(eta, weight_decay if decays else 0.0), w, full, steps))
+    return [(norms[i] / target, jax.tree.map(lambda x, i=i: x[i], measured)) for i in range(len(starts))]
 
 
 def describe(name, measured):
@@ -84,7 +86,7 @@ LENGTHS = {"adamw": 12500, "lion": 4000, "adamw, b2=0.95": 4000, "sgdw": 3000, "
 @pytest.mark.parametrize("name", RUNS)
 def test_the_state_and_the_steps_to_go_are_those_of_the_run(name, state):
     *_, full = RUNS[name]
-    norms, (early, late) = run(name, STARTS[state], LENGTHS[name] if state != "in equilibrium" else full + 500)
+    norms, (early, late) = runs(name, tuple(STARTS.values()), LENGTHS[name])[[*STARTS].index(state)]
     found = describe(name, early)
     assert found.state == state
     assert describe(name, late).state == "in equilibrium"
@@ -104,7 +106,7 @@ def test_the_state_and_the_steps_to_go_are_those_of_the_run(name, state):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_without_decay_or_masked_it_is_inert(name):
-    _, (measured, _) = run(name, 1.0, RUNS[name][-1] + 2, decays=False)
+    ((_, (measured, _)),) = runs(name, (1.0,), RUNS[name][-1] + 2, decays=False)
     assert describe(name, measured).state == "decay inert"
     p = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
     tx = wd.with_decay(optax.sgd(0.1), learning_rate=0.1, weight_decay=0.1)

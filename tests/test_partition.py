@@ -24,7 +24,8 @@ PARAMS = {
     "head": {"kernel": jnp.full((4, 5), 2.0), "bias": jnp.full((5,), 2.0)},
 }
 ZEROS = optax.tree.zeros_like(PARAMS)
-GRADS = optax.tree.random_like(jax.random.key(0), PARAMS)
+_random = np.random.default_rng(0)
+GRADS = jax.tree.map(lambda p: jnp.asarray(_random.standard_normal(p.shape, np.float32)), PARAMS)
 
 
 def label(p):

@@ -1,5 +1,6 @@
 """Processes for trials, forked from one that has imported everything and not started a JAX backend, to be quick."""
 
+import importlib
 import os
 import pickle
 import signal
@@ -8,6 +9,10 @@ import time
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+# What the package imports only where it needs it: children that imported it would spend most of their time on that.
+for name in ("jax.extend.core", "optuna", "scipy.io", "tqdm.auto", "wd_optax.choosing.searching.search", "xarray"):
+    importlib.import_module(name)
 
 
 class Child:

@@ -15,7 +15,7 @@ from wd_optax.choosing.sweeping.execute import Executor
 from . import sweeps
 from .forks import Child, call
 
-SECONDS = 1.0  # about the time of a sweep in a fork; kills come at random within it
+SECONDS = 0.4  # about the time of a sweep in a fork; kills come at random within it
 
 
 @functools.cache

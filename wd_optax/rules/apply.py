@@ -54,6 +54,7 @@ def start(
             f"{fix}"
         )
 
+    @jax.jit  # traced once for the types and the values
     def attempt(params: optax.Params, state: optax.OptState, inner: optax.OptState, one: jax.Array) -> Any:
         trees = {name: _ones(getattr(step, name), one) for name in _TREES}
         seen = step._replace(inner_state=_ones(inner, one, counts=step.updates is not None), **trees)
