@@ -81,7 +81,7 @@ def fit(tx: Any, params: Any, loss_fn: Any, batches: Any, measure: Any) -> tuple
     return params, curves
 
 
-def sweep(train: Any, seeds: int, *, chunk: int | None = None, devices: int | None = None, **axes: Any) -> Any:
+def sweep(train: Any, seeds: int, *, chunk: int | None = None, **axes: Any) -> Any:
     """An `xarray.Dataset` of every metric of `train(hparams, key)`; dimensions: the axes, "seed", "point" of curves.
 
     On an axis {label: numbers} `train` gets an array of the numbers, traced as numbers are.
@@ -89,7 +89,7 @@ def sweep(train: Any, seeds: int, *, chunk: int | None = None, devices: int | No
     rows = {axis: jnp.asarray(list(v.values())) for axis, v in axes.items() if isinstance(v, dict)}
     grid = axes | {axis: range(len(v)) for axis, v in rows.items()}
     traced = lambda hparams: hparams | {axis: v[hparams[axis]] for axis, v in rows.items()}
-    used = jax.devices()[: devices or os.cpu_count()]
+    used = jax.devices()[: os.cpu_count()]
     found = wd.sweep(lambda h, key: train(traced(h), key), grid, seeds=seeds, devices=used, chunk=chunk).data
     found = found.map(lambda v: v.rename({f"{v.name}_0": "point"}) if v.ndim == len(axes) + 2 else v)
     return found.assign_coords({axis: list(axes[axis]) for axis in rows})

@@ -99,7 +99,7 @@ def run(*, steps: int, seeds: int, learning_rate: float, weight_decay: list[floa
         samples = generate(g, jax.random.normal(sample_key, (SHOWN, NOISE)))
         return curves | {"‖w‖": wd.weight_norm(d), "samples": samples}
 
-    found = compare.sweep(train, seeds, devices=1, weight_decay=[0.0, *weight_decay])  # eigh hung on two CPU devices
+    found = compare.sweep(train, seeds, weight_decay=[0.0, *weight_decay])
     return found.assign_coords(point=each * np.arange(1, MEASURED + 1)).assign_attrs(
         real=x_out[:SHOWN], floor=float(frechet(x, x_out))
     )

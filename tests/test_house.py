@@ -108,7 +108,6 @@ FLOORS = [
     {"auditing.explaining"},
     {
         "choosing.sweeping.dataset",
-        "choosing.sweeping.devices",
         "choosing.sweeping.memory",
         "choosing.sweeping.multihost",
         "choosing.sweeping.optimum_plot",
@@ -122,6 +121,7 @@ FLOORS = [
         "choosing.sweeping.grid",
     },
     {
+        "choosing.sweeping.devices",
         "choosing.sweeping.heatmap",
         "choosing.sweeping.identity",
         "choosing.sweeping.optimum",

@@ -3,6 +3,7 @@
 import decimal
 import fractions
 import functools
+import os
 import pathlib
 import re
 import sys
@@ -20,6 +21,7 @@ import xarray
 import wd_optax as wd
 from wd_optax import optional
 from wd_optax.choosing.sweeping import memory
+from wd_optax.choosing.sweeping.devices import without_deadlock
 from wd_optax.choosing.sweeping.result import SweepResult
 
 RATES = {"learning_rate": [0.01, 0.1, 1.0], "weight_decay": [0.0, 0.01, 0.1]}
@@ -457,3 +459,20 @@ def test_a_monitored_optimizer_trains_in_a_sweep():
     # The monitor's float64 constants stay float64. Two roundings of float32.
     found = sweep(train, {"weight_decay": [0.5, 1.0]}, seeds=1).data["removed"]
     np.testing.assert_allclose(found[:, 0], [0.05, 0.1], rtol=3e-7)
+
+
+def test_a_thread_is_left_for_lapack():
+    """A batched eigh waits for threads of the pool that the devices' programs hold: on all of them it hung."""
+
+    def train(hparams, key):
+        root = jax.random.normal(key, (3, 3))
+        step = lambda carry, _: (carry, jnp.linalg.eigh(root @ root.T + hparams["weight_decay"] * jnp.eye(3))[0].min())
+        return {"least": jax.lax.scan(step, 0.0, length=2)[1][-1]}
+
+    devices, key = jax.devices(), jax.random.key(0)
+    program = jax.make_jaxpr(lambda x: train({"weight_decay": x}, key)["least"])(1.0).jaxpr
+    assert len(without_deadlock(devices, program)) == max(os.cpu_count(), len(devices)) - 1
+    assert without_deadlock(devices[:2], program) == devices[:2]
+    assert without_deadlock(devices, jax.make_jaxpr(jnp.sin)(1.0).jaxpr) == devices
+    found = wd.sweep(train, {"weight_decay": [0.0, 1.0]}, seeds=8, progress=False).data["least"]
+    np.testing.assert_allclose(found[1] - found[0], 1.0, atol=1e-5)  # of a matrix of size 10, in float32

@@ -73,5 +73,5 @@ class Batches:
     def _width(self, executor: Executor, runs: int) -> int:
         name = str(executor.group)
         if name not in self.requested:
-            self.requested[name] = batching.choose_width(executor.compiled_at, runs, self.devices, None)
+            self.requested[name] = batching.choose_width(executor.compiled_at, runs, executor.devices, None)
         return self.requested[name]

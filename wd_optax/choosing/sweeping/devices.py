@@ -1,10 +1,20 @@
 """The devices that train."""
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import logging
+
+from wd_optax.choosing.sweeping.fingerprint import inner_jaxprs
+
+if TYPE_CHECKING:  # importing it loads Pallas
+    from jax.extend.core import Jaxpr
+
+# Primitives whose kernels for CPUs split a batch over XLA's threads, and wait.
+LAPACK = {"cholesky", "cholesky_update", "eig", "eigh", "geqp3", "geqrf", "hessenberg", "householder_product", "lu"}
+LAPACK |= {"qr", "schur", "svd", "triangular_solve", "tridiagonal", "tridiagonal_solve"}
 
 
 def usable_devices(devices: Any, most: int) -> list[jax.Device]:
@@ -23,3 +33,20 @@ def usable_devices(devices: Any, most: int) -> list[jax.Device]:
         hint = 'jax.config.update("jax_num_cpu_devices", %d) before the first array would use them in parallel'
         logging.info(f"sweep: one CPU device on %d cores: {hint}", cores, cores)
     return found[:most] if len(processes) == 1 else found
+
+
+def without_deadlock(devices: Sequence[jax.Device], jaxpr: "Jaxpr") -> Sequence[jax.Device]:
+    """The devices, but fewer than XLA has threads, on a CPU and for a program that calls LAPACK.
+
+    Each device's program holds one of max(cores, devices) threads. A batch of `eigh` is split over the same threads,
+    and waits for them: with a program on every thread none is free, forever (jaxlib 0.10, `ParallelBatchMap`).
+    """
+    most = max(os.cpu_count() or 1, len(jax.local_devices())) - 1
+    if devices[0].platform != "cpu" or jax.process_count() > 1 or len(devices) <= max(most, 1):
+        return devices
+    found = {e.primitive.name for j in (jaxpr, *inner_jaxprs(jaxpr)) for e in j.eqns} & LAPACK
+    if not found:
+        return devices
+    why = "a batch of it on every thread of the CPU would wait for the others"
+    logging.info("sweep: %d of %d devices, because train calls %s: %s", most, len(devices), min(found), why)
+    return devices[:most]

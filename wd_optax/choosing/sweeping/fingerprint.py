@@ -31,7 +31,7 @@ def fingerprint(closed: "ClosedJaxpr", metrics: dict[str, jax.ShapeDtypeStruct])
 
     """
     digest = hashlib.sha256(str(metrics).encode())
-    for jaxpr in [closed.jaxpr, *_inner_jaxprs(closed.jaxpr)]:
+    for jaxpr in [closed.jaxpr, *inner_jaxprs(closed.jaxpr)]:
         digest.update(NOISE.sub("", str(jaxpr)).encode())
     for array in [*closed.consts, *_inner_arrays(closed.jaxpr)]:
         digest.update(_content(array))
@@ -50,7 +50,7 @@ def host_calls(jaxpr: "Jaxpr") -> list[str]:
       ['pure_callback of sample']
 
     """
-    found = [e for j in (jaxpr, *_inner_jaxprs(jaxpr)) for e in j.eqns if e.primitive.name in HOST_CALLS]
+    found = [e for j in (jaxpr, *inner_jaxprs(jaxpr)) for e in j.eqns if e.primitive.name in HOST_CALLS]
     return sorted({f"{e.primitive.name} of {_callback_name(e.params)}" for e in found})
 
 
@@ -62,14 +62,14 @@ def _callback_name(params: dict[str, Any]) -> str:
     return str(params.get("target_name") or getattr(function, "__name__", function))
 
 
-def _inner_jaxprs(jaxpr: "Jaxpr") -> Iterator["Jaxpr"]:
+def inner_jaxprs(jaxpr: "Jaxpr") -> Iterator["Jaxpr"]:
     """The jaxprs in its equations, at any depth: jitted functions, bodies of scans, kernels."""
     for equation in jaxpr.eqns:
         for found in _params(equation):
             if _is_jaxpr(found):
                 found = getattr(found, "jaxpr", found)
                 yield found
-                yield from _inner_jaxprs(found)
+                yield from inner_jaxprs(found)
 
 
 def _inner_arrays(jaxpr: "Jaxpr") -> Iterator[Any]:

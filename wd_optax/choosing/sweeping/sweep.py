@@ -47,7 +47,8 @@ def sweep(
         refused.
       seeds: how many, or a list of them.
       devices: a list; by default `jax.devices()`, those of all processes under `jax.distributed`. On a CPU, one device
-        per core is best: `jax.config.update("jax_num_cpu_devices", os.cpu_count())` before the first array.
+        per core is best: `jax.config.update("jax_num_cpu_devices", os.cpu_count())` before the first array. One is left
+        out there where `train` calls LAPACK, such as `eigh`, because XLA's threads would wait for each other forever.
       chunk: how many runs to train at a time, on all devices together. By default as many as fit free memory, and on a
         CPU the cache, by the compiled program's memory analysis, but in at least eight chunks if those are large enough
         to keep the devices busy. If memory runs out anyway, chunk is halved, which is logged.
