@@ -149,3 +149,14 @@ def test_shardings_mapped_by_shape_fit_the_state(name):
     naive = optax.tree.map_params(tx, lambda x, s: s, state, shardings, transform_non_params=lambda x: everywhere)
     with pytest.raises(ValueError, match=r"partitioned 4 times|incompatible|divisible"):
         jax.jit(tx.init, out_shardings=naive)(p)
+
+
+def test_a_rules_state_has_the_types_that_its_update_returns():
+    mean = optax.GradientTransformation(
+        lambda p: jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.bfloat16), p),
+        lambda p, state, _: (p, jax.tree.map(lambda s, x: s.astype(jnp.float32) + x, state, p)),
+    )
+    tx, p = wd.sgdw(0.1, weight_decay=0.1, rule=mean), params()
+    state = tx.init(p)
+    chex.assert_trees_all_equal_shapes_and_dtypes(tx.update(p, state, p)[1], state)
+    assert {x.dtype.name for x in jax.tree.leaves(state.rule)} == {"float32"}

@@ -16,7 +16,7 @@ from jax import lax
 from wd_optax import dtypes
 from wd_optax.hyperparams import ScalarOrSchedule, evaluate, init_leaves, is_static, keep
 from wd_optax.masking import forms, masks
-from wd_optax.masking.errors import check_updates
+from wd_optax.masking.errors import check_updates, explaining
 from wd_optax.masking.paths import is_masked
 from wd_optax.masking.slices import Slices, axes_tree, check_slices, slice_axes
 from wd_optax.prox.metrics import ProxMetric
@@ -126,7 +126,6 @@ def decayed(
             raise ValueError(f"{name} {verb} the parameters, so update needs them: tx.update(grads, state, params)")
         check_state(name, state, hyperparams)
         updates, params = dtypes.as_arrays(updates), dtypes.as_arrays(params)
-        check_updates(name, updates, params)
         gradients = updates if given == "gradients" else None
         values = evaluate(hyperparams, state.step, state.hyperparams)
         multipliers, axes = masks.multipliers(mask, params), slice_axes(slices, params)
@@ -144,12 +143,15 @@ def decayed(
             return _map(_along(grows=place == "before", gated=gated), updates, params, r, k), rule_state
 
         if place == "before":
+            check_updates(name, updates, params)
             descent = None if rule is None else jax.tree.map(jnp.negative, updates)
             updates, rule_state = decay(updates, state.inner, descent, None)
             updates, inner_state = inner.update(updates, state.inner, params, **extra)
             updates = _descend(updates, values)[1] if descends else updates
         else:
-            updates, inner_state = inner.update(updates, state.inner, params, **extra)
+            with explaining(name, updates, params):
+                updates, inner_state = inner.update(updates, state.inner, params, **extra)
+            check_updates(name, updates, params)
             descent, updates = _descend(updates, values) if descends else (None, updates)
             updates, rule_state = decay(updates, inner_state, descent, updates)
         step = optax.safe_increment(state.step)

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wd_optax import dtypes, step_sums, tables
+from wd_optax import step_sums, tables
 from wd_optax.decay_groups import Grouping, Groups, assign_groups
 from wd_optax.hyperparams import check_transformation
 from wd_optax.leaf_sums import one_for_zero
-from wd_optax.masking.errors import check_updates
+from wd_optax.masking.errors import explaining
 from wd_optax.masking.slices import Slices
 from wd_optax.step_derivative import Program, leaf_steps
 from wd_optax.step_sums import Norms
@@ -200,9 +200,10 @@ def measure_decay(
     """
     check_transformation("optimizer", optimizer)
     refuse_wrong_order(opt_state)
-    check_updates("measure_decay", dtypes.as_arrays(grads), dtypes.as_arrays(params))
     program = Program(optax.with_extra_args_support(optimizer), grads, opt_state, params, extra)
-    return measure_groups(program, program(program.grads, program.params)[0], assign_groups(groups, slices, params))
+    with explaining("measure_decay", program.grads, program.params):
+        updates, _ = program(program.grads, program.params)
+    return measure_groups(program, updates, assign_groups(groups, slices, params))
 
 
 def measure_groups(program: Program, updates: optax.Updates, grouping: Grouping) -> DecayTable:

@@ -9,7 +9,7 @@ import optax
 from wd_optax import dtypes
 from wd_optax.hyperparams import check_transformation
 from wd_optax.masking import roles
-from wd_optax.masking.errors import check_updates
+from wd_optax.masking.errors import explaining
 
 Label = Callable[[roles.Parameter], str]
 
@@ -90,8 +90,8 @@ def partition(
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("partition labels the parameters, so update needs them: tx.update(grads, state, params)")
-        check_updates("partition", dtypes.as_arrays(updates), dtypes.as_arrays(params))
-        updates, state = optax.partition(optimizers, labels(params)).update(updates, state, params, **extra)
+        with explaining("partition", updates, dtypes.as_arrays(params)):
+            updates, state = optax.partition(optimizers, labels(params)).update(updates, state, params, **extra)
         return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,11 +1,14 @@
 """Errors about masks and trees: they name the argument, the leaves and the line that fixes it."""
 
+import contextlib
 import difflib
 import re
 import warnings
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from wd_optax import tables
@@ -57,27 +60,40 @@ def _exactly(path: str) -> str:
     return f"^{re.escape(path)}$"
 
 
-def check_updates(name: str, updates: Any, params: optax.Params) -> None:
-    """Raises a ValueError where updates aren't a tree like `params`, with its shapes; a leaf may be None."""
-    pairs: list[tuple[Any, jax.Array]] = []
+@contextlib.contextmanager
+def explaining(name: str, updates: Any, params: optax.Params) -> Iterator[None]:
+    """Where an optimizer fails on updates that don't fit `params`, raises the error of `check_updates` instead.
+
+    It isn't asked before: some take others, such as gradients of each example, or of Lookahead's fast parameters.
+    """
     try:
-        jax.tree.map(lambda p, u: pairs.append((u, p)), params, updates)
+        yield
+    except Exception:
+        check_updates(name, updates, params)
+        raise
+
+
+def check_updates(name: str, updates: Any, params: optax.Params) -> None:
+    """Raises a ValueError where updates aren't a tree like `params`, with its shapes; None is an update of nothing."""
+    pairs: list[tuple[Any, Any]] = []
+    try:
+        jax.tree.map(lambda u, p: pairs.append((u, p)), updates, params, is_leaf=lambda x: x is None)
     except ValueError:
         _refuse_updates(name, _difference(updates, params))
-    for i, (u, p) in enumerate(pairs):
-        if u is not None and getattr(u, "shape", None) != p.shape:
-            path = roles.flatten(params)[0][i][0]
-            got = f"has shape {u.shape}" if hasattr(u, "shape") else f"is a {type(u).__name__}"
-            _refuse_updates(name, f"{path!r} has shape {p.shape} in params and {got} in updates")
+    if updates is None or any(u is not None and jnp.shape(u) != getattr(p, "shape", None) for u, p in pairs):
+        _refuse_updates(name, _difference(updates, params))
 
 
 def _difference(updates: Any, params: optax.Params) -> str:
-    if updates is None or hasattr(updates, "shape"):
+    if updates is None or (hasattr(updates, "shape") and not hasattr(params, "shape")):
         return f"updates is {'None' if updates is None else f'an array of shape {updates.shape}'}"
-    ours, theirs = ([path for path, _ in roles.flatten(tree)[0]] for tree in (updates, params))
+    ours, theirs = (dict(roles.flatten(tree)[0]) for tree in (updates, params))
     for tree, one, other in (("updates", ours, theirs), ("params", theirs, ours)):
-        if alone := [path for path in one if path not in {*other}]:
+        if alone := [path for path in one if path not in other]:
             return f"{alone[0]!r} is in {tree} alone"
+    for path, p in theirs.items():
+        if jnp.shape(ours[path]) != p.shape:
+            return f"{path!r} has shape {p.shape} in params and {jnp.shape(ours[path])} in updates"
     return f"updates is a {type(updates).__name__} and params a {type(params).__name__}, or containers in them differ"
 
 
