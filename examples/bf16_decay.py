@@ -23,7 +23,6 @@ import numpy as np
 import optax
 import plots
 from absl import app
-from tqdm import tqdm
 
 import wd_optax as wd
 from wd_optax.tables import align
@@ -48,21 +47,13 @@ WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
     "compensated": (BF16, {"rounding": "compensated"}),
     "master weights": (BF16, {}),
 }
+SAME = "The same: the loss is closer to float32's than another seed's (95 % interval), and ‖w‖ is within 1 %."
 
 
-SAME = """\
-The same: the loss is closer to float32's than another seed's (95 % interval), and ‖w‖ is within 1 %."""
-
-
-class MLP(nn.Module):
-    """64 pixels → 128 → 128 → 10 logits."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(n, 64) → (n, 10)."""
-        for width in (128, 128):
-            x = nn.gelu(nn.Dense(width)(x))
-        return nn.Dense(10)(x)
+def optimizer(way: str, learning_rate: Any, weight_decay: float, key: Any) -> optax.GradientTransformation:
+    """AdamW in one of `WAYS`."""
+    tx = wd.adamw(learning_rate, **({"weight_decay": weight_decay, "key": key} | WAYS[way][1]))
+    return wd.precision.with_master_weights(tx) if way == "master weights" else tx
 
 
 class Transformer(nn.Module):
@@ -80,18 +71,14 @@ class Transformer(nn.Module):
 
 def load_task(name: str) -> tuple[Any, jax.Array, jax.Array, int]:
     """Returns model, inputs (n, ...), targets (n, ...) and batch size."""
-    if name == "digits":
-        x, _, y, _ = data.digits(test_size=0)
-        return MLP(), x, y, 64
-    x, _, y, _ = data.text("argparse", length=32, test_size=0)
-    return Transformer(), x, y, 8
+    text = name == "text"
+    x, _, y, _ = data.text("argparse", length=32, test_size=0) if text else data.digits(test_size=0)
+    return (Transformer(), x, y, 8) if text else (compare.MLP(), x, y, 64)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def initial_params(model: Any, x: jax.Array, seeds: jax.Array) -> Any:
-    """Common initial parameters with a leading seed axis: float32 numbers that are exact in bfloat16."""
-    params = jax.vmap(lambda seed: model.init(jax.random.key(seed), x[:1])["params"])(seeds)
-    return jax.tree.map(lambda p: p.astype(BF16).astype(jnp.float32), params)
+def initial_params(model: Any, x: jax.Array, seed: Any) -> Any:
+    """Common initial parameters: float32 numbers that are exact in bfloat16."""
+    return optax.tree.cast(optax.tree.cast(model.init(jax.random.key(seed), x[:1])["params"], BF16), jnp.float32)
 
 
 def loss_fn(model: Any, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -102,31 +89,21 @@ def loss_fn(model: Any, params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def judge(model: Any, params: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-    """Computes in float32, per seed, the loss over all training data and ‖w‖ of the weights that decay."""
-    params = jax.tree.map(lambda p: p.astype(jnp.float32), params)
-    return jax.vmap(lambda p: {"loss": loss_fn(model, p, x, y), "norm": wd.weight_norm(p)})(params)
-
-
-def optimizer(way: str, learning_rate: Any, weight_decay: float, key: Any) -> optax.GradientTransformation:
-    """AdamW in one of `WAYS`."""
-    tx = wd.adamw(learning_rate, **({"weight_decay": weight_decay, "key": key} | WAYS[way][1]))
-    return wd.precision.with_master_weights(tx) if way == "master weights" else tx
-
-
 def train(way: str, task: Any, steps: int, seeds: int, learning_rate: float, weight_decay: float) -> dict[str, Any]:
-    """Trains all seeds in one program, and judges the final weights."""
+    """Trains all seeds; judges each in float32: the loss over all training data, and ‖w‖ of the weights that decay."""
     model, x, y, batch = task
-    rows = np.stack([np.random.default_rng(seed).integers(len(x), size=(1, steps, batch)) for seed in range(seeds)])
+    rows = [np.random.default_rng(seed).integers(len(x), size=(1, steps, batch)) for seed in range(seeds)]
 
-    def one_seed(params: Any, rows: jax.Array, seed: jax.Array) -> Any:
+    def judge(params: Any) -> dict[str, jax.Array]:
+        params = optax.tree.cast(params, jnp.float32)
+        return {"loss": loss_fn(model, params, x, y), "norm": wd.weight_norm(params)}
+
+    def one_seed(seed: jax.Array, rows: jax.Array) -> Any:
+        params = optax.tree.cast(initial_params(model, x, seed), WAYS[way][0])
         tx = optimizer(way, learning_rate, weight_decay, seed)
-        return compare.fit(tx, params, lambda p, r: loss_fn(model, p, x[r], y[r]), rows, lambda _: {})[0]
+        return judge(compare.fit(tx, params, lambda p, r: loss_fn(model, p, x[r], y[r]), rows, lambda _: {})[0])
 
-    params = jax.tree.map(lambda p: p.astype(WAYS[way][0]), initial_params(model, x, jnp.arange(seeds)))
-    params = jax.jit(jax.vmap(one_seed))(params, jnp.asarray(rows), jnp.arange(seeds))
-    return jax.tree.map(np.asarray, judge(model, params, x, y))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one_seed))(jnp.arange(seeds), jnp.stack(rows)))
 
 
 def without_gradients(steps: int) -> dict[str, np.ndarray]:
@@ -148,22 +125,18 @@ def without_gradients(steps: int) -> dict[str, np.ndarray]:
 
 def second_moment(steps: int) -> dict[str, float]:
     """Mean of 10⁴ entries of Adam's v under gradients of 1, stored in bfloat16 with either rounding."""
-    grads, ends = {"kernel": jnp.ones((100, 100))}, {"exact": 1 - 0.999**steps}
+    grads, ends = jnp.ones((100, 100)), {"exact": 1 - 0.999**steps}
     for rounding in ("nearest", "stochastic"):
         tx = wd.precision.low_precision_state(optax.scale_by_adam(), rounding=rounding, nu=BF16)
-        step = lambda _, state, tx=tx: tx.update(grads, state)[1]
-        state = jax.lax.fori_loop(0, steps, step, tx.init(grads))
-        ends[rounding] = float(state.inner.nu["kernel"].astype(jnp.float32).mean())
+        state = jax.lax.fori_loop(0, steps, lambda _, state, tx=tx: tx.update(grads, state)[1], tx.init(grads))
+        ends[rounding] = float(state.inner.nu.astype(jnp.float32).mean())
     return ends
 
 
-def run(*, task: list[str], ways: Any = tuple(WAYS), steps: int, seeds: int, **rates: float) -> dict[str, Any]:
+def run(*, task: list[str], ways: Any = tuple(WAYS), **setting: Any) -> dict[str, Any]:
     """The weights after 2000 steps without gradients, v likewise, and the result of `train` per task and way."""
-    trained: dict[str, Any] = {}
-    for name in task:
-        loaded = load_task(name)
-        bar = tqdm(ways, desc=name, unit="run", disable=None)  # silent without a terminal
-        trained[name] = {way: train(way, loaded, steps, seeds, **rates) for way in bar}
+    tasks = {name: load_task(name) for name in task}
+    trained = {name: {way: train(way, loaded, **setting) for way in ways} for name, loaded in tasks.items()}
     return {"zeros": without_gradients(2000), "moment": second_moment(2000), "trained": trained}
 
 
@@ -174,9 +147,9 @@ def compared(runs: dict[str, Any], way: str) -> tuple[float, float, bool]:
     seeds; ‖w‖ is within 1 %.
     """
     ours, theirs = runs[way], runs["float32"]
-    gaps, stretch = ours["loss"] - theirs["loss"], (ours["norm"] / theirs["norm"]).mean() - 1
+    gaps, stretch = ours["loss"] - theirs["loss"], float((ours["norm"] / theirs["norm"]).mean() - 1)
     close = abs(gaps.mean()) + intervals.half_width(gaps) <= theirs["loss"].std(ddof=1)
-    return float(gaps.mean()), float(stretch), bool(close and abs(stretch) < 0.01)
+    return float(gaps.mean()), stretch, bool(close and abs(stretch) < 0.01)
 
 
 def report(results: dict[str, Any]) -> str:
@@ -184,19 +157,18 @@ def report(results: dict[str, Any]) -> str:
     lines = [["no gradient", "η = 0.01", "η = 0.001", "a weight of 1, 2000 steps, λ = 0.1"]]
     lines += [[name, f"{a:.4f}", f"{b:.4f}", ""] for name, (a, b) in results["zeros"].items()]
     moment = ", ".join(f"{name} {v:.3f}" for name, v in results["moment"].items())
-    parts, verdicts = [f"{align(lines)}\nAdam's v in bf16, gradients of 1: {moment}"], []
+    parts, verdicts, mean = [f"{align(lines)}\nAdam's v in bf16, gradients of 1: {moment}"], [], intervals.mean
     for task, runs in results["trained"].items():
-        full, same = runs["float32"], {}
-        few = len(full["loss"]) < intervals.FEWEST and intervals.verdict(full["loss"])
+        loss, norm = runs["float32"].values()
+        few = intervals.verdict(loss) if len(loss) < intervals.FEWEST else ""
+        same = {w: few or ("yes" if compared(runs, w)[2] else "no") for w in runs if WAYS[w][0] == BF16}
         table = [[task, "training loss", "minus float32, paired", "‖w‖", "to float32, %", "the same"]]
         for way, r in runs.items():
-            paired, ratio = r["loss"] - full["loss"], 100 * (r["norm"] / full["norm"] - 1)
-            measured = (r["loss"], ".4f"), (paired, "+.4f"), (r["norm"], ".3f"), (ratio, "+.2f")
-            if WAYS[way][0] == BF16:
-                same[way] = few or ("yes" if compared(runs, way)[2] else "no")
-            table.append([way, *(intervals.mean(a, digits) for a, digits in measured), same.get(way, "")])
+            losses = mean(r["loss"], ".4f"), mean(r["loss"] - loss, "+.4f")
+            norms = mean(r["norm"], ".3f"), mean(100 * (r["norm"] / norm - 1), "+.2f")
+            table.append([way, *losses, *norms, same.get(way, "")])
         parts.append(align(table))
-        verdicts.append(f"on {task} {few or ', '.join(repr(way) for way in same if same[way] == 'yes') or 'none'}")
+        verdicts.append(f"on {task} {few or ', '.join(repr(w) for w in same if same[w] == 'yes') or 'none'}")
     return "\n\n".join([*parts, f"{SAME}\nWays in bfloat16 that train as float32 does: {'; '.join(verdicts)}."])
 
 
@@ -206,9 +178,9 @@ def plot(results: dict[str, Any]) -> Any:
     for axes, key, label in zip(panels, ("loss", "norm"), ("training loss", "‖w‖ of the weights"), strict=True):
         for i, (task, runs) in enumerate(results["trained"].items()):
             off = {way: 100 * (r[key] / runs["float32"][key] - 1) for way, r in runs.items() if way != "float32"}
-            means, errors = [a.mean() for a in off.values()], [intervals.half_width(a) for a in off.values()]
+            at, runs = np.arange(len(off)) + 0.2 * i - 0.1, np.stack([*off.values()], 1)
             style: Any = {"fmt": "os"[i], "color": plots.line(i)["color"], "capsize": 3, "label": task}
-            axes.errorbar(means, np.arange(len(off)) + 0.2 * i - 0.1, xerr=errors, **style)
+            axes.errorbar(runs.mean(0), at, xerr=intervals.half_width(runs), **style)
             axes.set_yticks(range(len(off)), off)
         axes.set_xlabel(f"{label} over float32's, %")
         axes.axvline(0, color="grey", linewidth=1)
@@ -222,16 +194,12 @@ def decays() -> str:
     """Which parameters decay, and what AdamW will do in bfloat16."""
     flags = SETTING.values()
     model, x, _, _ = load_task(flags["task"][-1])
-    params = jax.tree.map(lambda p: p[0].astype(BF16), initial_params(model, x, jnp.arange(1)))
+    params = optax.tree.cast(initial_params(model, x, 0), BF16)
     audited = wd.audit(wd.adamw(flags["learning_rate"], weight_decay=flags["weight_decay"]), params)
     return f"{wd.explain('weights', params)}\n\nWhat AdamW will do in bfloat16:\n{audited}"
 
 
-def main(argv: list[str]) -> None:
-    """Prints which parameters decay, trains, then prints and plots the results."""
-    del argv
-    SETTING.show(decays, run, report, plot)
-
+main = lambda _: SETTING.show(decays, run, report, plot)
 
 if __name__ == "__main__":
     app.run(main)

@@ -10,12 +10,10 @@ The training loop, in `train`, is the usual one; only the `jax.vmap` over seeds 
     python examples/digits_mlp.py --adamw_weight_decay=0.3  # another λ; --help lists the knobs
 """
 
-import time
 from typing import Any
 
 import compare
 import data
-import flax.linen as nn
 import intervals
 import jax
 import jax.numpy as jnp
@@ -53,23 +51,11 @@ FAMILIES: dict[str, Any] = {  # the first of each family has λ = 0
     },
 }
 COLOURS = ("purple", "sky", "black", "orange", "vermilion", "green", "blue")  # of the runs, in the picture
-WIDE, DASHED = ("SGD+L2", "Adam"), ("SGDW", "AdamW")  # the second is on top of the first
-
-
-class MLP(nn.Module):
-    """64 pixels → 128 → 128 → 10 logits; smooth, because at ReLU's kink rounding makes two equal runs diverge."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(n, 64) → (n, 10)."""
-        for width in (128, 128):
-            x = nn.gelu(nn.Dense(width)(x))
-        return nn.Dense(10)(x)
 
 
 def initial_params(seed: Any) -> Any:
     """Initial parameters of a seed, the same for every optimizer."""
-    return MLP().init(jax.random.key(seed), jnp.zeros((1, 64)))["params"]
+    return compare.MLP().init(jax.random.key(seed), jnp.zeros((1, 64)))["params"]
 
 
 def few_noisy_digits(seed: int, images: int, label_noise: float) -> data.Split:
@@ -89,24 +75,19 @@ def train(tx: Any, sets: data.Split, batches: jax.Array) -> Any:
     """
     x, x_test, y, y_test = sets
 
-    def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        logits: Any = MLP().apply({"params": params}, x)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+    def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits: Any = compare.MLP().apply({"params": params}, x)
+        right = (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), 100 * right
 
     @jax.jit
     @jax.vmap  # over seeds
     def train_step(params: Any, opt_state: Any, x: jax.Array, y: jax.Array, rows: jax.Array) -> Any:
-        loss, grads = jax.value_and_grad(loss_fn)(params, x[rows], y[rows])
+        (loss, _), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, x[rows], y[rows])
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    @jax.jit
-    @jax.vmap
-    def measure(params: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
-        logits: Any = MLP().apply({"params": params}, x)
-        right = (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)
-        return {"‖w‖": wd.weight_norm(params), "accuracy": 100 * right}
-
+    measure = jax.jit(jax.vmap(lambda p, x, y: {"‖w‖": wd.weight_norm(p), "accuracy": loss_fn(p, x, y)[1]}))
     params = jax.vmap(initial_params)(jnp.arange(len(x)))
     opt_state, curves = jax.vmap(tx.init)(params), []
     for point in batches:
@@ -123,19 +104,18 @@ def run(*, epochs: int, seeds: int, images: int, label_noise: float, weight_deca
 
     The gain is the test accuracy minus that without decay on the same seeds.
     """
-    every = range(seeds)
-    sets = jax.tree.map(lambda *a: jnp.stack(a), *(few_noisy_digits(seed, images, label_noise) for seed in every))
-    rows = np.stack([data.batches(images, BATCH_SIZE, epochs=epochs, seed=seed) for seed in every], axis=2)
+    drawn = (few_noisy_digits(seed, images, label_noise) for seed in range(seeds))
+    sets = jax.tree.map(lambda *a: jnp.stack(a), *drawn)
+    rows = np.stack([data.batches(images, BATCH_SIZE, epochs=epochs, seed=seed) for seed in range(seeds)], axis=2)
     points = max(n for n in range(1, POINTS + 1) if epochs % n == 0)
     batches = jnp.asarray(rows.reshape(points, -1, seeds, BATCH_SIZE))
     norms, runs, apart = jax.vmap(wd.weight_norm), {}, {}
     for family, optimizers in FAMILIES.items():
         learning_rate, ends = rates[f"{family.lower()}_learning_rate"], {}
         for name, optimizer in optimizers.items():
-            began = time.perf_counter()
             decay = {family: 0.0, "AdamW, more": rates["adamw_weight_decay"]}.get(name, weight_decay)
+            logging.info("%s: %d epochs, %d seeds", name, epochs, seeds)
             ends[name], curves = train(optimizer(learning_rate, weight_decay=decay), sets, batches)
-            logging.info("%s: %d epochs, %d seeds in %.1f s", name, epochs, seeds, time.perf_counter() - began)
             runs[name] = {"η": learning_rate, "λ": decay, **curves}
             if name != family:
                 runs[name]["gain"] = curves["accuracy"] - runs[family]["accuracy"]
@@ -153,12 +133,11 @@ def report(results: dict[str, Any]) -> str:
     for name, r in results["runs"].items():
         norm = f"{results['start'].mean():.1f} → {r['‖w‖'][:, -1].mean():.1f}"
         gain = intervals.change(r["gain"][:, -1], "+.1f") if "gain" in r else ""
-        accuracy = intervals.mean(r["accuracy"][:, -1], ".1f")
-        rows.append([name, f"{r['η']:g}", f"{r['λ']:g}", accuracy, norm, gain])
+        rows.append([name, f"{r['η']:g}", f"{r['λ']:g}", intervals.mean(r["accuracy"][:, -1], ".1f"), norm, gain])
     for family, (_, l2, decay, *_) in FAMILIES.items():
-        decayed, most = results["runs"][decay]["λ"], results["apart"][family].max()
+        weight_decay, most = results["runs"][decay]["λ"], results["apart"][family].max()
         what = "one trajectory up to rounding" if most < 1e-4 else "two different results"
-        apart.append(f"{l2} and {decay} at λ = {decayed:g} are {what}, at most {most:.2g} of ‖w‖ apart")
+        apart.append(f"{l2} and {decay} at λ = {weight_decay:g} are {what}, at most {most:.2g} of ‖w‖ apart")
     why = "Under Adam the same λ is not the same strength: Adam divides λ·w by √v too."
     return f"{align(rows)}\n\n{results['about']} {why}\n{'; '.join(apart)}."
 
@@ -166,13 +145,12 @@ def report(results: dict[str, Any]) -> str:
 def plot(results: dict[str, Any]) -> Any:
     """Loss and ‖w‖ of every run over the steps, and the gain in test accuracy by decay, with 95 % intervals."""
     figure, panels = plots.figure(3)
-    labels = {"loss": "training cross-entropy (nats)", "‖w‖": "‖w‖ of the weights that decay"}
-    labels |= {"gain": "gain in test accuracy (points)"}
-    for axes, (key, label) in zip(panels, labels.items(), strict=True):
+    labels = "training cross-entropy (nats)", "‖w‖ of the weights that decay", "gain in test accuracy (points)"
+    for axes, key, label in zip(panels, ("loss", "‖w‖", "gain"), labels, strict=True):
         axes.set(xlabel="step", ylabel=label, yscale="log" if key == "loss" else "linear")
         for colour, (name, r) in zip(COLOURS, results["runs"].items(), strict=True):
-            style: Any = {"color": plots.COLOURS[colour], "linewidth": 5 if name in WIDE else 2}
-            style["linestyle"] = "--" if name in DASHED else "-"
+            style: Any = {"color": plots.COLOURS[colour], "linestyle": "--" if name in ("SGDW", "AdamW") else "-"}
+            style["linewidth"] = 5 if name in ("SGD+L2", "Adam") else 2  # so that the line on top of it shows both
             if key in r:
                 plots.band(axes, results["steps"], r[key], f"{name}, η = {r['η']:g}, λ = {r['λ']:g}", style)
     panels[1].axhline(results["start"].mean(), color="grey", linewidth=1, label="‖w‖ at the start")
@@ -186,17 +164,11 @@ def decays() -> str:
     """Which parameters decay, and by how much under Adam+L2 and AdamW."""
     flags, params = SETTING.values(), initial_params(0)
     rates = {"learning_rate": flags["adam_learning_rate"], "weight_decay": flags["weight_decay"]}
-    lines = [str(wd.explain("weights", params))]  # S4: biases don't decay by default
-    for name in ("Adam+L2", "AdamW"):
-        lines.append(f"What {name} will do:\n{wd.audit(FAMILIES['Adam'][name](**rates), params)}")
-    return "\n\n".join(lines)
+    audits = (f"What {n} will do:\n{wd.audit(FAMILIES['Adam'][n](**rates), params)}" for n in ("Adam+L2", "AdamW"))
+    return "\n\n".join([str(wd.explain("weights", params)), *audits])  # S4: biases don't decay by default
 
 
-def main(argv: list[str]) -> None:
-    """Prints which parameters decay, trains, then prints and plots the results."""
-    del argv
-    SETTING.show(decays, run, report, plot)
-
+main = lambda _: SETTING.show(decays, run, report, plot)
 
 if __name__ == "__main__":
     app.run(main)

@@ -37,19 +37,13 @@ DECAY = 0.1  # λ of the two at the end
 
 # A formula maps t = 1, 2, ..., the gradient and two moments, initially 0, to the direction and the new moments.
 Formula = Callable[[int, Any, Any, Any], tuple[Any, Any, Any]]
-adam_moments = lambda g, m, v: (b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2)
 
 
-def adam(t: int, g: Any, m: Any, v: Any) -> Any:
+def adam(t: int, g: Any, m: Any, v: Any, corrected: bool = True) -> Any:
     """m̂/(√v̂ + ε), m̂ = m/(1 − β₁ᵗ), v̂ = v/(1 − β₂ᵗ): bias correction divides each average by the sum of its weights."""
-    m, v = adam_moments(g, m, v)
-    return m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + 1e-8), m, v
-
-
-def adam_uncorrected(t: int, g: Any, m: Any, v: Any) -> Any:
-    """m/(√v + ε)."""
-    m, v = adam_moments(g, m, v)
-    return m / (np.sqrt(v) + 1e-8), m, v
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+    m_hat, v_hat = (m / (1 - b1**t), v / (1 - b2**t)) if corrected else (m, v)
+    return m_hat / (np.sqrt(v_hat) + 1e-8), m, v
 
 
 # Optax always corrects the bias. Both corrections are a factor of η: Kingma & Ba 2015, arXiv 1412.6980, section 2.
@@ -81,7 +75,10 @@ METHODS: dict[str, tuple[Formula, Any]] = {  # per method the formula and the eq
         optax.scale_by_rms(alpha, eps),
     ),
     "Adam": (adam, optax.scale_by_adam(b1, b2)),  # S14: Adam with bias correction, and without
-    "Adam uncorrected": (adam_uncorrected, optax.chain(optax.scale_by_adam(b1, b2), uncorrect)),
+    "Adam uncorrected": (
+        lambda t, g, m, v: adam(t, g, m, v, corrected=False),
+        optax.chain(optax.scale_by_adam(b1, b2), uncorrect),
+    ),
 }
 NAMES = list(METHODS)
 VARIANTS = [NAMES[0:2], NAMES[0:3:2], NAMES[0:4:3], NAMES[4:6], NAMES[6:8]]
@@ -102,30 +99,22 @@ def by_formula(formula: Formula, learning_rate: float, steps: int) -> np.ndarray
 
 
 def by_optax(tx: Any, steps: int) -> np.ndarray:
-    """Like `by_formula`, with an Optax optimizer in JAX's default float type."""
-    x, y = jnp.array(START)
-    start, steepness = {"x": x, "y": y}, dict(zip("xy", STEEPNESS.astype(x.dtype), strict=True))
-
-    def step(carry: Any, _: Any) -> Any:
-        w, opt_state = carry
-        updates, opt_state = tx.update(jax.tree.map(jnp.multiply, steepness, w), opt_state, w)
-        w = optax.apply_updates(w, updates)
-        return (w, opt_state), jnp.stack([w["x"], w["y"]])
-
-    path = jax.jit(lambda w: jax.lax.scan(step, (w, tx.init(w)), length=steps)[1])(start)
-    return np.concatenate([[START], path])
+    """Like `by_formula`, with an Optax optimizer of x²/2 + 10·y² in JAX's default float type."""
+    valley = lambda w, _: w["x"] ** 2 / 2 + 10 * w["y"] ** 2
+    walk = jax.jit(lambda w: compare.fit(tx, w, valley, jnp.zeros((steps, 1)), lambda w: w)[1])
+    path = walk(dict(zip("xy", jnp.array(START), strict=True)))
+    return np.concatenate([[START], np.stack([path["x"], path["y"]], axis=1)])
 
 
 def run(*, learning_rate: float, steps: int) -> dict[str, Any]:
     """Returns both paths of every method, heavy ball's at (1 − α)·η, and those of the chains by hand."""
     scaled = lambda direction, rate=learning_rate: optax.chain(direction, optax.scale_by_learning_rate(rate))
     whole = lambda make: make(learning_rate, weight_decay=DECAY, mask=MASK, b1=b1, b2=b2)
-    by_hand = {name: [scaled(chain), whole(make)] for name, (chain, make) in BY_HAND.items()}
     return {
         "formula": {name: by_formula(formula, learning_rate, steps) for name, (formula, _) in METHODS.items()},
         "optax": {name: by_optax(scaled(direction), steps) for name, (_, direction) in METHODS.items()},
         "slower": by_optax(scaled(optax.trace(alpha), (1 - alpha) * learning_rate), steps),
-        "by hand": {name: [by_optax(tx, steps) for tx in pair] for name, pair in by_hand.items()},
+        "by hand": {n: [by_optax(tx, steps) for tx in (scaled(c), whole(make))] for n, (c, make) in BY_HAND.items()},
         "η": learning_rate,
     }
 
@@ -169,9 +158,8 @@ def plot(results: dict[str, Any]) -> Any:
             axes.plot(*results["optax"][name].T, label=name, **plots.line(i))
         axes.plot(*START, "ko", label="start")
         axes.plot(0, 0, "k*", markersize=10, label="minimum")
-        axes.set(title=title, xlabel="x")
+        axes.set(title=title, xlabel="x", ylabel="y; contours of √(x²/2 + 10·y²)" if axes is panels[0] else "")
         axes.legend(fontsize="small", loc="lower right")
-    panels[0].set_ylabel("y; contours of √(x²/2 + 10·y²)")
     return figure
 
 
@@ -183,11 +171,7 @@ def decays() -> str:
     return f"AdamW without bias correction:\n{wd.audit(tx, {'kernel': jnp.ones(2)})}"
 
 
-def main(argv: list[str]) -> None:
-    """Audits AdamW without bias correction, prints the table and plots the paths."""
-    del argv
-    SETTING.show(decays, run, report, plot)
-
+main = lambda _: SETTING.show(decays, run, report, plot)
 
 if __name__ == "__main__":
     app.run(main)

@@ -13,7 +13,6 @@ from typing import Any
 
 import compare
 import data
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -38,26 +37,15 @@ WEIGHT_DECAYS = [0.0, 0.1, 1.0, 3.0, 10.0]
 MEASURES = {"loss": "test loss", "accuracy": "accuracy", "upright": "accuracy, upright digits"}
 
 
-class MLP(nn.Module):
-    """64 → 128 → 128 → 10 logits."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(n, 64) → (n, 10)."""
-        for width in (128, 128):
-            x = nn.gelu(nn.Dense(width)(x))
-        return nn.Dense(10)(x)
-
-
 def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """Mean cross-entropy."""
-    logits: Any = MLP().apply({"params": params}, x)
+    logits: Any = compare.MLP().apply({"params": params}, x)
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
 def accuracy(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     """Fraction of the images with the right largest logit."""
-    logits: Any = MLP().apply({"params": params}, x)
+    logits: Any = compare.MLP().apply({"params": params}, x)
     return (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)
 
 
@@ -71,7 +59,7 @@ def run(*, steps: int, epochs: int, learning_rate: float, seeds: int) -> Any:
     @jax.jit
     @jax.vmap
     def pretrain(key: jax.Array) -> Any:
-        params = MLP().init(key, turned[0][:1])["params"]
+        params = compare.MLP().init(key, turned[0][:1])["params"]
         batches = order(key)[data.batches(half, 64, epochs=epochs, seed=key)]
         return compare.fit(
             wd.adamw(learning_rate, weight_decay=0.1), params, batch_loss(turned[0]), batches, lambda _: {}
@@ -125,7 +113,7 @@ def plot(results: Any) -> Any:
 
 def main(_: list[str]) -> None:
     """Audits the optimizer, trains, then prints and plots the results."""
-    start = lambda: MLP().init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
+    start = lambda: compare.MLP().init(jax.random.key(0), jnp.zeros((1, 64)))["params"]
     tx = optimizer(SETTING.values()["learning_rate"], 1.0, "init")
     SETTING.show(lambda: wd.audit(tx, jax.eval_shape(start)), run, report, plot)
 

@@ -35,33 +35,27 @@ SETTING = compare.Setting(
     weight_decay=(0.03, "λ under coupling lr, converted to the others at that η."),
 )
 BETA1, BETA2 = 0.9, 0.999
+START = {"kernel": np.zeros((64, 10), np.float32), "bias": np.zeros(10, np.float32)}  # softmax regression on digits
 
 
 def schedules(peak: float, steps: int) -> dict[str, optax.Schedule]:  # S18: four schedules; the plateau is below
     """η_t of the four schedules that don't depend on the loss."""
-    fifth = steps // 5
-    up, down = optax.linear_schedule(peak / 10, peak, fifth // 2), optax.linear_schedule(peak, peak / 10, fifth // 2)
-    turns = [i * (fifth // 2) for i in range(1, 10)]
+    fifth, half = steps // 5, steps // 5 // 2
+    rise = [optax.linear_schedule(peak / 10, peak, half), optax.linear_schedule(peak, peak / 10, half)]
     restart = {"init_value": 0.0, "peak_value": peak, "warmup_steps": fifth // 10, "decay_steps": fifth}
     return {
         "exponential": optax.exponential_decay(peak, steps, 0.01),
-        "cyclical": optax.join_schedules([up, down] * 5, turns),  # Smith 2017, arXiv 1506.01186
+        "cyclical": optax.join_schedules(rise * 5, [i * half for i in range(1, 10)]),  # Smith 2017, arXiv 1506.01186
         "warm-up + cosine": optax.warmup_cosine_decay_schedule(0.0, peak, steps // 10, steps),
         "warm restarts": optax.sgdr_schedule([restart] * 5),  # Loshchilov & Hutter 2017, arXiv 1608.03983
     }
 
 
-def equal_where_tuned(peak: float, tuned_at: float, weight_decay: float) -> dict[str, Any]:
-    """Options per coupling: the λ that removes η·λ per step at a constant η = tuned_at, and the peak."""
-    convert: Any = functools.partial(wd.convert_weight_decay, weight_decay, learning_rate=tuned_at, from_coupling="lr")
-    return {c: {"weight_decay": convert(to_coupling=c), "coupling": c, "peak_learning_rate": peak} for c in COUPLINGS}
-
-
 def without_gradient(learning_rate: optax.Schedule, options: dict[str, Any], steps: int) -> np.ndarray:
     """Trajectory of a weight of 1 under AdamW without a gradient."""
-    tx, start, none = wd.adamw(learning_rate, **options), {"w": jnp.ones(1)}, lambda w, _: 0.0 * w["w"].sum()
-    walk = jax.jit(lambda w: compare.fit(tx, w, none, jnp.zeros((steps, 1)), lambda w: w)[1])
-    return np.asarray(walk(start)["w"][:, 0])
+    tx, none = wd.adamw(learning_rate, **options), lambda w, _: 0.0 * w.sum()
+    walk = jax.jit(lambda w: compare.fit(tx, w, none, jnp.zeros((steps, 1)), lambda w: {"w": w[0, 0]})[1]["w"])
+    return np.asarray(walk(jnp.ones((1, 1))))
 
 
 def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -72,7 +66,6 @@ def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
 def plateau(peak: float, options: dict[str, Any], steps: int) -> dict[str, np.ndarray]:
     """Trains AdamW on digits; multiplies η by 0.3 when the held-out loss hasn't fallen by 1 % in 10 steps."""
     x, x_test, y, y_test = data.digits()
-    start = {"kernel": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}
     tx = wd.adamw(peak, **options)
     lower = optax.contrib.reduce_on_plateau(factor=0.3, patience=10, rtol=0.01, min_scale=0.01)
 
@@ -80,24 +73,19 @@ def plateau(peak: float, options: dict[str, Any], steps: int) -> dict[str, np.nd
         params, opt_state, watcher = carry
         learning_rate = peak * watcher.scale
         opt_state = optax.tree.set(opt_state, learning_rate=learning_rate)  # S18: η is a leaf, and c_t follows it
-        grads = jax.grad(loss_fn)(params, x, y)
-        updates, opt_state = tx.update(grads, opt_state, params)
+        updates, opt_state = tx.update(jax.grad(loss_fn)(params, x, y), opt_state, params)
         params = optax.apply_updates(params, updates)
         loss = loss_fn(params, x_test, y_test)
         _, watcher = lower.update({}, watcher, value=loss)
         return (params, opt_state, watcher), {"η": learning_rate, "loss": loss}
 
-    def train(params: Any) -> Any:
-        return jax.lax.scan(step, (params, tx.init(params), lower.init(params)), length=steps)[1]
-
-    return jax.tree.map(np.asarray, jax.jit(train)(start))
+    train = jax.jit(lambda params: jax.lax.scan(step, (params, tx.init(params), lower.init(params)), length=steps)[1])
+    return jax.tree.map(np.asarray, train(START))
 
 
 def adams_steps(steps: int) -> dict[str, np.ndarray]:
     """|Δ|/η of Adam's steps: the largest on digits, batch size 16; and for one gradient after 5000 zeros."""
-    adam = optax.scale_by_adam(BETA1, BETA2)
-    x, _, y, _ = data.digits()
-    start = {"kernel": jnp.zeros((64, 10)), "bias": jnp.zeros(10)}
+    adam, (x, _, y, _) = optax.scale_by_adam(BETA1, BETA2), data.digits()
 
     def step(carry: Any, rows: jax.Array) -> Any:
         params, opt_state = carry
@@ -106,7 +94,7 @@ def adams_steps(steps: int) -> dict[str, np.ndarray]:
         return (params, opt_state), optax.tree.norm(direction, ord=jnp.inf)
 
     rows = data.batches(len(x), 16, epochs=math.ceil(steps / (len(x) // 16)), seed=0).reshape(-1, 16)[:steps]
-    digits = jax.jit(lambda p: jax.lax.scan(step, (p, adam.init(p)), rows)[1])(start)
+    digits = jax.jit(lambda p: jax.lax.scan(step, (p, adam.init(p)), rows)[1])(START)
     once = jnp.zeros(5001).at[5000].set(1.0)
     rare = jax.jit(lambda: jax.lax.scan(lambda s, g: adam.update(g, s)[::-1], adam.init(once[0]), once)[1])()
     return {"digits": np.asarray(digits), "rare": np.abs(rare)}
@@ -114,16 +102,18 @@ def adams_steps(steps: int) -> dict[str, np.ndarray]:
 
 def run(*, learning_rate: float, tuned_at: float, weight_decay: float, steps: int) -> dict[str, Any]:
     """Returns per schedule and coupling c_t and the weight's trajectory; the plateau's runs; Adam's steps."""
-    couplings = equal_where_tuned(learning_rate, tuned_at, weight_decay)
-    trained = {coupling: plateau(learning_rate, options, steps) for coupling, options in couplings.items()}
-    lowered = jnp.asarray(trained["lr"]["η"])
-    found: dict[str, dict[str, Any]] = {}
+    # The λ of each coupling removes η·λ per step at a constant η = tuned_at.
+    convert: Any = functools.partial(wd.convert_weight_decay, weight_decay, learning_rate=tuned_at, from_coupling="lr")
+    peak = {"peak_learning_rate": learning_rate}
+    options: Any = {c: {"weight_decay": convert(to_coupling=c), "coupling": c, **peak} for c in COUPLINGS}
+    trained = {c: plateau(learning_rate, options[c], steps) for c in COUPLINGS}
+    lowered, found = jnp.asarray(trained["lr"]["η"]), {}
     for name, schedule in (schedules(learning_rate, steps) | {"plateau": lambda t: lowered[t]}).items():
-        found[name] = {"removed": {}, "left": {}}
-        for coupling, options in couplings.items():
-            rate = wd.decay_rate(learning_rate=schedule, **options)
-            found[name]["removed"][coupling] = np.broadcast_to(jax.vmap(rate)(jnp.arange(steps)), steps)
-            found[name]["left"][coupling] = without_gradient(schedule, options, steps)
+        rates = {c: jax.vmap(wd.decay_rate(learning_rate=schedule, **options[c]))(jnp.arange(steps)) for c in COUPLINGS}
+        found[name] = {
+            "removed": {c: np.broadcast_to(rates[c], steps) for c in COUPLINGS},
+            "left": {c: without_gradient(schedule, options[c], steps) for c in COUPLINGS},
+        }
     where = {"peak": learning_rate, "tuned at": tuned_at, "removed": tuned_at * weight_decay}
     return {"schedules": found, "plateau": trained, "adam": adams_steps(steps), **where}
 
@@ -171,17 +161,13 @@ def plot(results: dict[str, Any]) -> Any:
 
 def decays() -> str:
     """The audit of a run with warm-up and cosine."""
-    flags, params = SETTING.values(), {"kernel": jnp.ones((64, 10)), "bias": jnp.ones(10)}
+    flags = SETTING.values()
     schedule = schedules(flags["learning_rate"], flags["steps"])["warm-up + cosine"]
-    audit = wd.audit(wd.adamw(schedule, weight_decay=flags["weight_decay"]), params, horizon=flags["steps"])
-    return f"AdamW with warm-up and cosine:\n{audit}"
+    audited = wd.audit(wd.adamw(schedule, weight_decay=flags["weight_decay"]), START, horizon=flags["steps"])
+    return f"AdamW with warm-up and cosine:\n{audited}"
 
 
-def main(argv: list[str]) -> None:
-    """Audits a run with warm-up and cosine, prints the tables and plots c_t."""
-    del argv
-    SETTING.show(decays, run, report, plot)
-
+main = lambda _: SETTING.show(decays, run, report, plot)
 
 if __name__ == "__main__":
     app.run(main)

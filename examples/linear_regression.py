@@ -8,7 +8,6 @@ decay as friction.
     python examples/linear_regression.py --weight_decay=0.01  # another λ; --help lists the knobs
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,22 +36,22 @@ MOMENTUM, CURVATURE, FRICTION = 0.98, 1.2, 0.02  # μ; h of ½·h·x² at η = 1
 DAMPING = {"none": MOMENTUM**0.5, "L2": MOMENTUM**0.5, "decay": (MOMENTUM * (1 - FRICTION)) ** 0.5}
 
 
-def squared_error(params: Any, x: Any, y: Any) -> jax.Array:
-    """Mean of (w·x + b − y)²."""
-    return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
+def squared_error(x: Any, y: Any) -> Callable[[Any], jax.Array]:
+    """The mean of (w·x + b − y)², a function of the parameters."""
+    return lambda params: jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
 
 
-def descend(tx: Any, loss: Callable[[Any], jax.Array], w: np.ndarray, steps: int) -> Any:
-    """w and b after each step, starting from `w` and 0, stacked."""
+def descend(tx: Any, loss: Callable[[Any], jax.Array], w: np.ndarray, steps: int) -> np.ndarray:
+    """The entries of w, then b, after each step, starting from `w` and 0: (steps, n + 1)."""
 
     def step(carry: Any, _: Any) -> Any:
         params, opt_state = carry
         updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
         params = optax.apply_updates(params, updates)
-        return (params, opt_state), params
+        return (params, opt_state), jnp.append(params["w"], params["b"])
 
     walk = jax.jit(lambda params: jax.lax.scan(step, (params, tx.init(params)), length=steps)[1])
-    return jax.tree.map(np.asarray, walk({"w": jnp.asarray(w, jnp.float32), "b": jnp.zeros(())}))
+    return np.asarray(walk({"w": jnp.asarray(w, jnp.float32), "b": jnp.zeros(())}))
 
 
 def by_hand(x: np.ndarray, y: np.ndarray, lr: float, decay: float, steps: int) -> dict[str, Any]:
@@ -63,24 +62,24 @@ def by_hand(x: np.ndarray, y: np.ndarray, lr: float, decay: float, steps: int) -
         w -= lr * 2 * np.mean(wrong * x[:, 0]) + lr * decay * w  # S6: ηλw off w, none off b
         b -= lr * 2 * np.mean(wrong)
         formula.append((w, b))
-    start, loss = np.zeros(1), functools.partial(squared_error, x=x, y=y)
+    loss, start = squared_error(x, y), np.zeros(1)
     penalised = lambda params: loss(params) + wd.l2_penalty(params, decay, "weights")  # S1: L2 penalty λ/2·Σw²
     # λ'·Σw², with gradient 2λ'w
     other = lambda params: loss(params) + wd.l2_penalty(params, decay / 2, "weights", half=False)
-    runs = {
+    return {
+        "formula": np.array(formula),
         "sgdw": descend(wd.sgdw(lr, weight_decay=decay), loss, start, steps),  # S2: SGD with decay, w ← w − η∇L − ηλw
         "λ/2·Σw²": descend(optax.sgd(lr), penalised, start, steps),
         "λ'·Σw²": descend(optax.sgd(lr), other, start, steps),
     }
-    return {"formula": np.array(formula)} | {n: np.stack([r["w"][:, 0], r["b"]], 1) for n, r in runs.items()}
 
 
 def ridge(x: np.ndarray, y: np.ndarray, lr: float, decay: float, steps: int) -> dict[str, np.ndarray]:
     """Final weights with and without decay, and the closed form (2XᵀX/n + λI)⁻¹·2Xᵀy/n."""
-    loss = functools.partial(squared_error, x=x, y=y)
-    end = lambda decay: descend(wd.sgdw(lr, weight_decay=decay), loss, np.zeros(x.shape[1]), steps)["w"][-1]
-    gram = 2 * x.astype(np.float64).T @ x / len(x) + decay * np.eye(x.shape[1])
-    closed = np.linalg.solve(gram, 2 * x.astype(np.float64).T @ (y - y.mean()) / len(x))
+    loss = squared_error(x, y)
+    end = lambda decay: descend(wd.sgdw(lr, weight_decay=decay), loss, np.zeros(x.shape[1]), steps)[-1, :-1]
+    xt = 2 * x.astype(np.float64).T / len(x)
+    closed = np.linalg.solve(xt @ x + decay * np.eye(x.shape[1]), xt @ (y - y.mean()))
     return {"ridge": end(decay), "none": end(0.0), "closed form": closed}
 
 
@@ -88,8 +87,8 @@ def sparse(x: np.ndarray, y: np.ndarray, lr: float, decay: float, steps: int) ->
     """Final weights of the columns and their shuffled copies under λ·Σ|w|, by two methods and by scikit-learn."""
     rng = np.random.default_rng(0)
     x = np.concatenate([x, *(rng.permuted(x, axis=0) for _ in range(SHUFFLED))], axis=1)
-    loss, c = functools.partial(squared_error, x=x, y=y), wd.decay_rate(decay, learning_rate=lr)
-    end = lambda tx, loss: descend(tx, loss, np.zeros(x.shape[1]), steps)["w"][-1]
+    loss, c = squared_error(x, y), wd.decay_rate(decay, learning_rate=lr)
+    end = lambda tx, loss: descend(tx, loss, np.zeros(x.shape[1]), steps)[-1, :-1]
     soft = optax.chain(optax.sgd(lr), wd.proximal(c, "weights", penalty="l1"))  # S10: L1's proximal step makes zeros
     penalised = lambda params: loss(params) + wd.l1_penalty(params, decay, "weights")  # its gradient λ·sign(w) doesn't
     lasso = Lasso(alpha=decay / 2, tol=1e-8, max_iter=10_000).fit(x, y).coef_  # it minimises half of ours
@@ -100,34 +99,31 @@ def forgetting(steps: int) -> dict[str, np.ndarray]:
     """A weight of 1 without gradient, under L2 (minus 1 % of it per step) and L1 (minus 0.01 per step)."""
     decays = {"L2": wd.shrink(0.01), "L1": wd.proximal(0.01, penalty="l1")}  # S19: forgetting, 0.99ᵗ or 1 − t/100
     none = lambda params: 0.0 * jnp.sum(params["w"])
-    return {name: descend(tx, none, np.ones(1), steps)["w"][:, 0] for name, tx in decays.items()}
+    return {name: descend(tx, none, np.ones(1), steps)[:, 0] for name, tx in decays.items()}
 
 
 def friction(steps: int) -> dict[str, np.ndarray]:
     """Paths on ½·h·x² from 1 with η = 1: momentum with decay, L2 or neither; then h = 1.5 without momentum."""
-    momentum, c = MOMENTUM, FRICTION
-    ways = {
-        "none": (CURVATURE, optax.sgd(1.0, momentum=momentum)),
-        "L2": (CURVATURE, wd.sgd_l2(1.0, weight_decay=c, momentum=momentum)),
-        "decay": (CURVATURE, wd.sgdw(1.0, weight_decay=c, momentum=momentum)),  # S20: friction under momentum
-        "steep, none": (1.5, optax.sgd(1.0)),  # ηh > 1: each step jumps over the minimum
-        "steep, decay": (1.5, wd.sgdw(1.0, weight_decay=c)),
-        "steep, proximal": (1.5, optax.chain(optax.sgd(1.0), wd.proximal(c))),
+    walk = lambda tx, h: descend(tx, lambda params: h / 2 * jnp.sum(params["w"] ** 2), np.ones(1), steps)[:, 0]
+    c, steep = FRICTION, 1.5  # ηh > 1: each step jumps over the minimum
+    return {
+        "none": walk(optax.sgd(1.0, momentum=MOMENTUM), CURVATURE),
+        "L2": walk(wd.sgd_l2(1.0, weight_decay=c, momentum=MOMENTUM), CURVATURE),
+        "decay": walk(wd.sgdw(1.0, weight_decay=c, momentum=MOMENTUM), CURVATURE),  # S20: friction under momentum
+        "steep, none": walk(optax.sgd(1.0), steep),
+        "steep, decay": walk(wd.sgdw(1.0, weight_decay=c), steep),
+        "steep, proximal": walk(optax.chain(optax.sgd(1.0), wd.proximal(c)), steep),
     }
-    hill = lambda h: lambda params: h / 2 * jnp.sum(params["w"] ** 2)
-    return {name: descend(tx, hill(h), np.ones(1), steps)["w"][:, 0] for name, (h, tx) in ways.items()}
 
 
 def amplitude(x: np.ndarray) -> np.ndarray:
     """Amplitude of an oscillation of two modes relative to its first value: √(x₁² − x₀x₂) up to a constant."""
-    a = np.sqrt(x[1:-1] ** 2 - x[:-2] * x[2:])
-    return a / a[0]
+    return np.sqrt((x[1:-1] ** 2 - x[:-2] * x[2:]) / (x[1] ** 2 - x[0] * x[2]))
 
 
 def damping(x: np.ndarray) -> float:
     """The factor by which an oscillation's amplitude shrinks per step."""
-    a = amplitude(x)
-    return float(a[-1] ** (1 / (len(a) - 1)))
+    return float(amplitude(x)[-1] ** (1 / (len(x) - 3)))
 
 
 def run(*, learning_rate: float, weight_decay: float, steps: int) -> dict[str, Any]:
@@ -145,22 +141,20 @@ def run(*, learning_rate: float, weight_decay: float, steps: int) -> dict[str, A
 
 def report(results: dict[str, Any]) -> str:
     """The five parts, each with its formula."""
-    hand, r, l1 = dict(results["by hand"]), results["ridge"], results["sparse"]
-    formula, left, f = hand.pop("formula"), results["forgetting"], results["friction"]
+    hand, r, l1, left, f = results.values()
+    formula = hand["formula"]
+    apart = {name: np.abs(run - formula).max() for name, run in hand.items() if name != "formula"}
     steps = [["step", "w: sgdw", "formula", "b: sgdw", "formula"]]
     for t in (0, 1, 2, 9, 49):
         steps.append([f"{t + 1}", *(f"{run[t, i]:.6f}" for i in (0, 1) for run in (hand["sgdw"], formula))])
-    apart = {name: np.abs(run - formula).max() for name, run in hand.items()}
-    size = np.linalg.norm(r["closed form"])
-    gap, free = (np.linalg.norm(r[name] - r["closed form"]) / size for name in ("ridge", "none"))
+    gap, free = (np.linalg.norm(r[n] - r["closed form"]) / np.linalg.norm(r["closed form"]) for n in ("ridge", "none"))
     zeros = [["L1", "exact zeros of 10 columns", "of their shuffled copies", "distance from Lasso"]]
     for name, w in l1.items():
-        real, copies = w[:10] == 0, w[10:] == 0
-        distance = np.abs(w - l1["Lasso"]).max()
+        real, copies, distance = w[:10] == 0, w[10:] == 0, np.abs(w - l1["Lasso"]).max()
         zeros.append([name, f"{real.sum()}", f"{copies.sum()} of {len(copies)}", f"{distance:.1g}"])
     damped = [[f"  {name}", f"{damping(f[name]):.5f}", f"formula {formula:.5f}"] for name, formula in DAMPING.items()]
     steep = {name: f[f"steep, {name}"][1] / f[f"steep, {name}"][0] for name in ("none", "decay", "proximal")}
-    widest, least = (choose(steep, key=lambda name: abs(steep[name])) for choose in (max, min))
+    least, *_, widest = sorted(steep, key=lambda name: abs(steep[name]))
     return f"""{align(steps)}
 Largest distance from the formula in 50 steps: {", ".join(f"{name} {gap:.1g}" for name, gap in apart.items())}.
 
@@ -182,7 +176,8 @@ L1's proximal step makes {(l1["proximal"] == 0).sum()} exact zeros, its gradient
 
 def plot(results: dict[str, Any]) -> Any:
     """Steps of sgdw on the formula; L1's zeros; a weight without a gradient; the friction of decay under momentum."""
-    figure, (hand, sparse, left, oscillation) = plots.figure(2, 2)
+    figure, panels = plots.figure(2, 2)
+    hand, sparse, left, oscillation = panels
     for i, name in enumerate(("w", "b")):
         hand.plot(results["by hand"]["sgdw"][:, i], label=f"{name}, sgdw", **plots.line(i))
         hand.plot(results["by hand"]["formula"][:, i], label=f"{name}, formula", color="black", linestyle=":")
@@ -192,16 +187,15 @@ def plot(results: dict[str, Any]) -> Any:
     for i, (name, curve) in enumerate(results["forgetting"].items()):
         left.plot(curve, label=name, **plots.line(i))
     for i, (name, factor) in enumerate(DAMPING.items()):
-        measured = amplitude(results["friction"][name])
+        measured, formula = amplitude(results["friction"][name]), "formulas √μᵗ, √(μ(1 − c))ᵗ" if i == 2 else None
         oscillation.plot(measured, label=name, linewidth=4 - i, **plots.line(i))
-        formula = {"label": "formulas √μᵗ, √(μ(1 − c))ᵗ"} if i == 2 else {}
-        oscillation.plot(factor ** np.arange(len(measured)), color="black", linestyle=":", **formula)
+        oscillation.plot(factor ** np.arange(len(measured)), color="black", linestyle=":", label=formula)
     hand.set(title="w·x + b and the formula", xlabel="step", ylabel="w, b")
     sparse.set(title="L1", xlabel="column; from 10 on shuffled copies", ylabel="|w|, 10⁻⁶ for 0", yscale="log")
     left.set(title="a weight without gradient", xlabel="step", ylabel="w")
     title = f"friction: ½·{CURVATURE}·x² with μ = {MOMENTUM}, c = {FRICTION}"
     oscillation.set(title=title, xlabel="step", ylabel="amplitude of x", yscale="log")
-    for axes in (hand, sparse, left, oscillation):
+    for axes in panels:
         axes.legend(fontsize="small")
     return figure
 
@@ -212,11 +206,7 @@ def decays() -> Any:
     return wd.audit(wd.sgdw(flags["learning_rate"], weight_decay=flags["weight_decay"]), params)
 
 
-def main(argv: list[str]) -> None:
-    """Audits the optimizer, runs the five parts, prints and plots the results."""
-    del argv
-    SETTING.show(decays, run, report, plot)
-
+main = lambda _: SETTING.show(decays, run, report, plot)
 
 if __name__ == "__main__":
     app.run(main)

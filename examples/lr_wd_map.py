@@ -38,8 +38,7 @@ SETTING = compare.Setting(
 )
 IMAGES, BATCH_SIZE = 300, 50
 MEANING = """\
-ρ over the best fifth of a map: < 0 if λ must fall as η grows (η·λ = const), > 0 if it must rise, 0 if independent.
-"""
+ρ over the best fifth of a map: < 0 if λ must fall as η grows (η·λ = const), > 0 if it must rise, 0 if independent."""
 WHY = """\
 Why: GroupNorm makes the CNN invariant to the norm of its kernels. At equilibrium such kernels turn by √(2c) per step,
 c being the fraction removed: √(2ηλ) under "lr" and SGD's L2, √(2λ) under "schedule" for any η. In the MLP the norm
@@ -87,10 +86,8 @@ class CNN(nn.Module):
 
 def patches(x: jax.Array) -> jax.Array:
     """The 3×3 patches of every other pixel: Dense on them is nn.Conv(strides=2), but faster under vmap on CPUs."""
-    side = x.shape[1]
-    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
-    shifted = [x[:, i : i + side : 2, j : j + side : 2] for i in range(3) for j in range(3)]
-    return jnp.concatenate(shifted, axis=-1)
+    side, x = x.shape[1], jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+    return jnp.concatenate([x[:, i : i + side : 2, j : j + side : 2] for i in range(3) for j in range(3)], axis=-1)
 
 
 MODELS = {"mlp": MLP(), "cnn": CNN()}
@@ -98,11 +95,10 @@ MODELS = {"mlp": MLP(), "cnn": CNN()}
 
 def make_optimizer(hparams: dict[str, Any], steps: int) -> Any:
     """The optimizer of a grid point, with a cosine learning-rate schedule to zero."""
-    chosen = OPTIMIZERS[hparams["optimizer"]]
-    learning_rate = chosen.learning_rate * hparams["learning_rate"]
-    weight_decay = chosen.weight_decay * hparams["weight_decay"]
+    make, *units = OPTIMIZERS[hparams["optimizer"]]
+    learning_rate, weight_decay = units[0] * hparams["learning_rate"], units[1] * hparams["weight_decay"]
     peak = {"peak_learning_rate": learning_rate} if "schedule" in hparams["optimizer"] else {}
-    return chosen.make(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay, **peak)
+    return make(optax.cosine_decay_schedule(learning_rate, steps), weight_decay=weight_decay, **peak)
 
 
 def sweep(name: str, *, points: int, seeds: int, epochs: int, directory: str | None = None) -> Any:
@@ -121,11 +117,8 @@ def sweep(name: str, *, points: int, seeds: int, epochs: int, directory: str | N
         params, _ = compare.fit(make_optimizer(hparams, batches.shape[1]), params, loss_fn, batches, lambda _: {})
         return {"error": 100 * (logits(params, x_test).argmax(axis=-1) != y_test).mean(dtype=jnp.float32)}
 
-    axes = {
-        "optimizer": list(OPTIMIZERS),
-        "learning_rate": np.logspace(-1.5, 1.5, points),
-        "weight_decay": np.logspace(-2, 2, points),
-    }
+    factors = {"learning_rate": np.logspace(-1.5, 1.5, points), "weight_decay": np.logspace(-2, 2, points)}
+    axes = {"optimizer": list(OPTIMIZERS), **factors}
     return wd.sweep(train, axes, seeds=seeds, directory=directory and pathlib.Path(directory) / name)
 
 
@@ -144,16 +137,12 @@ def table(result: Any) -> str:
     """Formats per optimizer ρ, the best point, and the error found by tuning η at the smallest λ, then λ at that η."""
     lines = [["optimizer", "ρ(η, λ)", "95 % interval", "lowest error, %", "at η", "at λ", "η first, then λ"]]
     for name, (rho, low, high) in separability(result).items():
-        best = type(result)(result.data.sel(optimizer=[name])).best("error", "min")
+        best, unit = type(result)(result.data.sel(optimizer=[name])).best("error", "min"), OPTIMIZERS[name]
+        rates = (f"{best.hyperparams[k] * getattr(unit, k):.2g}" for k in ("learning_rate", "weight_decay"))
         mean = result.data["error"].sel(optimizer=name).mean("seed", skipna=False)
-        first = int(mean.isel(weight_decay=0).argmin("learning_rate"))
-        learning_rate, weight_decay = (
-            best.hyperparams[k] * getattr(OPTIMIZERS[name], k) for k in ("learning_rate", "weight_decay")
-        )
+        alone = mean.isel(learning_rate=int(mean.isel(weight_decay=0).argmin("learning_rate"))).min().item()
         lowest = f"{best.mean:.2f} ± {best.standard_error:.2f}"
-        alone = f"{float(mean.isel(learning_rate=first).min()):.2f}"
-        interval = f"[{low:+.2f}, {high:+.2f}]"
-        lines.append([name, f"{rho:+.2f}", interval, lowest, f"{learning_rate:.2g}", f"{weight_decay:.2g}", alone])
+        lines.append([name, f"{rho:+.2f}", f"[{low:+.2f}, {high:+.2f}]", lowest, *rates, f"{alone:.2f}"])
     return align(lines)
 
 
@@ -169,7 +158,7 @@ def claim(result: Any, family: str) -> str:
 
 def report(results: dict[str, Any]) -> str:
     """A table per model, the verdicts on the paper's claim, and why."""
-    lines, claims = [MEANING], []
+    lines, claims = [f"{MEANING}\n"], []
     for model, result in results.items():
         lines += [f"{model}: {result.data['error'].size} runs, {result.data.attrs['strategy']}", table(result)]
         for family in ("SGD", "Adam"):
@@ -181,29 +170,24 @@ def report(results: dict[str, Any]) -> str:
     return "\n".join([*lines, WHY, "", f"Whether η and λ separate under the paper's decay: {'; '.join(claims)}."])
 
 
-def label_in_units(axes: Any, unit: Optimizer) -> None:
-    """Labels the axes with η and λ in place of multiples of the units."""
-    axes.set(xlabel="", ylabel="")
-    axes.tick_params(which="both", bottom=False, left=False, labelbottom=False, labelleft=False)
-    scaled = lambda one: (lambda factor: factor * one, lambda value: value / one)
-    axes.secondary_xaxis("bottom", functions=scaled(unit.learning_rate)).set_xlabel("learning rate η")
-    axes.secondary_yaxis("left", functions=scaled(unit.weight_decay)).set_ylabel("weight decay λ")
-
-
 def plot(results: dict[str, Any]) -> dict[str, Any]:
     """Test error over learning rate and weight decay, a panel for each of six optimizers."""
     return {f"lr_wd_map_{name}": heatmaps(result) for name, result in results.items()}
 
 
 def heatmaps(result: Any) -> Any:
-    """The maps of a model."""
+    """The maps of a model, with η and λ in place of multiples of the units."""
     least = float(result.data["error"].mean("seed").min())
     figure = result.heatmap("error", mode="min", vmin=least, vmax=3 * least)
     *panels, scale = figure.axes
     scale.set_ylabel(f"test error, %, mean of {result.data.sizes['seed']} seeds; darkest: {3 * least:.0f} or more")
-    for axes, (optimizer, (rho, low, high)) in zip(panels, separability(result).items(), strict=True):
-        axes.set_title(f"{optimizer}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", fontsize="medium")
-        label_in_units(axes, OPTIMIZERS[optimizer])
+    scaled = lambda one: (lambda factor: factor * one, lambda value: value / one)
+    for axes, (name, (rho, low, high)) in zip(panels, separability(result).items(), strict=True):
+        axes.set(xlabel="", ylabel="")
+        axes.set_title(f"{name}: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}]", fontsize="medium")
+        axes.tick_params(which="both", bottom=False, left=False, labelbottom=False, labelleft=False)
+        axes.secondary_xaxis("bottom", functions=scaled(OPTIMIZERS[name].learning_rate)).set_xlabel("learning rate η")
+        axes.secondary_yaxis("left", functions=scaled(OPTIMIZERS[name].weight_decay)).set_ylabel("weight decay λ")
     return figure
 
 
@@ -212,15 +196,11 @@ def decays() -> str:
     flags, point = SETTING.values(), {"optimizer": "AdamW, schedule", "learning_rate": 1.0, "weight_decay": 1.0}
     steps, model = flags["epochs"] * (IMAGES // BATCH_SIZE), flags["model"][-1]
     params = MODELS[model].init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
-    audit = wd.audit(make_optimizer(point, steps), params, horizon=steps)
-    return f"{model} under AdamW, schedule, where both multiples are 1:\n{audit}"
+    audited = wd.audit(make_optimizer(point, steps), params, horizon=steps)
+    return f"{model} under AdamW, schedule, where both multiples are 1:\n{audited}"
 
 
-def main(argv: list[str]) -> None:
-    """Audits the optimizer, trains, then prints and plots the results."""
-    del argv
-    SETTING.show(decays, run, report, plot)
-
+main = lambda _: SETTING.show(decays, run, report, plot)
 
 if __name__ == "__main__":
     app.run(main)

@@ -101,7 +101,7 @@ def report(results: Any) -> str:
 Decay of the embedding too changes the last validation loss by {embedding}.
 Embedding rows without a gradient keep {excluded:.3f} of their norm where the rule excludes them,
 {decayed:.3f} where it doesn't; (1 − ηλ)ⁿ predicts {results.attrs["remaining"]:.3f}.
-Decay of the weights changes the last validation loss by {compare.change(last, kind=weights)},
+Decay of the weights changes the last validation loss by {compare.change(last, kind=weights)}, \
 and with early stopping the lowest by {compare.change(best, kind=weights)}."""
 
 

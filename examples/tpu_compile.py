@@ -96,18 +96,16 @@ def _trips(line: str, bodies: dict[str, str]) -> int:
 
 def report(memory: Any, step: dict[tuple[str, str], Sum], alone: dict[tuple[str, str], Sum], how: str = "") -> str:
     """Formats memory, the collectives of a step and how they were counted, and those of the optimizer."""
-    arguments, temporary, program = (
-        getattr(memory, f"{name}_size_in_bytes") / MIB for name in ("argument", "temp", "generated_code")
-    )
+    size = lambda name: getattr(memory, f"{name}_size_in_bytes") / MIB
     lines = [
-        f"MiB per chip: {arguments:.1f} state and batch, {temporary:.1f} temporaries, {program:.1f} program; "
-        f"{memory.alias_size_in_bytes / MIB:.1f} MiB of the state are updated in place",
+        f"MiB per chip: {size('argument'):.1f} state and batch, {size('temp'):.1f} temporaries, "
+        f"{size('generated_code'):.1f} program; {size('alias'):.1f} MiB of the state are updated in place",
         f"{'part':11}{'collective':20}{'per step':>9}{'MiB of results per chip':>25}",
     ]
     lines += [f"({how}, because jaxlib can't print the program otherwise)"] if how else []
-    for (part, kind), (count, size) in step.items():
-        lines.append(f"{part:11}{kind:20}{count:>9,}{size / MIB:>25,.3f}")
+    for (part, kind), (count, total) in step.items():
+        lines.append(f"{part:11}{kind:20}{count:>9,}{total / MIB:>25,.3f}")
     has = lambda sums: ", ".join(kind for _, kind in sums) or "no collectives"
-    inside = {key: found for key, found in step.items() if key[0] == "optimizer"}
+    inside = [key for key in step if key[0] == "optimizer"]
     lines.append(f"optimizer (decay, moments, rounding): {has(inside)} in the step; compiled alone: {has(alone)}")
     return "\n".join(lines)

@@ -90,18 +90,14 @@ def _compared(folder: pathlib.Path, settings: dict[str, Any]) -> tuple[str, str]
     changed = {name: f"{name} ({before[name]} → {x})" for name, x in settings.items() if before.get(name, x) != x}
     if wrong := ", ".join(line for name, line in changed.items() if name in FIXED):
         return f"--out={folder} holds a run of another {wrong}: use its original flags, or another --out", ""
-    _write(path, before | settings)
-    line = "in force: " + ", ".join(f"{name} {x}" for name, x in settings.items())
-    return "", line + ("\nchanged from here on: " + ", ".join(changed.values()) if changed else "")
-
-
-def _write(path: pathlib.Path, settings: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     with open(part, "w", encoding="utf-8") as file:
-        json.dump(settings, file, indent=1)
+        json.dump(before | settings, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+    line = "in force: " + ", ".join(f"{name} {x}" for name, x in settings.items())
+    return "", line + ("\nchanged from here on: " + ", ".join(changed.values()) if changed else "")
 
 
 def digest(tree: Any) -> jax.Array:
@@ -149,10 +145,8 @@ def begin(checkpoints: ocp.CheckpointManager, like: State, tx: Any, seed: int) -
         damaged[step] = why
     if damaged:
         which = "; ".join(f"step {step}: {why}" for step, why in damaged.items())
-        raise ValueError(
-            f"{checkpoints.directory} holds no intact checkpoint of this model ({which}): use its original flags, "
-            "or another --out"
-        )
+        refusal = f"{checkpoints.directory} holds no intact checkpoint of this model ({which})"
+        raise ValueError(f"{refusal}: use its original flags, or another --out")
     start = lambda: State(params := tpu_model.initial(like.params, seed), tx.init(params))
     return 0, jax.jit(start, out_shardings=jax.tree.map(lambda s: s.sharding, like))()
 

@@ -15,14 +15,12 @@ same mesh and devices the final bits equal those of an uninterrupted run; on ano
 order, and they agree up to rounding.
 """
 
-import collections
-import concurrent.futures
 import functools
 import hashlib
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import data
@@ -45,9 +43,7 @@ import wd_optax as wd
 
 _MESH = flags.DEFINE_string("mesh", None, "DATAxMODEL, such as 4x2; by default all devices x1.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize(), for many hosts.")
-_COMPILE_ONLY = flags.DEFINE_bool(
-    "compile_only", False, "Compile for --topology, print memory and collectives, and stop."
-)
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile for --topology, print memory and collectives, stop.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x4", "TPU slice for --compile_only, such as v5p:8x8x8.")
 _PRECISION = flags.DEFINE_enum("precision", "master", ["master", "stochastic", "float32"], "See `optimizer`.")
 _LAYERS = flags.DEFINE_integer("layers", 4, "Blocks of the transformer.", lower_bound=1)
@@ -74,18 +70,16 @@ PEAK = {"TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite"
 PEAK |= {"NVIDIA A100-SXM4-80GB": 312e12, "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 SETTINGS = ("precision", "seed", "steps", "learning_rate", "weight_decay", "clip", "log_every", "save_every", "keep")
 PARTS = ("clip", "monitor", "optimizer", "adamw")  # scopes, see `optimizer`
-LABELS = {"loss": "cross-entropy (nats)", "decay_share": "decay's share of the step", "angle": "turned per step (rad)"}
+PANELS = {"loss": "cross-entropy (nats)", "decay_share": "decay's share of the step", "angle": "turned per step (rad)"}
 
 
-def optimizer(
-    precision: str, learning_rate: Any, weight_decay: float, *, clip: float, seed: int, bare: bool = False
-) -> Any:
+def optimizer(precision: str, rate: Any, weight_decay: float, *, clip: float, seed: int, bare: bool = False) -> Any:
     """AdamW after clipping, monitored, in one of three precisions; `bare` omits clipping and monitor.
 
     "master": bfloat16 parameters and a float32 copy; "stochastic": bfloat16 alone, rounded stochastically; "float32".
     The monitor is inside the rounding: it sees the step before rounding noise, and the float32 copy.
     """
-    adamw = wd.adamw(learning_rate, weight_decay=weight_decay, b2=0.95, mask=RULES)
+    adamw = wd.adamw(rate, weight_decay=weight_decay, b2=0.95, mask=RULES)
     watched = adamw if bare else named("monitor", wd.monitor_decay(named("adamw", adamw)))
     rounded = {
         "master": wd.precision.with_master_weights(watched),
@@ -142,16 +136,6 @@ def batch_at(step: int, text: Any, ids: Any, seed: int) -> Any:
     return put(text[0]), put(text[1])
 
 
-def prefetch(make: Callable[[int], Any], start: int, stop: int, depth: int = 2) -> Iterator[Any]:
-    """Yields make(start), …, make(stop − 1), computed ahead of time by a thread."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        ahead = collections.deque(pool.submit(make, i) for i in range(start, min(start + depth, stop)))
-        for i in range(start + depth, stop + depth):
-            yield ahead.popleft().result()
-            if i < stop:
-                ahead.append(pool.submit(make, i))
-
-
 def speed(size: Size, params: Any, steps_per_second: float) -> dict[str, float]:
     """Steps and tokens per second and model FLOPs utilisation: NaN for a chip that PEAK doesn't know.
 
@@ -168,13 +152,11 @@ def speed(size: Size, params: Any, steps_per_second: float) -> dict[str, float]:
 def record(writer: Any, step: int, f: dict[str, float]) -> None:
     """Logs a line and the same figures to TensorBoard, on process 0 only."""
     mfu = "MFU unknown for this chip" if math.isnan(f["mfu"]) else f"MFU {f['mfu']:.1%}"
-    line = (
+    tpu_folder.say(
         f"step {step}: loss {f['loss']:.4f}, ‖g‖ {f['gradient_norm']:.3g}, η {f['learning_rate']:.3g}; weights: ‖w‖ "
         f"{f['weight_norm']:.2f}, turn {f['angle']:.2g} rad, decay is {f['decay_share']:.1%} of the step; "
         f"{f['steps_per_second']:.2f} steps/s, {f['tokens_per_second']:,.0f} tokens/s, {mfu}"
     )
-    if jax.process_index() == 0:
-        print(line, flush=True)
     for name, value in f.items():
         if not math.isnan(value):
             writer.add_scalar(name, value, step)
@@ -188,24 +170,23 @@ def run(size: Size, params: Any, tx: Any, settings: dict[str, Any], out: str) ->
     those of the last start in `out`.
     """
     figures: dict[int, dict[str, float]] = {}
-    steps, folder, chief = settings["steps"], pathlib.Path(out).resolve(), jax.process_index() == 0
+    steps, folder = settings["steps"], pathlib.Path(out).resolve()
     x, _, y, _ = zip(*(data.text(name, length=size.context) for name in MODULES), strict=True)
     text = np.concatenate(x), np.concatenate(y)
     settings = settings | size._asdict() | {"text": hashlib.sha256(text[0].tobytes()).hexdigest()[:12]}
     with (
         tpu_folder.locked(folder),
         tpu_folder.manager(folder, settings["keep"]) as checkpoints,
-        tensorboardX.SummaryWriter(out, write_to_disk=chief) as writer,
+        tensorboardX.SummaryWriter(out, write_to_disk=jax.process_index() == 0) as writer,
     ):
         tpu_folder.say(tpu_folder.settled(folder, settings | {"jax": jax.__version__}))
         like, (ids, _) = shapes(params, size, tx)
         step_fn = lower(functools.partial(train_step, tx), like, (ids, ids)).compile()
         start, state = tpu_folder.begin(checkpoints, like, tx, settings["seed"])
         state = tpu_folder.with_weight_decay(state, settings["weight_decay"])
-        make = functools.partial(batch_at, text=text, ids=ids, seed=settings["seed"])
         last, since = start, time.perf_counter()
-        for step, batch in enumerate(prefetch(make, start, steps), start + 1):
-            state, seen = step_fn(state, batch)
+        for step in range(start + 1, steps + 1):  # the devices compute a step while the host makes the next batch
+            state, seen = step_fn(state, batch_at(step - 1, text, ids, settings["seed"]))
             if step % settings["log_every"] == 0 or step == steps:
                 seen = {name: float(x) for name, x in jax.device_get(seen).items()}  # waits for the step
                 rate, last, since = (step - last) / (time.perf_counter() - since), step, time.perf_counter()
@@ -245,15 +226,14 @@ def report(results: dict[str, Any], out: str) -> str:
 def plot(figures: dict[int, dict[str, float]], out: str) -> pathlib.Path:
     """Plots loss, decay share and angular update over the steps since the start."""
     figure, panels = plots.figure(3)
-    for axes, name in zip(panels, ("loss", "decay_share", "angle"), strict=True):
+    for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
         axes.plot(list(figures), [f[name] for f in figures.values()], **plots.line(0))
-        axes.set(xlabel="step", ylabel=LABELS[name])
+        axes.set(xlabel="step", ylabel=label)
     return plots.save(figure, out, "tpu_run.png")
 
 
-def main(argv: list[str]) -> None:
+def main(_: list[str]) -> None:
     """Prints which parameters decay, then trains and reports, or compiles and prints memory and collectives."""
-    del argv
     jax.config.update("jax_logging_level", "WARNING")
     logging.set_verbosity(logging.WARNING)  # Orbax logs dozens of lines per checkpoint
     if _DISTRIBUTED.value:
@@ -264,19 +244,17 @@ def main(argv: list[str]) -> None:
     params = tpu_model.parameters(size, jnp.float32 if _PRECISION.value == "float32" else jnp.bfloat16, mesh)
     schedule = optax.warmup_cosine_decay_schedule(0.0, _LEARNING_RATE.value, steps // 10, steps)
     make = functools.partial(optimizer, _PRECISION.value, schedule, _WEIGHT_DECAY.value, clip=_CLIP.value, seed=seed)
-    chief = jax.process_index() == 0
-    if chief:
-        print(wd.explain(RULES, params))
-        print(wd.timescale(_WEIGHT_DECAY.value, learning_rate=schedule, steps=steps))
-        print(f"{mesh.size} × {devices[0].device_kind}, {_PRECISION.value}, {dict(mesh.shape)}", flush=True)
+    tpu_folder.say(
+        f"{wd.explain(RULES, params)}\n{wd.timescale(_WEIGHT_DECAY.value, learning_rate=schedule, steps=steps)}"
+    )
+    tpu_folder.say(f"{mesh.size} × {devices[0].device_kind}, {_PRECISION.value}, {dict(mesh.shape)}")
     if _COMPILE_ONLY.value:
         print(tpu_compile.report(**compile_only(size, params, make(), make(bare=True))))
         return
     settings = {name: flags.FLAGS.get_flag_value(name, None) for name in SETTINGS}
     results = run(size, params, make(), settings | {"mesh": "x".join(map(str, mesh.devices.shape))}, _OUT.value)
-    if chief:
-        print(report(results, _OUT.value))
-    if chief and results["figures"]:
+    tpu_folder.say(report(results, _OUT.value))
+    if results["figures"] and jax.process_index() == 0:
         print(f"Picture: {plot(results['figures'], _OUT.value)}")
 
 

@@ -11,7 +11,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import types
 from typing import Any
 
@@ -388,27 +387,6 @@ def test_batches_depend_on_the_step_and_not_on_the_mesh() -> None:
     np.testing.assert_array_equal(x, tpu_run.batch_at(7, text, four, seed=0)[0])
     for step, seed in ((8, 0), (7, 1)):
         assert not np.array_equal(x, tpu_run.batch_at(step, text, eight, seed=seed)[0])
-
-
-def test_prefetching_is_ahead_in_order_and_passes_errors_on() -> None:
-    made: list[int] = []
-    ready = threading.Event()
-
-    def make(step: int) -> int:
-        made.append(step)
-        if step == 6:
-            ready.set()
-        return 1 // (9 - step)
-
-    steps = tpu_run.prefetch(make, 5, 12)
-    assert next(steps) == 0
-    assert ready.wait(10)  # 6 is made though nobody has asked for it
-    assert [next(steps) for _ in range(3)] == [0, 0, 1]
-    with pytest.raises(ZeroDivisionError):
-        next(steps)
-    assert list(tpu_run.prefetch(lambda step: step, 5, 12)) == [5, 6, 7, 8, 9, 10, 11]
-    assert list(tpu_run.prefetch(lambda step: step, 5, 6)) == [5]
-    assert list(tpu_run.prefetch(lambda step: step, 5, 5)) == []
 
 
 def one_step(accumulate: int, precision: str) -> Any:
