@@ -8,6 +8,7 @@ import numpy as np
 
 from wd_optax.choosing.searching.space import MAKE_STATIC, Space, first_point, group_points
 from wd_optax.choosing.sweeping import batching, metrics, trace, training
+from wd_optax.choosing.sweeping.devices import without_deadlock
 from wd_optax.choosing.sweeping.execute import Executor
 from wd_optax.choosing.sweeping.grid import StaticGroup
 
@@ -39,7 +40,7 @@ def _with_none(x: np.ndarray) -> np.ndarray:
 class Batches:
     """Trains the points that it is given, each with every seed, as `sweep` trains a grid."""
 
-    def __init__(self, train: trace.TrainFunction, space: Space, seeds: Sequence[int], devices: Sequence[jax.Device]):
+    def __init__(self, train: trace.TrainFunction, space: Space, seeds: Sequence[int], devices: list[jax.Device]):
         self.train, self.space, self.seeds, self.devices = train, space, seeds, devices
         self.executors: dict[str, Executor] = {}
         self.requested: dict[str, int] = {}  # widths
@@ -67,7 +68,7 @@ class Batches:
             known = name == str(self.first)
             traced = self.traced if known else trace.trace_run(self.train, group, MAKE_STATIC)
             metrics.common_metrics([self.first, group], [self.traced, traced])
-            self.executors[name] = Executor(traced, group, self.devices)
+            self.executors[name] = Executor(traced, group, without_deadlock(self.devices, traced.jaxpr))
         return self.executors[name]
 
     def _width(self, executor: Executor, runs: int) -> int:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from wd_optax.choosing.searching.batches import Outcome
 from wd_optax.choosing.searching.space import MAKE_STATIC, Space, first_point, group_points
 from wd_optax.choosing.sweeping import memory, metrics, trace, values
+from wd_optax.choosing.sweeping.devices import without_deadlock
 from wd_optax.choosing.sweeping.execute import AXIS
 from wd_optax.choosing.sweeping.grid import StaticGroup
 
@@ -47,16 +48,17 @@ class Halving:
         rungs: Sequence[int],
         space: Space,
         seeds: Sequence[int],
-        devices: Sequence[jax.Device],
+        devices: list[jax.Device],
     ):
         self.init, self.step, self.rungs = init, step, rungs
-        self.space, self.seeds, self.devices = space, seeds, devices
-        mesh = Mesh(np.array(devices), (AXIS,))
+        self.space, self.seeds = space, seeds
+        first = group_points(space, [first_point(space)], seeds)[0]
+        self.traced = trace.trace_run(self._one_step, first, MAKE_STATIC)
+        self.devices = without_deadlock(devices, self.traced.jaxpr)
+        mesh = Mesh(np.array(self.devices), (AXIS,))
         self.mesh, self.split = mesh, NamedSharding(mesh, PartitionSpec(AXIS))
         self.same = NamedSharding(mesh, PartitionSpec())
         self.programs: dict[tuple[str, int], Callable[..., Any]] = {}
-        first = group_points(space, [first_point(space)], seeds)[0]
-        self.traced = trace.trace_run(self._one_step, first, MAKE_STATIC)
         self.metrics = metrics.common_metrics([first], [self.traced])
 
     def _one_step(self, hparams: dict[str, Any], key: jax.Array) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The devices that train."""
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -35,16 +34,18 @@ def usable_devices(devices: Any, most: int) -> list[jax.Device]:
     return found[:most] if len(processes) == 1 else found
 
 
-def without_deadlock(devices: Sequence[jax.Device], jaxpr: "Jaxpr") -> Sequence[jax.Device]:
-    """The devices, but fewer than XLA has threads, on a CPU and for a program that calls LAPACK.
+def without_deadlock(devices: list[jax.Device], *jaxprs: "Jaxpr") -> list[jax.Device]:
+    """The devices, but fewer than XLA has threads, on a CPU and where one of the programs calls LAPACK.
 
     Each device's program holds one of max(cores, devices) threads. A batch of `eigh` is split over the same threads,
     and waits for them: with a program on every thread none is free, forever (jaxlib 0.10, `ParallelBatchMap`).
     """
-    most = max(os.cpu_count() or 1, len(jax.local_devices())) - 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = max(cores, len(jax.local_devices())) - 1
     if devices[0].platform != "cpu" or jax.process_count() > 1 or len(devices) <= max(most, 1):
         return devices
-    found = {e.primitive.name for j in (jaxpr, *inner_jaxprs(jaxpr)) for e in j.eqns} & LAPACK
+    every = (j for jaxpr in jaxprs for j in (jaxpr, *inner_jaxprs(jaxpr)))
+    found = {e.primitive.name for j in every for e in j.eqns} & LAPACK
     if not found:
         return devices
     why = "a batch of it on every thread of the CPU would wait for the others"

@@ -9,7 +9,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wd_optax.choosing.sweeping.devices import without_deadlock
 from wd_optax.choosing.sweeping.grid import StaticGroup
 from wd_optax.choosing.sweeping.trace import TracedRun
 from wd_optax.dtypes import is_random_key
@@ -27,8 +26,7 @@ class Executor:
     """
 
     def __init__(self, traced: TracedRun, group: StaticGroup, devices: Sequence[jax.Device]):
-        self.group, self.traced = group, traced
-        self.devices = devices = without_deadlock(devices, traced.jaxpr)
+        self.group, self.traced, self.devices = group, traced, devices
         mesh = Mesh(np.array(devices), (AXIS,))
         split, same = PartitionSpec(AXIS), PartitionSpec()
         self.compiled: dict[int, jax.stages.Compiled] = {}

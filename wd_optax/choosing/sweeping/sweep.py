@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from wd_optax.choosing.sweeping import batching, identity, metrics, multihost, parts, trace, training, values
-from wd_optax.choosing.sweeping.devices import usable_devices
+from wd_optax.choosing.sweeping.devices import usable_devices, without_deadlock
 from wd_optax.choosing.sweeping.execute import Executor
 from wd_optax.choosing.sweeping.grid import Grid, StaticGroup, make_grid
 from wd_optax.choosing.sweeping.result import SweepResult
@@ -145,7 +145,7 @@ def _prepare(
     common = metrics.common_metrics(groups, functions)
     shares = parts.share(groups, part)
     runs, at_once = max(len(group.runs) for group in shares), int(chunk or 0)
-    used = usable_devices(devices, min(runs, at_once or runs))
+    used = without_deadlock(usable_devices(devices, min(runs, at_once or runs)), *(f.jaxpr for f in functions))
     width = at_once and batching.even_width(-(-runs // len(used)), at_once // len(used))
     prints = {str(group): function.fingerprint for group, function in zip(groups, functions, strict=True)}
     manifest = identity.manifest(grid, common, prints, used[0])
