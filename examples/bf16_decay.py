@@ -25,7 +25,6 @@ import plots
 from absl import app
 
 import wd_optax as wd
-from wd_optax.tables import align
 
 SETTING = compare.Setting(
     "bf16_decay",
@@ -157,7 +156,7 @@ def report(results: dict[str, Any]) -> str:
     lines = [["no gradient", "η = 0.01", "η = 0.001", "a weight of 1, 2000 steps, λ = 0.1"]]
     lines += [[name, f"{a:.4f}", f"{b:.4f}", ""] for name, (a, b) in results["zeros"].items()]
     moment = ", ".join(f"{name} {v:.3f}" for name, v in results["moment"].items())
-    parts, verdicts, mean = [f"{align(lines)}\nAdam's v in bf16, gradients of 1: {moment}"], [], intervals.mean
+    parts, verdicts, mean = [f"{compare.align(lines)}\nAdam's v in bf16, gradients of 1: {moment}"], [], intervals.mean
     for task, runs in results["trained"].items():
         loss, norm = runs["float32"].values()
         few = intervals.verdict(loss) if len(loss) < intervals.FEWEST else ""
@@ -167,7 +166,7 @@ def report(results: dict[str, Any]) -> str:
             losses = mean(r["loss"], ".4f"), mean(r["loss"] - loss, "+.4f")
             norms = mean(r["norm"], ".3f"), mean(100 * (r["norm"] / norm - 1), "+.2f")
             table.append([way, *losses, *norms, same.get(way, "")])
-        parts.append(align(table))
+        parts.append(compare.align(table))
         verdicts.append(f"on {task} {few or ', '.join(repr(w) for w in same if same[w] == 'yes') or 'none'}")
     return "\n\n".join([*parts, f"{SAME}\nWays in bfloat16 that train as float32 does: {'; '.join(verdicts)}."])
 

@@ -130,8 +130,13 @@ def table(data: Any, **columns: str) -> str:
     """A line for each kind of run: mean ± half of the 95 % interval of each column over seeds, in this format."""
     head = [NAMES.get(dim, dim) for dim in data.dims if dim in data.coords and dim != "seed"]
     rows = [[*labels, *(intervals.mean(r[c].values, f) for c, f in columns.items())] for labels, _, r in kinds(data)]
-    widths = [max(map(len, column)) for column in zip([*head, *columns], *rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in [[*head, *columns], *rows])
+    return align([[*head, *columns], *rows])
+
+
+def align(rows: list[list[str]]) -> str:
+    """The rows with their cells padded to columns that are two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def change(values: Any, digits: str = "+.3f", **kind: Any) -> str:

@@ -23,7 +23,6 @@ import plots
 from absl import app, logging
 
 import wd_optax as wd
-from wd_optax.tables import align
 
 SETTING = compare.Setting(
     "digits_mlp",
@@ -139,7 +138,7 @@ def report(results: dict[str, Any]) -> str:
         what = "one trajectory up to rounding" if most < 1e-4 else "two different results"
         apart.append(f"{l2} and {decay} at λ = {weight_decay:g} are {what}, at most {most:.2g} of ‖w‖ apart")
     why = "Under Adam the same λ is not the same strength: Adam divides λ·w by √v too."
-    return f"{align(rows)}\n\n{results['about']} {why}\n{'; '.join(apart)}."
+    return f"{compare.align(rows)}\n\n{results['about']} {why}\n{'; '.join(apart)}."
 
 
 def plot(results: dict[str, Any]) -> Any:

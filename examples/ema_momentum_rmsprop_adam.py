@@ -24,7 +24,6 @@ import plots
 from absl import app
 
 import wd_optax as wd
-from wd_optax.tables import align
 
 SETTING = compare.Setting(
     "ema_momentum_rmsprop_adam",
@@ -134,7 +133,7 @@ def report(results: dict[str, Any]) -> str:
     variants = "\n".join(f"{a} and {b} differ by {distance(ours[a], ours[b]):.2g}." for a, b in VARIANTS)
     slower, slow = distance(ours[NAMES[0]], results["slower"]), (1 - alpha) * results["η"]
     (l2, adam_l2), (decay, adamw) = results["by hand"].values()
-    return f"""{align(rows)}
+    return f"""{compare.align(rows)}
 
 {variants}
 At (1 − α)·η = {slow:g} heavy ball is {slower:.1g} from the average at η: they differ in the unit of η.

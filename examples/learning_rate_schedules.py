@@ -25,7 +25,6 @@ from absl import app
 
 import wd_optax as wd
 from wd_optax.couplings import COUPLINGS
-from wd_optax.tables import align
 
 SETTING = compare.Setting(
     "learning_rate_schedules",
@@ -130,12 +129,12 @@ def report(results: dict[str, Any]) -> str:
         losses.append([c, f"{r['loss'].min():.3f}", f"{r['loss'][-1]:.3f}", f"{r['η'][-1] / r['η'][0]:.3g}"])
     constant, lr = (plateau[c]["loss"][-1] / plateau[c]["loss"].min() for c in ("constant", "lr"))
     over, largest, rare = np.mean(adam["digits"] > 1), adam["digits"].max(), adam["rare"].max()
-    return f"""{align(left)}
+    return f"""{compare.align(left)}
 At η = {results["tuned at"]:g} all remove {results["removed"]:.2g} per step.
 At the peak, η_max = {results["peak"]:g}, they remove: {most}.
 Largest distance of a weight from Π(1 − c_t) with wd.decay_rate's c_t: {gap:.1g}.
 
-{align(losses)}
+{compare.align(losses)}
 
 Adam's largest |Δ|/η is {largest:.3f} on digits, over 1 in {over:.0%} of the steps; one gradient after 5000 zeros makes
 it {rare:.3f}. The bound is (1 − β₁)/√(1 − β₂) = {(1 - BETA1) / math.sqrt(1 - BETA2):.3f}, not 1: \

@@ -23,7 +23,6 @@ from sklearn.linear_model import Lasso
 from sklearn.preprocessing import scale
 
 import wd_optax as wd
-from wd_optax.tables import align
 
 SETTING = compare.Setting(
     "linear_regression",
@@ -155,18 +154,18 @@ def report(results: dict[str, Any]) -> str:
     damped = [[f"  {name}", f"{damping(f[name]):.5f}", f"formula {formula:.5f}"] for name, formula in DAMPING.items()]
     steep = {name: f[f"steep, {name}"][1] / f[f"steep, {name}"][0] for name in ("none", "decay", "proximal")}
     least, *_, widest = sorted(steep, key=lambda name: abs(steep[name]))
-    return f"""{align(steps)}
+    return f"""{compare.align(steps)}
 Largest distance from the formula in 50 steps: {", ".join(f"{name} {gap:.1g}" for name, gap in apart.items())}.
 
 Ridge: sgdw ends {gap:.1g} of ‖w‖ from the closed form, without decay {free:.2g}.
 
-{align(zeros)}
+{compare.align(zeros)}
 
 Forgetting: L2 leaves {left["L2"][99]:.4f} of a weight after 100 steps; 0.99¹⁰⁰ is {0.99**100:.4f}.
 L1's proximal step makes it 0 in step {np.argmax(left["L1"] == 0) + 1}; L2 leaves {left["L2"][-1]:.4f} after 120.
 
 Friction: an oscillation under momentum is multiplied per step by
-{align(damped)}
+{compare.align(damped)}
 Without momentum, at ηh = 1.5, x is multiplied by: {", ".join(f"{name} {x:+.3f}" for name, x in steep.items())};
 {widest} overshoots most, {least} least.
 

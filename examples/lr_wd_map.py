@@ -26,7 +26,6 @@ import optax
 from absl import app
 
 import wd_optax as wd
-from wd_optax.tables import align
 
 SETTING = compare.Setting(
     "lr_wd_map",
@@ -143,7 +142,7 @@ def table(result: Any) -> str:
         alone = mean.isel(learning_rate=int(mean.isel(weight_decay=0).argmin("learning_rate"))).min().item()
         lowest = f"{best.mean:.2f} ± {best.standard_error:.2f}"
         lines.append([name, f"{rho:+.2f}", f"[{low:+.2f}, {high:+.2f}]", lowest, *rates, f"{alone:.2f}"])
-    return align(lines)
+    return compare.align(lines)
 
 
 def claim(result: Any, family: str) -> str:

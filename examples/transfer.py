@@ -26,7 +26,6 @@ import optax
 from absl import app
 
 import wd_optax as wd
-from wd_optax.tables import align
 
 SETTING = compare.Setting(
     "transfer",
@@ -208,7 +207,7 @@ def report(results: dict[str, Any]) -> str:
             yes = low <= exponent <= high
             lines.append([rule, f"{exponent:+.2f}", "-" if not math.isfinite(low) else "yes" if yes else "no"])
             inside += [rule] if yes else []
-        parts.append(f"{name}:\n{found}\n{align(lines)}\n")
+        parts.append(f"{name}:\n{found}\n{compare.align(lines)}\n")
         law = f"{found.exponent:+.2f} ({', '.join(inside) or 'none'})" if math.isfinite(low) else "no law"
         ends.append(f"{name} {law}")
     parts.append("Exponents are at the η of muP over width, at equal η over examples and batch, at equal epochs.\n")

@@ -14,6 +14,7 @@ import json
 import pathlib
 from typing import Any
 
+import compare
 import console
 import data
 import flax.linen as nn
@@ -26,7 +27,6 @@ import tqdm
 from absl import app, flags
 
 import wd_optax as wd
-from wd_optax.tables import align
 
 _STEPS = flags.DEFINE_integer("steps", 3000, "Steps of each run.", lower_bound=1)
 _EVERY = flags.DEFINE_integer("every", 20, "Steps between two measurements.", lower_bound=1)
@@ -111,7 +111,7 @@ def report(found: dict[float, Any], learning_rate: float) -> str:
         rows.append([f"{decay:g}", f"{first['hidden/weight_norm']:.1f} → {norm:.1f}", *cells, f"{share:.1%}"])
     about = f"η = {learning_rate:g}, AdamW; means of the last tenth of the run, of the hidden kernels."
     claim = f"Norm and angle end at these multiples of what wd.equilibrium predicts: {', '.join(ends) or '-'}."
-    return f"{align(rows)}\n{about}\n\n{claim}"
+    return f"{compare.align(rows)}\n{about}\n\n{claim}"
 
 
 def plot(found: dict[float, Any], folder: str) -> Any:
