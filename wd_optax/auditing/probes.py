@@ -120,7 +120,9 @@ def _probe(
         return np.repeat(x, 2)[:n]
 
     def scattered(x: np.ndarray) -> np.ndarray:
-        return np.asarray(unit * x[np.argsort(at)]).reshape(shape)
+        found = np.empty_like(x)
+        found[at] = x
+        return np.asarray(unit * found).reshape(shape)
 
     magnitude = twice(size * random.uniform(0.5, 1.5, half))
     p = magnitude * twice(random.integers(0, 2, half) * 2.0 - 1.0)

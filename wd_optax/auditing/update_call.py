@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Update = Callable[[optax.Updates, optax.OptState, optax.Params], tuple[optax.Updates, optax.OptState]]
@@ -35,6 +36,8 @@ class UpdateCall:
     def __call__(self, gradients: optax.Updates, state: optax.OptState, params: optax.Params) -> Any:
         """Updates and the new state; raises what the call without a loss raises if both fail."""
         first: Exception | None = None
+        if not self.compiled:  # states of `clock.advance` have NumPy's arrays
+            state = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, state)
         for way in self._ways:
             try:
                 result = way(gradients, state, params)
