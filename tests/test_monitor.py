@@ -58,9 +58,18 @@ def both(name, mode, dtype):
     return *run(build(name), p, gradients, mode), *run(monitor_decay(build(name)), p, gradients, mode)
 
 
+DERIVED = ("sgdw", "adam_l2", "optax.lamb")  # by how d is found: read off, one derivative, two
+
+
 @as_users_compile
-@pytest.mark.parametrize(("mode", "dtype"), [("jit", "bfloat16"), ("eager", "float32")])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(
+    ("name", "mode", "dtype"),
+    [
+        *((name, "jit", "bfloat16") for name in ALL),
+        *((name, "eager", "float32") for name in DERIVED),
+        *(pytest.param(n, "eager", "float32", marks=pytest.mark.exhaustive) for n in ALL if n not in DERIVED),
+    ],
+)
 def test_the_optimizer_is_the_same_to_the_bit(name, mode, dtype):
     base, base_state, watched, state = both(name, mode, dtype)
     assert_same_bits(watched, base)
