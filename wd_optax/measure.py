@@ -19,8 +19,6 @@ from wd_optax.masking.slices import Slices
 from wd_optax.step_derivative import Program, leaf_steps
 from wd_optax.step_sums import Norms
 
-CONTRADICTED = 0.1  # d is not a decay if more than this share of its norm is on entries that contradict one
-
 
 class DecayInfo(NamedTuple):
     """The decay of one step, of one group of parameters: float32 scalars, or one entry per layer, shape=(layers,).
@@ -46,16 +44,17 @@ class DecayInfo(NamedTuple):
         return self.weight_norm / jnp.maximum(self.size, 1) ** 0.5
 
 
-def _derive(x: Norms) -> DecayInfo:
-    """The figures of a step from its norms."""
+def _derive(rows: jax.Array) -> DecayInfo:
+    """The figures of a step from the rows of `Norms`."""
+    x = Norms(*(rows[..., i, :] for i in range(rows.shape[-2])))
     p = one_for_zero(x.p)
     along, across = x.along / p, x.across / p
-    d = jnp.where(x.x > CONTRADICTED * x.d, jnp.nan, x.d)
     # arctan2, because arccos loses small angles
-    angle = jnp.where(x.p > 0, jnp.where(x.angle < 0, jnp.arctan2(across, 1 + along), x.angle), 0.0)
+    angle = jnp.where(x.p > 0, jnp.arctan2(across, 1 + along) if x.angle is None else x.angle, 0.0)
     change = jnp.maximum(2 * along + along**2 + across**2, -1.0)  # of ‖p‖², relative
     growth = jnp.where(x.p > 0, change / (1 + jnp.sqrt(1 + change)), 0.0)
-    return DecayInfo(x.size, x.p, x.u, d / one_for_zero(d + x.r), angle, d / p, growth)
+    u = jnp.hypot(x.along, x.across)
+    return DecayInfo(x.size, x.p, u, x.d / one_for_zero(x.d + x.r), angle, x.d / p, growth)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["places"])
@@ -66,7 +65,9 @@ class DecayTable(Mapping[str, DecayInfo]):
     With `vmap` around, every field has the leading axes that `vmap` adds.
     """
 
-    arrays: tuple[jax.Array, ...]  # `Norms` of shape (9, groups), and (9, layers) for each group of stacked layers
+    arrays: tuple[
+        jax.Array, ...
+    ]  # rows of `Norms`, (6 or 7, groups), and of each group of stacked layers (6 or 7, layers)
     places: tuple[tuple[str, int, int | None], ...]  # group, its array, its column; None for all columns
 
     def __getitem__(self, group: str) -> DecayInfo:
@@ -78,7 +79,7 @@ class DecayTable(Mapping[str, DecayInfo]):
 
     @functools.cached_property
     def _figures(self) -> list[DecayInfo]:
-        return [_derive(Norms(*(x[..., i, :] for i in range(len(Norms._fields))))) for x in self.arrays]
+        return [*map(_derive, self.arrays)]
 
     @property
     def is_batched(self) -> bool:
@@ -90,7 +91,7 @@ class DecayTable(Mapping[str, DecayInfo]):
         return {group: (array, column) for group, array, column in self.places}
 
     def columns(self) -> dict[str, jax.Array]:
-        """The norms of each group, shape (9, 1) or (9, layers)."""
+        """The norms of each group, shape (6 or 7, 1 or layers)."""
         return {
             group: self.arrays[i] if column is None else self.arrays[i][..., column : column + 1]
             for group, i, column in self.places
@@ -215,9 +216,10 @@ def measure_groups(program: Program, updates: optax.Updates, grouping: Grouping)
 
 def empty_table(grouping: Grouping) -> DecayTable:
     """The table before the first step: zeros, except the sizes."""
+    rows = len(Norms._fields) - (grouping.axes is None)
     arrays = []
     for sizes in step_sums.stacked_sizes(grouping.sizes, grouping.layers).values():
-        arrays.append(jnp.zeros((len(Norms._fields), len(sizes)), jnp.float32).at[0].set(sizes))
+        arrays.append(jnp.zeros((rows, len(sizes)), jnp.float32).at[0].set(sizes))
     return DecayTable(tuple(arrays), grouping.places)
 
 

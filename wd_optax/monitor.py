@@ -21,8 +21,8 @@ class DecayMonitorState(NamedTuple):
     """State of `monitor_decay`: arrays only. By role it is the same tree for any model."""
 
     inner: optax.OptState  # the optimizer's state
-    # `step_sums.Norms` of the last step, float32; zeros before the first, except size. By role shape=(9, 5), in the
-    # order of `ROLES`; by other groups {group: shape=(9, 1) or (9, layers)}.
+    # Rows of `step_sums.Norms` of the last step, float32; zeros before the first, except size. By role shape=(6, 5), in
+    # the order of `ROLES`; by other groups {group: shape=(6, 1) or (6, layers)}. With `slices` there are 7 rows.
     norms: jax.Array | dict[str, jax.Array]
 
 

@@ -27,6 +27,7 @@ from wd_optax.step_derivative import LeafStep
 TOGETHER = 16  # small leaves of one shape in a loop: a fifth of the time that one loop each takes to compile
 SMALL = 2**14  # entries; a loop over more reads few leaves, for the sake of the caches
 MASKED = 2**20  # groups times leaves: above, sums over groups are scattered
+CONTRADICTED = 0.01  # d is not a decay if more than this share of ‖d‖² is on entries that contradict one
 
 
 class Norms(NamedTuple):
@@ -37,13 +38,11 @@ class Norms(NamedTuple):
 
     size: jax.Array
     p: jax.Array
-    u: jax.Array
-    d: jax.Array
+    d: jax.Array  # NaN where d is not a decay
     r: jax.Array  # u − d
-    x: jax.Array  # d where it contradicts a decay
     across: jax.Array  # the part of u across p
     along: jax.Array  # and along p, with its sign
-    angle: jax.Array  # the mean over the weights by `slices`, or −1 without
+    angle: jax.Array | None = None  # the mean over the weights by `slices`
 
 
 class Loop(NamedTuple):
@@ -66,8 +65,8 @@ def summarize(
 ) -> Summary:
     """The rows of `Norms`, float32.
 
-    They are under "" those of all groups without layers, shape (9, groups), and by name those of each other group,
-    shape (9, layers).
+    They are under "" those of all groups without layers, shape (6, groups), and by name those of each other group,
+    shape (6, layers); with `slices` there are seven.
 
     On a CPU a loop has float64 accumulators: as fast as with float32, where 3·10⁷ equal entries lose 6 % of their
     norm, and nothing is written out. Elsewhere `jnp.sum` adds in a tree, in float32. Small leaves of one shape are
@@ -185,15 +184,14 @@ def _add_by(where: Sequence[int], cells: int, each: Columns, sum_all: SumAll) ->
 
 
 def _group_norms(size: np.ndarray[Any, Any], sums: Columns) -> jax.Array:
-    """The rows of `Norms` from those of `Sums`; the roots are one operation, which XLA fuses with all before it."""
+    """The rows of `Norms` from those of `Sums`, in one concatenation: one of another takes XLA longer to compile."""
     x = Sums(*sums[: len(Sums._fields)])
-    across = lax.max(lax.sub(x.uu, lax.mul(x.pu, lax.div(x.pu, one_for_zero(x.pp)))), lax.full_like(x.pp, 0))
-    roots = lax.sqrt(_rows(x.pp, x.uu, x.dd, x.rr, x.xx, across))
-    turned = sums[len(Sums._fields) :]  # where weights are slices
-    angle = lax.div(turned[0], one_for_zero(turned[1])) if turned else lax.full_like(x.pp, -1)
-    found = [jnp.asarray(size[None], x.pp.dtype), roots, _rows(part_along(x.pp, x.pu), angle)]
-    return lax.convert_element_type(lax.concatenate(found, 0), np.float32)
-
-
-def _rows(*rows: jax.Array) -> jax.Array:
-    return lax.concatenate([lax.expand_dims(x, (0,)) for x in rows], 0)
+    along = part_along(x.pp, x.pu)
+    across = lax.max(lax.sub(x.uu, lax.mul(along, along)), lax.full_like(x.pp, 0))
+    contradicted = lax.gt(x.xx, lax.mul(x.dd, lax.full_like(x.dd, CONTRADICTED)))
+    dd = lax.select(contradicted, lax.full_like(x.dd, np.nan), x.dd)
+    rows = [jnp.asarray(size, x.pp.dtype), *map(lax.sqrt, (x.pp, dd, x.rr, across)), along]
+    if len(sums) > len(Sums._fields):  # weights are slices
+        rows.append(lax.div(sums[-2], one_for_zero(sums[-1])))
+    found = lax.concatenate([lax.expand_dims(row, (0,)) for row in rows], 0)
+    return lax.convert_element_type(found, np.float32)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from wd_optax.auditing.harness import Harness, last_name, numerics
+from wd_optax.auditing.harness import Harness, last_name
 from wd_optax.dtypes import is_random_key
 
 COUNTS = ("count", "step", "step_count", "gradient_step")
