@@ -5,6 +5,7 @@
 Every transform and optimizer of this library is a call of `decayed(...)`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -90,19 +91,12 @@ def decayed(
     inner = optax.with_extra_args_support(inner)
     verb = "decays" if {"weight_decay", "rate"} & {*hyperparams} else "projects"
 
-    def rates(params: optax.Params, values: Mapping[str, jax.Array], multipliers: Any) -> Any:
+    def rates(params: optax.Params, values: Mapping[str, jax.Array], multipliers: Any) -> tuple[jax.Array, Any]:
+        c = rate(values)
         if leaf_rates:
-            return jax.tree.map(_times, multipliers, leaf_rates(params, values))
-        c, known = rate(values), dict[float, Any]()  # leaves of one multiplier share a product
-
-        def product(m: Any) -> Any:
-            if not isinstance(m, float):
-                return _times(m, c)
-            if m not in known:
-                known[m] = _times(m, c)
-            return known[m]
-
-        return jax.tree.map(product, multipliers)
+            return c, jax.tree.map(_times, multipliers, leaf_rates(params, values))
+        known = functools.cache(lambda m: _times(m, c))  # leaves of one multiplier share a product
+        return c, jax.tree.map(lambda m: known(m) if isinstance(m, float) else _times(m, c), multipliers)
 
     def init(params: optax.Params) -> DecayState:
         params = dtypes.as_arrays(params)
@@ -111,13 +105,14 @@ def decayed(
             _check_multipliers(mask, params, largest)
         count = jnp.zeros((), jnp.int32)
         values, inner_state = init_leaves(hyperparams, count), inner.init(params)
-        now = evaluate(hyperparams, count, values)
+        axes = slice_axes(slices, params)
+        if rule is None and not leaf_rates:
+            return DecayState(count, values, (), inner_state)
         descent = params if place == "before" or descends else None
         gradients, finished = params if given == "gradients" else None, params if place == "after" else None
-        multipliers = masks.multipliers(mask, params)
-        each = rates(params, now, multipliers)
-        step = Step(count, now, rate(now), each, inner_state, gradients, descent, finished)
-        with use_slices(slice_axes(slices, params)):
+        now, multipliers = evaluate(hyperparams, count, values), masks.multipliers(mask, params)
+        step = Step(count, now, *rates(params, now, multipliers), inner_state, gradients, descent, finished)
+        with use_slices(axes):
             rule_state = apply.start(rule, params, multipliers, step, proximal=name if prox else "")
         return DecayState(count, values, rule_state, inner_state)
 
@@ -129,11 +124,11 @@ def decayed(
         gradients = updates if given == "gradients" else None
         values = evaluate(hyperparams, state.step, state.hyperparams)
         multipliers, axes = masks.multipliers(mask, params), slice_axes(slices, params)
-        each = rates(params, values, multipliers)
+        c, each = rates(params, values, multipliers)
 
         def decay(updates: Any, inner_state: Any, descent: Any, finished: Any) -> tuple[Any, Any]:
             note(Decay(name, rule, prox, metric))
-            step = Step(state.step, values, rate(values), each, inner_state, gradients, descent, finished)
+            step = Step(state.step, values, c, each, inner_state, gradients, descent, finished)
             with use_slices(axes):
                 r, k, rule_state, gated = apply.direction(rule, params, multipliers, state.rule, step)
             if prox is not None:
@@ -147,12 +142,12 @@ def decayed(
             descent = None if rule is None else jax.tree.map(jnp.negative, updates)
             updates, rule_state = decay(updates, state.inner, descent, None)
             updates, inner_state = inner.update(updates, state.inner, params, **extra)
-            updates = _descend(updates, values)[1] if descends else updates
+            updates = _descend(updates, values, rule)[1] if descends else updates
         else:
             with explaining(name, updates, params):
                 updates, inner_state = inner.update(updates, state.inner, params, **extra)
             check_updates(name, updates, params)
-            descent, updates = _descend(updates, values) if descends else (None, updates)
+            descent, updates = _descend(updates, values, rule) if descends else (None, updates)
             updates, rule_state = decay(updates, inner_state, descent, updates)
         step = optax.safe_increment(state.step)
         return updates, DecayState(step, keep(hyperparams, values), rule_state, inner_state)
@@ -184,11 +179,15 @@ def _map(term: Term, updates: Any, params: Any, r: Any, rates: Any, *rest: Any) 
 
 def _along(*, grows: bool, gated: bool) -> Term:
     """u + k·r before the inner transformation, and step − k·r after it."""
+    known: dict[int, tuple[jax.Array, jax.Array, jax.Array]] = {}  # most leaves have one k
 
     def term(u: jax.Array, r: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # A step takes off (−k)·r and not k·r: XLA on CPUs fuses a sum and a difference of two products in other orders.
-        k = k if grows else -k
-        return u + k * r, (k != 0) & (r != 0) if gated else k != 0
+        if id(k) not in known:
+            # A step takes off (−k)·r, not k·r, and asks whether −k is 0: XLA on CPUs fuses other products otherwise.
+            signed = k if grows else -k
+            known[id(k)] = k, signed, signed != 0
+        _, k, decays = known[id(k)]
+        return u + k * r, decays & (r != 0) if gated else decays
 
     return term
 
@@ -203,17 +202,23 @@ def _proximal(prox: Prox) -> Term:
 
 def _times(m: Any, rate: jax.Array) -> Any:
     """rate·m, where a multiplier that is known to be 0 stays it."""
-    return m if forms.is_zero(m) else rate * jnp.asarray(m, rate.dtype)
+    if forms.is_zero(m):
+        return m
+    return rate if isinstance(m, float) and m == 1 else rate * jnp.asarray(m, rate.dtype)
 
 
-def _descend(direction: optax.Updates, values: dict[str, jax.Array]) -> tuple[optax.Updates, optax.Updates]:
-    """−u and −η·u, with η rounded to the update's type as Optax does: λ = 0 is bitwise Optax's optimizer.
+def _descend(
+    direction: optax.Updates, values: dict[str, jax.Array], rule: apply.Rule | None
+) -> tuple[optax.Updates | None, optax.Updates]:
+    """−u, which a rule may look at, and −η·u, with η rounded to the update's type: λ = 0 is bitwise Optax's optimizer.
 
     Both in terms of −u: XLA on CPUs writes an expensive u to memory if a sign and a product each read it.
     """
-    eta = values["learning_rate"]
+    if rule is None:
+        less = -values["learning_rate"]
+        return None, jax.tree.map(lambda u: less.astype(u.dtype) * u, direction)
     descent = jax.tree.map(jnp.negative, direction)
-    return descent, jax.tree.map(lambda d: eta.astype(d.dtype) * d, descent)
+    return descent, jax.tree.map(lambda d: values["learning_rate"].astype(d.dtype) * d, descent)
 
 
 def check_state(name: str, state: Any, hyperparams: Mapping[str, ScalarOrSchedule]) -> None:
