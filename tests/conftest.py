@@ -25,6 +25,7 @@ import cpu_only
 import jax
 import pytest
 import quick_compile
+from _pytest import unraisableexception
 from jax._src import compilation_cache, lru_cache
 from jax._src.interpreters import mlir
 
@@ -67,6 +68,7 @@ class _Files(lru_cache.LRUCache):
 
 
 compilation_cache.get_file_cache = lambda path: (_Files(path, max_size=-1), path)
+compilation_cache.reset_cache()  # quick_compile has compiled, with JAX's own
 compilation_cache.zlib = types.SimpleNamespace(compress=lambda x: zlib.compress(x, 0), decompress=zlib.decompress)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -91,6 +93,10 @@ def compiled(monkeypatch):
     widths, real = [], Executor.compile
     monkeypatch.setattr(Executor, "compile", lambda self, width: widths.append(width) or real(self, width))
     return widths
+
+
+def pytest_configure(config):
+    config.stash[unraisableexception.gc_collect_iterations_key] = 1  # pytest ends with five, which take 2 seconds
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
