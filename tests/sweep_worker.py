@@ -1,10 +1,8 @@
 """A sweep in a process of its own, which can kill itself at a given call."""
 
-import json
 import os
 import pathlib
 import signal
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ import numpy as np
 import optax
 
 import wd_optax as wd
+from wd_optax.choosing.sweeping.execute import Executor
 
 X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(12, 2)
 AXES = {
@@ -52,21 +51,19 @@ def kill_at(module, name, count):
     setattr(module, name, function)
 
 
-def main(directory, chunk, out=None, kill=None, process=None, port=None):
+def main(log, directory, chunk, out=None, kill=None, process=None, port=None):
+    """Sweeps in a forked process; a port makes it one of two, with two devices each."""
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     if port:
+        os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+        jax.config.update("jax_platforms", "cpu")
         jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=process)
     if kill:
-        from wd_optax.choosing.sweeping.execute import Executor
-
         place, count = kill
-        kill_at(
-            *{"launch": (Executor, "launch"), "fsync": (os, "fsync"), "replace": (pathlib.Path, "replace")}[place],
-            count,
-        )
+        places = {"launch": (Executor, "launch"), "fsync": (os, "fsync"), "replace": (pathlib.Path, "replace")}
+        kill_at(*places[place], count)
     data = sweep(directory=directory, chunk=chunk)
     if out:
         pathlib.Path(out).write_bytes(data.to_netcdf(engine="scipy"))
-
-
-if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))
