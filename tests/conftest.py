@@ -116,8 +116,7 @@ def pytest_collection():
 
 
 def pytest_collection_finish():
-    gc.collect()
-    gc.freeze()  # half a million objects of libraries and tests that stay: no later collection looks at them
+    gc.freeze()  # half a million objects of libraries and tests that stay: no collection looks at them
     gc.set_threshold(20_000, 20, 20)
 
 
