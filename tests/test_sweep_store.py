@@ -27,7 +27,9 @@ LAUNCHES = 8  # 32 runs in chunks of 4
 
 # Forks a process that has imported what sweeps need, and has no JAX backend.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["wd_optax.choosing.sweeping.sweep", "scipy.io", "tqdm.auto", "xarray"])
+FORKS.set_forkserver_preload(
+    ["wd_optax.choosing.sweeping.sweep", "jaxlib.mlir.dialects.mhlo", "scipy.io", "tqdm.auto", "xarray"]
+)
 
 
 def start(log, **options):

@@ -1,5 +1,6 @@
 """Processes for trials, forked from one that has imported everything and not started a JAX backend, to be quick."""
 
+import gc
 import importlib
 import os
 import pickle
@@ -10,9 +11,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from jax._src.lib.mlir import dialects
+
 # What the package imports only where it needs it: children that imported it would spend most of their time on that.
 for name in ("jax.extend.core", "optuna", "scipy.io", "tqdm.auto", "wd_optax.choosing.searching.search", "xarray"):
     importlib.import_module(name)
+getattr(dialects, "mhlo", None)  # imported lazily by a first lowering, in releases that have it
+gc.freeze()  # children don't look at what was imported, which would copy its pages
 
 
 class Child:
