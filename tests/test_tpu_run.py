@@ -38,6 +38,7 @@ STEPS, LOG_EVERY, SAVE_EVERY, KEEP = 32, 10, 4, 3
 NUMBERS = {"learning_rate": 0.01, "weight_decay": 0.1, "clip": 1.0, "seed": 0}
 
 
+@functools.cache
 def parts(axes: str, precision: str = "master", size: Any = SIZE) -> Any:
     """Shapes of the parameters on a mesh and the optimizer, as `main` makes them."""
     mesh = tpu_model.make_mesh(axes, jax.devices(), size)
@@ -46,9 +47,21 @@ def parts(axes: str, precision: str = "master", size: Any = SIZE) -> Any:
     return params, tpu_run.optimizer(precision, schedule, 0.1, clip=1.0, seed=0)
 
 
+@functools.cache
+def step_of(axes: str, precision: str = "master", size: Any = SIZE) -> Any:
+    """The compiled training step of these parts."""
+    params, tx = parts(axes, precision, size)
+    return tpu_run.lower(functools.partial(tpu_run.train_step, tx), *tpu_run.shapes(params, size, tx)).compile()
+
+
 def run(axes: str, out: pathlib.Path, precision: str = "master", **changed: Any) -> Any:
+    """A start of the training; those of one mesh share a compiled step."""
     settings = {"steps": STEPS, "log_every": LOG_EVERY, "save_every": SAVE_EVERY, "keep": KEEP, "precision": precision}
-    return tpu_run.run(SIZE, *parts(axes, precision), settings | NUMBERS | changed, str(out))
+    compiled = types.SimpleNamespace(compile=lambda: step_of(axes, precision))
+    with pytest.MonkeyPatch.context() as patch:
+        step_of(axes, precision)
+        patch.setattr(tpu_run, "lower", lambda *_: compiled)
+        return tpu_run.run(SIZE, *parts(axes, precision), settings | NUMBERS | changed, str(out))
 
 
 def command(out: pathlib.Path, axes: str, *more: str) -> list[str]:
@@ -209,8 +222,8 @@ def test_a_half_written_checkpoint_is_passed_over(left: pathlib.Path) -> None:
 def test_another_weight_decay_takes_effect(left: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
     before, state = restored("4x2", left)
     assert float(optax.tree.get(state.opt_state, "weight_decay")) == pytest.approx(0.1)
-    stop = {"steps": STEPS, "log_every": 1, "keep": 20}
-    again = run("4x2", left, **stop, weight_decay=0.4)
+    stop = before + 2
+    again = run("4x2", left, steps=stop, log_every=1, weight_decay=0.4)
     assert again["start"] == before
     assert float(optax.tree.get(again["state"].opt_state, "weight_decay")) == pytest.approx(0.4)
     first = again["figures"][before + 1]
@@ -218,15 +231,15 @@ def test_another_weight_decay_takes_effect(left: pathlib.Path, capsys: pytest.Ca
     assert "weight_decay (0.1 → 0.4)" in said
     assert "in force: " in said
     assert "weight_decay 0.4" in said
-    assert restored("4x2", left)[0] == STEPS
-    assert float(optax.tree.get(restored("4x2", left)[1].opt_state, "weight_decay")) == pytest.approx(0.4)
+    last, saved = restored("4x2", left)
+    assert last == stop
+    assert float(optax.tree.get(saved.opt_state, "weight_decay")) == pytest.approx(0.4)
     # d = c·‖p‖, so share/(1 − share) is 4 times that of λ = 0.1 in the same step, up to u's other part: all of it here
     params, tx = parts("4x2")
-    like, (ids, _) = tpu_run.shapes(params, SIZE, tx)
-    step_fn = tpu_run.lower(functools.partial(tpu_run.train_step, tx), like, (ids, ids)).compile()
+    _, (ids, _) = tpu_run.shapes(params, SIZE, tx)
     x, _, y, _ = zip(*(tpu_run.data.text(name, length=SIZE.context) for name in tpu_run.MODULES), strict=True)
     batch = tpu_run.batch_at(before, (np.concatenate(x), np.concatenate(y)), ids, seed=0)
-    _, seen = step_fn(state, batch)
+    _, seen = step_of("4x2")(state, batch)
     odds = lambda share: float(share) / (1 - float(share))
     assert odds(first["decay_share"]) == pytest.approx(4 * odds(seen["decay_share"]), rel=1e-3)
 
@@ -389,6 +402,7 @@ def test_batches_depend_on_the_step_and_not_on_the_mesh() -> None:
         assert not np.array_equal(x, tpu_run.batch_at(step, text, eight, seed=seed)[0])
 
 
+@functools.cache
 def one_step(accumulate: int, precision: str) -> Any:
     """The state after two steps on one device, of the same 8 examples, and what was seen in the second."""
     size = SIZE._replace(layers=1, batch_size=8, accumulate=accumulate)
@@ -396,11 +410,10 @@ def one_step(accumulate: int, precision: str) -> Any:
     like, batch_like = tpu_run.shapes(params, size, tx)
     ids = np.random.default_rng(0).integers(128, size=(8, 17), dtype=np.int32)
     batch = ids[:, :-1].reshape(batch_like[0].shape), ids[:, 1:].reshape(batch_like[0].shape)
-    start = tpu_model.initial(params, 0)
-    state = tpu_run.State(start, tx.init(start))
-    step = tpu_run.lower(functools.partial(tpu_run.train_step, tx), like, batch_like).compile()
+    start = lambda: tpu_run.State(drawn := tpu_model.initial(params, 0), tx.init(drawn))
+    state = jax.jit(start, out_shardings=jax.tree.map(lambda s: s.sharding, like))()
     for _ in range(2):  # the first at the schedule's η = 0
-        state, seen = step(jax.device_put(state, jax.devices()[0]), batch)
+        state, seen = step_of("1x1", precision, size)(state, batch)
     return state, seen
 
 
@@ -435,7 +448,8 @@ def test_the_monitor_stands_inside_the_rounding_for_a_reason() -> None:
         "float32": wd.monitor_decay(adamw),
     }.items():
         start = optax.tree.cast(params, jnp.float32) if name == "float32" else params
-        share[name] = float(wd.read_decay(tx.update(grads, tx.init(start), start)[1])["weight"].decay_share)
+        step = jax.jit(lambda p, tx=tx: wd.read_decay(tx.update(grads, tx.init(p), p)[1])["weight"].decay_share)
+        share[name] = float(step(start))
     assert share["inside"] == pytest.approx(share["float32"], rel=1e-3)
     assert math.isnan(share["outside"])
 
@@ -474,9 +488,7 @@ def test_another_model_does_not_take_the_checkpoint(left: pathlib.Path) -> None:
 
 
 def test_the_step_on_cpu_has_no_collective_in_its_optimizer() -> None:
-    params, tx = parts("4x2")
-    step = tpu_run.lower(functools.partial(tpu_run.train_step, tx), *tpu_run.shapes(params, SIZE, tx)).compile()
-    found = tpu_compile.collectives(step.as_text(), tpu_run.PARTS)
+    found = tpu_compile.collectives(step_of("4x2").as_text(), tpu_run.PARTS)
     assert {part for part, _ in found} == {"model", "clip", "monitor"}
     assert found["model", "all-gather"].times >= 2 * 2 * 4  # microbatches, layers, kernels
     assert found["clip", "all-reduce"].size < 1000
@@ -591,8 +603,7 @@ def test_two_processes_go_on_with_one_model(whole: Any, tmp_path: pathlib.Path) 
     common |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
     common |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2" + quick_compile.flags()}
     out = shutil.copytree(whole[1], tmp_path / "out")
-    for step in (28, 32):
-        shutil.rmtree(out / "checkpoints" / str(step))
+    shutil.rmtree(out / "checkpoints" / "32")
     processes = [
         subprocess.Popen(
             command(out, "4x1", "--distributed"),
