@@ -149,7 +149,8 @@ def claim(result: Any, family: str) -> str:
     """Whether ρ of L2 and of decoupled decay confirm the paper's claim."""
     if result.data.sizes["seed"] < intervals.FEWEST:
         return f"no verdict from {result.data.sizes['seed']} seeds"
-    (l2, *l2_ends), (schedule, *ends) = (separability(result)[family + way] for way in ("+L2", "W, schedule"))
+    found = separability(result)
+    (l2, *l2_ends), (schedule, *ends) = (found[family + way] for way in ("+L2", "W, schedule"))
     separate = l2_ends[1] < ends[0] or ends[1] < l2_ends[0]
     shown = "the claim holds" if separate else "as claimed, but the intervals overlap"
     return shown if abs(schedule) < abs(l2) else "the claim does not hold"
@@ -160,11 +161,13 @@ def report(results: dict[str, Any]) -> str:
     lines, claims = [f"{MEANING}\n"], []
     for model, result in results.items():
         lines += [f"{model}: {result.data['error'].size} runs, {result.data.attrs['strategy']}", table(result)]
+        found = separability(result)
         for family in ("SGD", "Adam"):
-            l2, lr, schedule = (separability(result)[family + way][0] for way in ("+L2", "W, lr", "W, schedule"))
+            l2, lr, schedule = (found[family + way][0] for way in ("+L2", "W, lr", "W, schedule"))
             rho = f'{l2:+.2f} with L2, {lr:+.2f} with "lr" and {schedule:+.2f} with "schedule"'
-            lines.append(f"{model}, {family}: ρ is {rho}: {claim(result, family)}.")
-            claims.append(f"on the {model} with {family} {claim(result, family)}")
+            verdict = claim(result, family)
+            lines.append(f"{model}, {family}: ρ is {rho}: {verdict}.")
+            claims.append(f"on the {model} with {family} {verdict}")
         lines.append("")
     return "\n".join([*lines, WHY, "", f"Whether η and λ separate under the paper's decay: {'; '.join(claims)}."])
 
@@ -194,7 +197,7 @@ def decays() -> str:
     """The audit of AdamW in the middle of its grid."""
     flags, point = SETTING.values(), {"optimizer": "AdamW, schedule", "learning_rate": 1.0, "weight_decay": 1.0}
     steps, model = flags["epochs"] * (IMAGES // BATCH_SIZE), flags["model"][-1]
-    params = MODELS[model].init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    params = jax.jit(MODELS[model].init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
     audited = wd.audit(make_optimizer(point, steps), params, horizon=steps)
     return f"{model} under AdamW, schedule, where both multiples are 1:\n{audited}"
 
