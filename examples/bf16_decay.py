@@ -193,7 +193,7 @@ def decays() -> str:
     """Which parameters decay, and what AdamW will do in bfloat16."""
     flags = SETTING.values()
     model, x, _, _ = load_task(flags["task"][-1])
-    params = optax.tree.cast(initial_params(model, x, 0), BF16)
+    params = optax.tree.cast(jax.jit(initial_params, static_argnums=0)(model, x, 0), BF16)
     audited = wd.audit(wd.adamw(flags["learning_rate"], weight_decay=flags["weight_decay"]), params)
     return f"{wd.explain('weights', params)}\n\nWhat AdamW will do in bfloat16:\n{audited}"
 
