@@ -52,6 +52,7 @@ FAMILIES: dict[str, Any] = {  # the first of each family has λ = 0
 COLOURS = ("purple", "sky", "black", "orange", "vermilion", "green", "blue")  # of the runs, in the picture
 
 
+@jax.jit
 def initial_params(seed: Any) -> Any:
     """Initial parameters of a seed, the same for every optimizer."""
     return compare.MLP().init(jax.random.key(seed), jnp.zeros((1, 64)))["params"]
@@ -67,17 +68,26 @@ def few_noisy_digits(seed: int, images: int, label_noise: float) -> data.Split:
     return x[:images], x_test, guessed.astype(jnp.int32), y_test
 
 
+def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean cross-entropy, and accuracy in %."""
+    logits: Any = compare.MLP().apply({"params": params}, x)
+    right = (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), 100 * right
+
+
+@jax.jit
+@jax.vmap  # over seeds
+def measure(params: Any, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    """‖w‖ and the accuracy, one program for all optimizers."""
+    return {"‖w‖": wd.weight_norm(params), "accuracy": loss_fn(params, x, y)[1]}
+
+
 def train(tx: Any, sets: data.Split, batches: jax.Array) -> Any:
     """Trains all seeds on batches of row indices (points, steps, seeds, batch).
 
     Returns the last parameters and curves (seeds, points).
     """
     x, x_test, y, y_test = sets
-
-    def loss_fn(params: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits: Any = compare.MLP().apply({"params": params}, x)
-        right = (jnp.argmax(logits, axis=-1) == y).mean(dtype=jnp.float32)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), 100 * right
 
     @jax.jit
     @jax.vmap  # over seeds
@@ -86,7 +96,6 @@ def train(tx: Any, sets: data.Split, batches: jax.Array) -> Any:
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
-    measure = jax.jit(jax.vmap(lambda p, x, y: {"‖w‖": wd.weight_norm(p), "accuracy": loss_fn(p, x, y)[1]}))
     params = jax.vmap(initial_params)(jnp.arange(len(x)))
     opt_state, curves = jax.vmap(tx.init)(params), []
     for point in batches:
