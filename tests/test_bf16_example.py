@@ -30,7 +30,8 @@ def results(example: Any) -> dict[str, Any]:
     with jax.numpy_dtype_promotion("standard"):
         found = example.run(task=["digits"], ways=WAYS["digits"], steps=100, seeds=3, **rates)
         model, x, y, batch = example.load_task("text")
-        text = {way: example.train(way, (model, x[:256, :16], y[:256, :16], batch), 60, 3, **rates) for way in WAYS["text"]}
+        task = (model, x[:256, :16], y[:256, :16], batch)
+        text = {way: example.train(way, task, 60, 3, **rates) for way in WAYS["text"]}
     return found | {"trained": found["trained"] | {"text": text}}
 
 
