@@ -26,13 +26,8 @@ each_rounding = pytest.mark.parametrize("rounding", ROUNDINGS)
 as_users_compile = pytest.mark.quick_compile(False)
 
 
-@functools.cache
-def drawn(seed, shape, dtype):
-    return np.asarray(jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype))
-
-
 def normal(seed, shape, dtype=jnp.bfloat16):
-    return jnp.array(drawn(seed, shape, jnp.dtype(dtype)))
+    return jnp.array(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
 
 
 def mixed():
@@ -47,7 +42,7 @@ def mixed():
 
 
 def low_precision():
-    return {"a": {"kernel": normal(0, (8, 16))}, "b": {"kernel": normal(1, (16, 8))}, "scale": normal(2, (16,))}
+    return {"a": {"kernel": normal(0, (8, 16))}, "scale": normal(2, (16,))}
 
 
 def like(tree, seed=9):
@@ -74,7 +69,7 @@ def trained(tx, p, g, steps=3, jit=True, state=None):
     ("name", "weight_decay", "rounding"), in_pairs(["adamw", "sgdw", "with_decay"], [0.1, 0.0], ROUNDINGS)
 )
 def test_the_argument_is_the_chain(name, weight_decay, rounding):
-    options = {"weight_decay": weight_decay, "mask": [("a", 1.0), (".*", 0.0)]}
+    options = {"weight_decay": weight_decay, "mask": [("a/", 1.0), (".*", 0.0)]}
     options |= {"optimizer": optax.sgd(1e-2)} if name == "with_decay" else {}
     options |= {"momentum": 0.9} if name == "sgdw" else {}
     make = lambda **more: getattr(wd, name)(learning_rate=1e-2, **options, **more)
@@ -88,7 +83,8 @@ def test_the_argument_is_the_chain(name, weight_decay, rounding):
 def test_moments_have_the_type_that_was_asked_for(b, rounding):
     both = {"mu_dtype": jnp.bfloat16, "nu_dtype": jnp.bfloat16}
     tx = adamw(rounding, **{b: jnp.bfloat16})
-    state = trained(tx, low_precision(), like(low_precision()))[1]
+    p = low_precision()
+    state = jax.eval_shape(tx.update, like(p), jax.eval_shape(tx.init, p), p)[1]
     for field in ("mu", "nu"):
         dtypes = {x.dtype for x in jax.tree.leaves(optax.tree.get(state, field))}
         assert dtypes == {jnp.dtype(both[f"{field}_dtype"] if b.startswith(field) else jnp.float32)}
@@ -197,9 +193,9 @@ def test_bits_come_from_the_key_alone():
 def test_a_leaf_has_its_bits_whatever_else_the_tree_has():
     p, g = low_precision(), like(low_precision())
     whole, _ = trained(adamw(mask=None), p, g)
-    for part in ("a", "b"):
+    for part in ("a", "scale"):
         assert_same_bits(trained(adamw(mask=None), {part: p[part]}, {part: g[part]})[0], {part: whole[part]})
-    hidden = optax.masked(adamw(mask=None), {"a": True, "b": False, "scale": True})
+    hidden = optax.masked(adamw(mask=None), {"a": True, "scale": False})
     assert_same_bits(trained(hidden, p, g)[0]["a"], whole["a"])
 
 
@@ -251,9 +247,10 @@ def test_vmap_over_keys_and_rates_equals_a_loop(rounding):
 
     keys, decays = jax.random.split(jax.random.key(0), 2), jnp.array([0.0, 0.5], jnp.float32)
     together = jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))(keys, decays)
+    alone = jax.jit(train)
     for i in range(2):
         for j in range(2):
-            one = jax.jit(train)(keys[i], decays[j])
+            one = alone(keys[i], decays[j])
             assert_same_bits(jax.tree.map(lambda x, i=i, j=j: x[i, j], together), one)
     differ = np.any(np.float32(together["a"]["kernel"][0]) != np.float32(together["a"]["kernel"][1]))
     assert bool(differ) is (rounding == "stochastic")
@@ -271,10 +268,10 @@ def test_wrappers():
     start, state = trained(finite, p, optax.tree.full_like(g32, jnp.nan), 1)
     assert_same_bits(start, p)
     assert_same_bits(trained(finite, p, g32, 2, state=state)[0], plain)
-    inside = {"a": True, "b": False, "scale": False}
+    inside = {"a": True, "scale": False}
     masked, _ = trained(optax.masked(tx, inside), p, optax.tree.zeros_like(p), 2)
-    assert_same_bits({k: masked[k] for k in ("b", "scale")}, {k: p[k] for k in ("b", "scale")})
-    partitioned = optax.partition({"in": tx, "out": optax.set_to_zero()}, {"a": "in", "b": "out", "scale": "out"})
+    assert_same_bits(masked["scale"], p["scale"])
+    partitioned = optax.partition({"in": tx, "out": optax.set_to_zero()}, {"a": "in", "scale": "out"})
     assert_same_bits(trained(partitioned, p, g, 2)[0]["a"], plain["a"])
 
 
@@ -284,7 +281,7 @@ def test_tree_map_params_and_eval_shape(rounding):
     tx = adamw(rounding, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)
     marked = optax.tree.map_params(tx, lambda x: "p", tx.init(p), transform_non_params=lambda x: "other")
     found = jax.tree.leaves(marked)
-    assert found.count("p") == 3 * (3 if ROUNDINGS[rounding].compensates else 2)
+    assert found.count("p") == 2 * (3 if ROUNDINGS[rounding].compensates else 2)
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(tx.init, p), tx.init(p))
 
 
@@ -299,21 +296,19 @@ def test_nnx_optimizer():
     assert_same_bits(after, trained(adamw(), pure, optax.tree.ones_like(pure), jit=False)[0])
 
 
-@pytest.mark.parametrize("through", ["flax", "orbax"])
 @each_rounding
-def test_resume_is_bit_exact(rounding, through, tmp_path):
+def test_resume_is_bit_exact(rounding, tmp_path):
     p, g, tx = low_precision(), like(low_precision()), adamw(rounding, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16)
     half = trained(tx, p, g, 3)
     template = jax.tree.map(jnp.zeros_like, (p, tx.init(p)))
-    if through == "flax":
-        restored = flax.serialization.from_bytes(template, flax.serialization.to_bytes(half))
-    else:
-        with ocp.StandardCheckpointer() as saver:
-            saver.save(tmp_path / "step", half)
-            saver.wait_until_finished()
-            restored = saver.restore(tmp_path / "step", template)
-    restored = jax.tree.map(jnp.asarray, restored)
-    assert_same_bits(trained(tx, restored[0], g, 3, state=restored[1]), trained(tx, p, g, 6))
+    with ocp.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "step", half)
+        saver.wait_until_finished()
+        by_orbax = saver.restore(tmp_path / "step", template)
+    by_flax = flax.serialization.from_bytes(template, flax.serialization.to_bytes(half))
+    for restored in (by_orbax, by_flax):
+        end, state = jax.tree.map(jnp.asarray, restored)
+        assert_same_bits(trained(tx, end, g, 3, state=state), trained(tx, p, g, 6))
 
 
 # --- memory
@@ -387,8 +382,8 @@ def test_apply_if_finite_goes_inside_or_gets_float32_gradients(rounding, dtype):
         wd.precision.in_float32(optax.apply_if_finite(adamw(None), 5)), wd.precision.round_updates(rounding)
     )
     outside = optax.apply_if_finite(adamw(rounding), 5)
+    plain, _ = trained(adamw(rounding), p, g, steps=2)
     for tx, cast in ((inside, lambda g: g), (outside, lambda g: optax.tree.cast(g, jnp.float32))):
-        plain, _ = trained(adamw(rounding), p, g, steps=2)
         once, state = trained(tx, p, cast(g), steps=1)
         skipped, after = trained(tx, once, cast(bad), steps=1, state=state)
         assert_same_bits(skipped, once)

@@ -1,12 +1,14 @@
 """Rules with norms, and gradients of penalties: float64 oracles, slices, shards, bytes, and what users do to them."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import step
+from catalogue import jitted, step
 from helpers import assert_same_bits
 from jax.sharding import NamedSharding, PartitionSpec
 from test_bytes import traffic
@@ -21,7 +23,7 @@ rules = wd.rules
 
 def tree(dtype=jnp.float32):
     """Two matrices in a stack, two heads that aren't leading, and a matrix."""
-    normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape, jnp.float32).astype(dtype)
+    normal = lambda seed, *shape: jnp.array(np.random.default_rng(seed).standard_normal(shape, np.float32), dtype)
     return {"stack": normal(0, 2, 3, 4), "heads": 0.1 * normal(1, 3, 2, 4), "kernel": normal(2, 4, 4)}
 
 
@@ -170,7 +172,7 @@ def test_a_stack_is_its_separate_weights(name):
 def test_one_device_is_eight(name):
     """FSDP (rows), tensor (columns) and layers over devices, to 1e-5 of a step: float32 adds partial sums."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    normal = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+    normal = lambda seed, *shape: jnp.array(np.random.default_rng(seed).standard_normal(shape, np.float32))
     p = {"rows": normal(0, 16, 8), "columns": normal(1, 8, 16), "stack": normal(2, 8, 4, 4)}
     specs = {"rows": PartitionSpec("x"), "columns": PartitionSpec(None, "x"), "stack": PartitionSpec("x")}
     placed = {key: jax.device_put(x, NamedSharding(mesh, specs[key])) for key, x in p.items()}
@@ -195,7 +197,7 @@ def test_norms_reach_r_at_the_rate_of_decay(x64):
     state, sizes = tx.init(p), []
     for _ in range(STEPS):
         sizes.append([np.linalg.norm(w) for leaf in sorted(p) for w in weights(leaf, np.asarray(p[leaf]))])
-        p, state = step(tx, optax.tree.zeros_like(p), state, p)
+        p, state = jitted(tx)(optax.tree.zeros_like(p), state, p)
     assert min(sizes[0]) < 2 < max(sizes[0])
     want = 2 + (np.array(sizes[0]) - 2) * (1 - C) ** np.arange(STEPS)[:, None]
     np.testing.assert_allclose(sizes, want, rtol=0, atol=1e-12)
@@ -206,7 +208,7 @@ def test_a_weight_of_norm_zero_stays_and_tiny_ones_are_finite():
     p["empty"] = jnp.zeros((0, 3))
     for rule in (rules.toward_norm(1.0), rules.group(), rules.constrained(1e-3)):
         tx = wd.sgdw(LR, weight_decay=WD, mask=None, rule=rule)
-        updates, _ = tx.update(optax.tree.zeros_like(p), tx.init(p), p)
+        updates, _ = jax.jit(tx.update)(optax.tree.zeros_like(p), tx.init(p), p)
         chex.assert_tree_all_finite(updates)
         assert float(jnp.abs(updates["zero"]).max()) == 0
     grown = wd.sgdw(LR, weight_decay=WD, mask=None, rule=rules.toward_norm(1.0))
@@ -242,7 +244,7 @@ def test_a_bound_far_below_the_norm_neither_flips_nor_kills_the_weights():
     state, sizes = tx.init(p), []
     for _ in range(60):
         before = p
-        p, state = step(tx, jax.tree.map(lambda x: -0.1 * x, p), state, p)
+        p, state = jitted(tx)(jax.tree.map(lambda x: -0.1 * x, p), state, p)
         removed = C * float(optax.tree.get(state, "lagrange")["kernel"][0, 0])
         assert 0 <= removed < 1
         assert bool(jnp.all(p["kernel"] * before["kernel"] > 0))
@@ -322,7 +324,6 @@ def mixed():
     return p | {"complex": jax.lax.complex(tree()["kernel"], tree()["kernel"])}
 
 
-@pytest.mark.quick_compile(False)
 @pytest.mark.parametrize("name", ["norm init", "norm 2", "CPR warm", "CPR inflection", "elastic", "group"])
 def test_states_are_stable_arrays_that_resume_donated_in_one_program(name):
     tx = wd.sgdw(LR, weight_decay=WD, mask=None, rule=CASES[name][0], slices=SLICES)
@@ -407,7 +408,7 @@ def test_the_monitor_reads_the_decay_by_lambda(kappa, options, share):
     p = {"a": {"kernel": jnp.ones((4, 4))}, "b": {"kernel": jnp.zeros((4, 4))}}
     tx = wd.monitor_decay(wd.sgdw(LR, weight_decay=WD, rule=rules.constrained(kappa, **options)))
     g = jax.tree.map(lambda x: 1e-4 * x, p)
-    read = wd.read_decay(tx.update(g, tx.init(p), p)[1], flat=True)
+    read = wd.read_decay(jax.jit(tx.update)(g, tx.init(p), p)[1], flat=True)
     np.testing.assert_allclose(read["weight/decay_share"], share, atol=2e-3)  # a step of 5e-6, a decay of 5e-3
     assert read["weight/update_norm"] == pytest.approx(4 * (LR * 1e-4 + share * C * 0.1 * 0.5), rel=1e-3)
 
@@ -421,6 +422,11 @@ def test_kappa_and_lagrange_are_found_per_slice():
     np.testing.assert_allclose(
         optax.tree.get(state, "kappa")["stack"].ravel(), jnp.sum(p["stack"] ** 2, (1, 2)) / 2, rtol=1e-6
     )
+
+
+@functools.cache
+def traffic_of(optimizer, rule=None):
+    return traffic(getattr(wd, optimizer)(LR, weight_decay=WD, mask=None, rule=rule))
 
 
 OLDER = 8 * (jax.__version_info__ < (0, 10))  # XLA wrote a norm's input and read it again
@@ -442,8 +448,7 @@ OLDER = 8 * (jax.__version_info__ < (0, 10))  # XLA wrote a norm's input and rea
     ],
 )
 def test_bytes_per_parameter(optimizer, rule, reads):
-    make = lambda weight_decay, rule: getattr(wd, optimizer)(LR, weight_decay=weight_decay, mask=None, rule=rule)
-    on, off = traffic(make(WD, rule)), traffic(make(WD, None))
+    on, off = traffic_of(optimizer, rule), traffic_of(optimizer)
     assert on.bytes - off.bytes == pytest.approx(reads, abs=0.05)
     assert on.copies == 0
     assert on.not_aliased == 0
@@ -454,8 +459,7 @@ def test_bytes_per_parameter(optimizer, rule, reads):
 @pytest.mark.parametrize(("optimizer", "most"), [("sgdw", 20 + OLDER), ("adamw", 28 + OLDER)])
 def test_constrained_norms_of_p_plus_step_write_it_once(optimizer, most):
     """The sum is over q = p + step, which XLA's CPU compiler writes to memory and reads for the sum and the decay."""
-    make = lambda rule: getattr(wd, optimizer)(LR, weight_decay=WD, mask=None, rule=rule)
-    on, off = traffic(make(rules.constrained("warm", steps=3))), traffic(make(None))
+    on, off = traffic_of(optimizer, rules.constrained("warm", steps=3)), traffic_of(optimizer)
     assert 4 < on.bytes - off.bytes < most + 0.05
     assert on.copies == 0
     assert on.not_aliased == 0
