@@ -12,12 +12,16 @@ import optax
 import pytest
 from catalogue import NAMES, applies, optimizer, takes
 from jax.sharding import NamedSharding, PartitionSpec
+from quick_compile import OPTIONS
 
 import wd_optax as wd
 
 ROWS, COLUMNS = 1024, 512
 SIZE = ROWS * COLUMNS
 SCALARS = 0.01  # bytes per parameter that scalars may add: 5 kB here, and nothing that grows with the leaf
+
+# All that is read here is settled before LLVM, which takes half of a compilation.
+BEFORE_LLVM = {name: value for name, value in OPTIONS.items() if name != "xla_cpu_use_fusion_emitters"}
 
 pytestmark = pytest.mark.optax_promotes  # Optax's Adam
 
@@ -42,7 +46,7 @@ def traffic(tx, dtype=jnp.float32, sharding=None):
         updates, state = tx.update(g, state, p)
         return optax.apply_updates(p, updates), state
 
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(p, state, p).compile()
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(p, state, p).compile(BEFORE_LLVM)
     text, memory = compiled.as_text(), compiled.memory_analysis()
     leaf = rf"\[{ROWS},{COLUMNS}\]"
     entry = text[text.index("\nENTRY") :]
