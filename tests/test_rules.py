@@ -1,8 +1,7 @@
 """Rules: every transform and optimizer × the catalogue against NumPy; what a rule sees, keeps and may not do."""
 
-from pathlib import Path
-
 import functools
+from pathlib import Path
 
 import chex
 import jax
