@@ -31,6 +31,7 @@ from jax._src.interpreters import mlir
 
 from wd_optax.choosing.sweeping.execute import Executor
 
+gc.disable()  # until the tests are collected, for nearly all that is made stays
 collect_ignore = ["faults", "goldens"]  # no tests: `make faults`, and generators, which need other frameworks
 LONG = 4.0  # seconds of CPU time, which other programs of the machine don't change much
 
@@ -106,18 +107,10 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not quick_compile.is_quick(item))  # a worker changes the way once
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_collection():
-    gc.disable()  # nearly all that is made here stays
-    try:
-        return (yield)
-    finally:
-        gc.enable()
-
-
 def pytest_collection_finish():
     gc.freeze()  # half a million objects of libraries and tests that stay: no collection looks at them
     gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
