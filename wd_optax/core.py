@@ -210,13 +210,13 @@ def _times(m: Any, rate: jax.Array) -> Any:
 def _descend(
     direction: optax.Updates, values: dict[str, jax.Array], rule: apply.Rule | None
 ) -> tuple[optax.Updates | None, optax.Updates]:
-    """−u, which a rule may look at, and −η·u, with η rounded to the update's type: λ = 0 is bitwise Optax's optimizer.
+    """−u, for a rule, and −η·u, with η rounded to the update's type as Optax does: λ = 0 is bitwise Optax's optimizer.
 
-    Both in terms of −u: XLA on CPUs writes an expensive u to memory if a sign and a product each read it.
+    With a rule both in terms of −u: XLA on CPUs writes an expensive u to memory if a sign and a product each read it.
     """
     if rule is None:
-        less = -values["learning_rate"]
-        return None, jax.tree.map(lambda u: less.astype(u.dtype) * u, direction)
+        minus_eta = -values["learning_rate"]
+        return None, jax.tree.map(lambda u: minus_eta.astype(u.dtype) * u, direction)
     descent = jax.tree.map(jnp.negative, direction)
     return descent, jax.tree.map(lambda d: values["learning_rate"].astype(d.dtype) * d, descent)
 

@@ -65,9 +65,7 @@ class DecayTable(Mapping[str, DecayInfo]):
     With `vmap` around, every field has the leading axes that `vmap` adds.
     """
 
-    arrays: tuple[
-        jax.Array, ...
-    ]  # rows of `Norms`, (6 or 7, groups), and of each group of stacked layers (6 or 7, layers)
+    arrays: tuple[jax.Array, ...]  # rows of `Norms`: (6 or 7, groups), and each group of layers: (6 or 7, layers)
     places: tuple[tuple[str, int, int | None], ...]  # group, its array, its column; None for all columns
 
     def __getitem__(self, group: str) -> DecayInfo:

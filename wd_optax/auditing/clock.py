@@ -17,6 +17,7 @@ from wd_optax.dtypes import is_random_key
 
 COUNTS = ("count", "step", "step_count", "gradient_step")
 PATIENCE = 1024  # give up looking for the end of a cycle after this many calls of `update`
+SMALL = 2**14  # entries of a buffer
 IDLE = 64  # give up looking for a non-zero update after this many calls
 
 
@@ -63,12 +64,12 @@ def _extrapolate(harness: Harness, states: list[optax.OptState], n: int) -> Adva
     """Geometric buffers after n steps, from their first four states; other buffers after three steps."""
     first, treedef = jax.tree.flatten(states[0])
     rest = [jax.tree.leaves(state) for state in states[1:]]
-    kinds: dict[Any, list[int]] = {}  # buffers of one type are one array: most are small
+    kinds: dict[Any, list[int]] = {}  # small buffers of one type are computed as one array
     for i, (copy, *buffer) in enumerate(zip(harness.copies, first, *rest, strict=True)):
         if not copy and i not in harness.anchors and _is_buffer(buffer):
-            kinds.setdefault(buffer[0].dtype, []).append(i)
+            kinds.setdefault((buffer[0].dtype, i if buffer[0].size > SMALL else ""), []).append(i)
     geometric = True
-    for dtype, where in kinds.items():
+    for (dtype, _), where in kinds.items():
         joined = [np.concatenate([np.ravel(leaves[i]) for i in where]) for leaves in (first, *rest)]
         x, fits = _extrapolated(joined, n)
         ends = np.cumsum([np.size(first[i]) for i in where])
