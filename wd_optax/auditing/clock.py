@@ -17,7 +17,7 @@ from wd_optax.dtypes import is_random_key
 
 COUNTS = ("count", "step", "step_count", "gradient_step")
 PATIENCE = 1024  # give up looking for the end of a cycle after this many calls of `update`
-SMALL = 2**14  # entries of a buffer
+JOINED = 2**14  # entries of a buffer: larger ones are computed one by one
 IDLE = 64  # give up looking for a non-zero update after this many calls
 
 
@@ -67,7 +67,7 @@ def _extrapolate(harness: Harness, states: list[optax.OptState], n: int) -> Adva
     kinds: dict[Any, list[int]] = {}  # small buffers of one type are computed as one array
     for i, (copy, *buffer) in enumerate(zip(harness.copies, first, *rest, strict=True)):
         if not copy and i not in harness.anchors and _is_buffer(buffer):
-            kinds.setdefault((buffer[0].dtype, i if buffer[0].size > SMALL else ""), []).append(i)
+            kinds.setdefault((buffer[0].dtype, i if buffer[0].size > JOINED else ""), []).append(i)
     geometric = True
     for (dtype, _), where in kinds.items():
         joined = [np.concatenate([np.ravel(leaves[i]) for i in where]) for leaves in (first, *rest)]
