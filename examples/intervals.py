@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy import special  # scipy.stats takes as long to import as JAX
+from scipy import special  # scipy.stats takes longer to import
 
 FEWEST = 3  # seeds needed for a verdict: with two, a single run decides the width of the interval
 MEANING = "± is half of the mean's 95 % interval (Student's t)"

@@ -2,7 +2,8 @@
 
 Those are verdicts, numbers to a tolerance, texts, errors, and runs of one program that must agree. Tests that compare
 the bits of two programs, or count bytes, have the mark `quick_compile(False)` or are in a file of `AS_USERS_COMPILE`:
-they check programs as users compile them. `make test-all` compiles all tests so.
+they check programs as users compile them; bytes are read before LLVM, whose part alone is quick there. `make test-all`
+compiles all other tests so.
 """
 
 import functools
