@@ -63,7 +63,8 @@ def rounded(x, dtype):
 
 @pytest.mark.parametrize("shape", [(5,), (3, 1, 257), (64, 1024)])
 def test_random_bits(device, shape):
-    draw = lambda seed, step: random_bits.bits(shape, seed=seed, stream=(7, 2**31 + 5), step=step)
+    stream = (7, 2**31 + 5)
+    draw = lambda seed, step: random_bits.bits(shape, random_bits.leaf_keys([stream], seed=seed, step=step)[stream])
     got, expected = on(device, draw, jnp.uint32(2**32 - 3), jnp.int32(11))
     np.testing.assert_array_equal(got, expected)
     assert len(np.unique(got)) == got.size
@@ -72,7 +73,7 @@ def test_random_bits(device, shape):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_stochastic_casts(device, dtype):
     x = values()
-    bits = random_bits.bits(x.shape, seed=jnp.uint32(1), stream=(2, 3), step=jnp.int32(4))
+    bits = random_bits.bits(x.shape, random_bits.key_of(*map(jnp.uint32, (1, 2, 3, 4))))
     got, expected = on(device, lambda x, bits: casts.stochastic(x, dtype, bits), x, bits)
     assert_same_bits(got, expected)
     nearest = rounded(x, dtype)

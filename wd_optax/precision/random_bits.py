@@ -6,7 +6,7 @@ JAX's threefry would cost more than the optimizer step itself.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 
 Key = int | np.integer[Any] | np.ndarray[Any, Any] | jax.Array  # a number, or a key of `jax.random`
 Stream = tuple[int, int]  # two words of 32 bits that name a leaf
+LeafKey = tuple[jax.Array, jax.Array]  # two words of 32 bits, which all entries of a leaf share in a step
 Offsets = tuple[Sequence[int], Sequence[jax.Array | int]]  # the shape of the whole leaf; the shard's first indices
 
 
@@ -51,44 +52,45 @@ def stream_of(path: str) -> Stream:
     return low, high
 
 
-def bits(
-    shape: tuple[int, ...],
-    *,
-    seed: jax.Array,
-    stream: Stream,
-    step: jax.Array,
-    offsets: Offsets | None = None,
-    short_key: bool = False,
-) -> jax.Array:
-    """Draws 32 uniform bits per entry, a function of (seed, stream, step, position) alone.
+def leaf_keys(streams: Iterable[Stream], *, seed: jax.Array, step: jax.Array) -> dict[Stream, LeafKey]:
+    """Hashes (seed, stream, step) to the key of every stream, in one vector: on a GPU it would be a kernel per leaf.
+
+    Args:
+      streams: of the leaves, see `stream_of`.
+      seed: scalar uint32, the same for all leaves.
+      step: scalar int32.
+    """
+    names = list(dict.fromkeys(streams))
+    low, high = jnp.asarray(np.array(names, np.uint32).reshape(-1, 2).T)
+    y, z = key_of(*(jnp.broadcast_to(word, low.shape) for word in (seed, low, high, step)))
+    return dict(zip(names, zip(jnp.unstack(y), jnp.unstack(z), strict=True), strict=True))
+
+
+def key_of(seed: jax.Array, low: jax.Array, high: jax.Array, step: jax.Array) -> LeafKey:
+    """Hashes four words to two, entry by entry of arrays of one shape."""
+    x, y, z = pcg3d(seed, low, step.astype(jnp.uint32))
+    _, y, z = pcg3d(x, y ^ high, z)
+    return y, z
+
+
+def bits(shape: tuple[int, ...], key: LeafKey, offsets: Offsets | None = None) -> jax.Array:
+    """Draws 32 uniform bits per entry, a function of its leaf's key and its position alone.
 
     Args:
       shape: of the leaf.
-      seed: scalar uint32, the same for all leaves.
-      stream: the leaf's, see `stream_of`.
-      step: scalar int32.
+      key: the leaf's, of `leaf_keys`.
       offsets: None, or where this shard begins in the whole leaf: the whole shape, and an index per dimension.
-      short_key: whether the entries share one word as the key instead of three: see `mix`. Two leaves then have the
-        same bits in one step in 2³².
 
     Returns:
       uint32 of the given shape. Positions are counted modulo 2³².
     """
-    # Hash the words that all entries share: seeds that differ in one high bit would correlate otherwise.
-    low, high = map(jnp.uint32, stream)
-    x, y, z = pcg3d(seed, low, step.astype(jnp.uint32))
-    x, y, z = pcg3d(x, y ^ high, z)
-    zero = jnp.uint32(0)
-    # Not as the first word: keys that differ by 5 would give the same bits 5 positions apart.
-    start, *key = (zero, x, zero) if short_key else (x, y, z)
-    return mix(_positions(shape, offsets, start), *key)
+    return mix(_positions(shape, offsets), *key)
 
 
 def mix(x: jax.Array, y: jax.Array, z: jax.Array) -> jax.Array:
     """Hashes one word, with two words as the key: triple32 of Wellons 2018 (github.com/skeeto/hash-prospector).
 
-    Every word of the key is a scalar operand of the step's loop, which the TPU's compiler has few of: three hashes
-    with three words each make two loops of AdamW with a residual and two low-precision moments (tests/tpu).
+    The key isn't added to `x` itself: keys that differ by 5 would give the same bits 5 positions apart.
     """
     x = _xorshift(x, 17) * jnp.uint32(0xED5AD4BB)
     x = _xorshift(x + y, 11) * jnp.uint32(0xAC4C1B51)
@@ -113,14 +115,14 @@ def pcg3d(x: jax.Array, y: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Arra
     return x, y, z + x * y
 
 
-def _positions(shape: tuple[int, ...], offsets: Offsets | None, start: jax.Array) -> jax.Array:
-    """`start` plus the row-major index of every entry, as a sum of vectors, which shards without communication.
+def _positions(shape: tuple[int, ...], offsets: Offsets | None) -> jax.Array:
+    """The row-major index of every entry, as a sum of vectors, which shards without communication.
 
     Vectors are added first, columns last, so that an entry takes one addition: with more of them, as for
     sharded columns, the TPU's compiler splits the step into two loops (tests/tpu).
     """
     whole, starts = (shape, (0,) * len(shape)) if offsets is None else offsets
-    position, stride = jnp.broadcast_to(start, (1,) * len(shape)), 1
+    position, stride = jnp.zeros((1,) * len(shape), jnp.uint32), 1
     terms = []
     for axis in reversed(range(len(shape))):
         along = tuple(n if i == axis else 1 for i, n in enumerate(shape))

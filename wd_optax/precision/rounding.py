@@ -137,7 +137,7 @@ def round_updates(
         check_updates("round_updates", updates, params)
         draw = functools.partial(_draw_bits, params, state, partition)
         if mode.compensates:
-            updates, residual = _compensate(mode, updates, params, residual, draw("residual of ", short_key=True))
+            updates, residual = _compensate(mode, updates, params, residual, draw("residual of "))
         rounded = _round_to_params(updates, params, draw("") if mode.draws_bits else None)
         return rounded, state._replace(step=optax.safe_increment(state.step), residual=residual)
 
@@ -185,26 +185,23 @@ def _round_to_params(updates: optax.Updates, params: optax.Params, bits: Any) ->
     return jax.tree.map(leaf, updates, params, bits, is_leaf=_is_none)
 
 
-def _draw_bits(
-    params: optax.Params, state: RoundState, partition: Any, purpose: str, *, short_key: bool = False
-) -> Any:
+def _draw_bits(params: optax.Params, state: RoundState, partition: Any, purpose: str) -> Any:
     """A tree like `params`: random bits named by purpose and path for low-precision leaves, None for others."""
-    names = [random_bits.stream_of(purpose + path) for path, _ in roles.flatten(params)[0]]
-    streams = jax.tree.unflatten(jax.tree.structure(params), names)
+    leaves = roles.flatten(params)[0]
+    streams = [random_bits.stream_of(purpose + path) if is_low_precision(p) else None for path, p in leaves]
+    keys = random_bits.leaf_keys(filter(None, streams), seed=state.seed, step=state.step)
     is_spec = lambda x: isinstance(x, jax.sharding.PartitionSpec)
     specs = () if partition is None else (jax.tree.broadcast(partition, params, is_leaf=is_spec),)
+    named = jax.tree.unflatten(jax.tree.structure(params), streams)
 
     def leaf(
-        p: jax.Array, stream: random_bits.Stream, spec: jax.sharding.PartitionSpec | None = None
+        p: jax.Array, stream: random_bits.Stream | None, spec: jax.sharding.PartitionSpec | None = None
     ) -> jax.Array | None:
-        if not is_low_precision(p):
+        if stream is None:
             return None
-        offsets = None if spec is None else _offsets(p.shape, spec)
-        return random_bits.bits(
-            p.shape, seed=state.seed, stream=stream, step=state.step, offsets=offsets, short_key=short_key
-        )
+        return random_bits.bits(p.shape, keys[stream], None if spec is None else _offsets(p.shape, spec))
 
-    return jax.tree.map(leaf, params, streams, *specs)
+    return jax.tree.map(leaf, params, named, *specs)
 
 
 def _offsets(shape: tuple[int, ...], spec: jax.sharding.PartitionSpec) -> random_bits.Offsets:

@@ -1,7 +1,9 @@
 """Low-precision optimizer state with stochastic rounding, so that small updates are not lost."""
 
+import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +15,20 @@ from wd_optax import state_fields
 from wd_optax.precision import casts, random_bits
 from wd_optax.precision.rounding import RoundState, StateRounding
 from wd_optax.precision.upcasting import upcast
+
+
+@dataclasses.dataclass(frozen=True)
+class _Draw:
+    """What is rounded at random, in the place of a leaf, until the keys of all leaves are known."""
+
+    x: jax.Array
+    dtype: jnp.dtype[Any]
+    stream: random_bits.Stream
+    shift: int  # of the bits: 0 or 16
+
+    def cast(self, bits: Callable[[tuple[int, ...], random_bits.Stream], jax.Array]) -> jax.Array:
+        drawn = bits(self.x.shape, self.stream) << jnp.uint32(self.shift)
+        return casts.stochastic(self.x.astype(jnp.float32), self.dtype, drawn)
 
 
 def low_precision_state(
@@ -29,7 +45,8 @@ def low_precision_state(
 
     Args:
       inner: any Optax transformation.
-      rounding: "nearest" or "stochastic" ("compensated" would store as many bits again as it saves).
+      rounding: "nearest" or "stochastic" ("compensated" would store as many bits again as it saves). The initial state
+        is rounded to the nearest value either way.
       key: an int or a `jax.random` key, see `wd_optax.precision.round_updates`.
       **dtypes: field of the state -> dtype, as `mu=jnp.bfloat16, nu=jnp.bfloat16` for Adam, `trace=` for momentum.
 
@@ -50,25 +67,34 @@ def low_precision_state(
     stored = {field: dtype for field, dtype in dtypes.items() if dtype is not None}
     inner = optax.with_extra_args_support(inner)
 
-    def store(state: optax.OptState, params: optax.Params, seed: jax.Array, step: jax.Array) -> optax.OptState:
+    def store(state: optax.OptState, params: optax.Params, seed_and_step: tuple[jax.Array, ...]) -> optax.OptState:
+        """The state in its dtypes, rounded at random if there are a seed and a step."""
         numbers = itertools.count()  # two stages may have a field of one name
-
-        def cast(dtype: DTypeLike, name: str, path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-            if dtype == x.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
-                return x
-            if rounding == "nearest" or jnp.dtype(dtype).itemsize >= 4:
-                return x.astype(dtype)
-            stream = random_bits.stream_of(name + jax.tree_util.keystr(path))
-            bits = random_bits.bits(x.shape, seed=seed, stream=stream, step=step)
-            return casts.stochastic(x.astype(jnp.float32), dtype, bits)
 
         def change(field: state_fields.Field) -> Any:
             if field.name not in stored:
                 return field.value
-            dtype, name = stored[field.name], f"{next(numbers)} {field.name}"
-            return jax.tree.map_with_path(functools.partial(cast, dtype, name), field.value)
+            number, dtype = next(numbers), jnp.dtype(stored[field.name])
+            name, half = f"{number} {field.name}", 0
+            if dtype == jnp.bfloat16:  # takes 16 random bits, so two fields share a word
+                name, half = f"{number // 2} bfloat16", number % 2
 
-        return state_fields.map_fields(change, state, params)
+            def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array | _Draw:
+                if dtype == x.dtype or not jnp.issubdtype(x.dtype, jnp.floating):
+                    return x
+                if not seed_and_step or dtype.itemsize >= 4:
+                    return x.astype(dtype)
+                return _Draw(x, dtype, random_bits.stream_of(name + jax.tree_util.keystr(path)), 16 * half)
+
+            return jax.tree.map_with_path(cast, field.value)
+
+        leaves, structure = jax.tree.flatten(state_fields.map_fields(change, state, params))
+        if draws := [leaf for leaf in leaves if isinstance(leaf, _Draw)]:
+            seed, step = seed_and_step
+            keys = random_bits.leaf_keys((draw.stream for draw in draws), seed=seed, step=step)
+            bits = functools.cache(lambda shape, stream: random_bits.bits(shape, keys[stream]))
+            leaves = [leaf.cast(bits) if isinstance(leaf, _Draw) else leaf for leaf in leaves]
+        return jax.tree.unflatten(structure, leaves)
 
     def init(params: optax.Params) -> RoundState:
         state = inner.init(upcast(params))
@@ -78,14 +104,15 @@ def low_precision_state(
                 names = ", ".join(sorted(fields)) or "none at all"
                 raise ValueError(f"{field}={stored[field]}: the optimizer's state has no such field: it has {names}")
         step, seed = jnp.zeros((), jnp.int32), random_bits.seed(key)
-        return RoundState(step, seed, (), store(state, params, seed, step))
+        return RoundState(step, seed, (), store(state, params, ()))
 
     def update(
         updates: optax.Updates, state: RoundState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, RoundState]:
         new_updates, new = inner.update(updates, upcast(state.inner), params, **extra)
         step = optax.safe_increment(state.step)
+        seed_and_step = (state.seed, step) if rounding == "stochastic" else ()
         # `params` may be None; the gradients have their structure.
-        return new_updates, state._replace(step=step, inner=store(new, updates, state.seed, step))
+        return new_updates, state._replace(step=step, inner=store(new, updates, seed_and_step))
 
     return optax.GradientTransformationExtraArgs(init, update)
