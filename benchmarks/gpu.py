@@ -84,8 +84,8 @@ def commands(part: str, out: str, *, trial: bool, torch_python: str, tests: str)
         "step": [
             step("float32", "leaf256,gpt2", "adamw", 120),
             step("bfloat16", "leaf256", "adamw_bf16", 70),
-            step("llama7b", "llama7b", "adamw_bf16", 180, "--turns=2"),  # 54 GB: not both frameworks at once
-            step("many", "many", "adamw", 120),
+            step("llama7b", "llama7b", "adamw_bf16", 400, "--turns=2"),  # 54 GB: not both frameworks at once
+            step("many", "many", "adamw", 400),
         ],
         "bits": [
             Command([*pytest, "-n", "0", "-m", "not gpu" if trial else "gpu", "tests/test_gpu.py"], 90, platforms)
