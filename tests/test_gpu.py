@@ -73,7 +73,7 @@ def test_random_bits(device, shape):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_stochastic_casts(device, dtype):
     x = values()
-    bits = random_bits.bits(x.shape, random_bits.key_of(*map(jnp.uint32, (1, 2, 3, 4))))
+    bits = random_bits.bits(x.shape, random_bits.leaf_key(*map(jnp.uint32, (1, 2, 3, 4))))
     got, expected = on(device, lambda x, bits: casts.stochastic(x, dtype, bits), x, bits)
     assert_same_bits(got, expected)
     nearest = rounded(x, dtype)

@@ -9,7 +9,9 @@ from typing import Any
 
 import cpu_only
 import example_loading
+import jax
 import pytest
+from absl import app
 
 pytestmark = pytest.mark.slow
 ROOT = example_loading.EXAMPLES.parent
@@ -197,3 +199,16 @@ def test_each_test_that_assumes_a_cpu_exists() -> None:
         file, _, function = key.partition("::")
         text = (pathlib.Path(__file__).parent / file).read_text()
         assert not function or f"def {function}(" in text, key
+
+
+@pytest.mark.optax_promotes
+def test_a_device_that_is_not_there_can_be_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = example_loading.load("gpu_programs", example_loading.BENCHMARKS)
+    variants = sys.modules["jax_steps"].VARIANTS["adamw_bf16"]
+    leaves = len(sys.modules["trees"].TREES["mlp"]())
+    counts, _ = programs.program(variants["wd_optax, stochastic"](), "mlp", "bfloat16", programs.device("cpu"))
+    assert counts["fusion"] >= leaves
+    monkeypatch.setattr(programs.topologies, "get_topology_desc", lambda *_, **__: jax.devices("tpu"))
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])
+    with pytest.raises(app.UsageError, match=r"JAX can't compile for CUDA here \(.*pip install 'wd_optax\[cuda\]'"):
+        programs.device("cuda")

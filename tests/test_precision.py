@@ -225,7 +225,7 @@ def test_other_types_are_unbiased_to_24_bits(dtype):
 def test_the_mean_is_right_by_a_binomial_bound(dtype):
     """Our own bits, 2¹⁶ draws for each of 5 × 9 values, 6σ: false alarm 10⁻⁷."""
     low, high = 1.0, 1 + float(ml_dtypes.finfo(dtype).eps)
-    draw = random_bits.bits((2**16,), random_bits.key_of(*map(jnp.uint32, (1, 2, 0, 3))))
+    draw = random_bits.bits((2**16,), random_bits.leaf_key(*map(jnp.uint32, (1, 2, 0, 3))))
     for share in (0.001, 0.1, 0.5, 0.77, 0.999):
         x = np.float32(low + (high - low) * share)
         share = (float(x) - low) / (high - low)

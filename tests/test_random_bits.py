@@ -54,13 +54,13 @@ def triple32(x, key):
 @jax.jit
 def at(position, seed, low, high, step):
     """The library's bits at any position: an entry of a leaf of rank one, through the offsets of a shard."""
-    draw = lambda p, *words: random_bits.bits((1,), random_bits.key_of(*words), offsets=((1,), (p,)))
+    draw = lambda p, *words: random_bits.bits((1,), random_bits.leaf_key(*words), offsets=((1,), (p,)))
     return jax.vmap(draw)(position, seed, low, high, step)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames="shape")
 def compiled(seed, low, high, step, shape):
-    return random_bits.bits(shape, random_bits.key_of(seed, low, high, step))
+    return random_bits.bits(shape, random_bits.leaf_key(seed, low, high, step))
 
 
 def leaf(seed=0, stream=(0x5EED1EAF, 0), step=0, shape=(N,)):
@@ -106,7 +106,7 @@ def test_a_shard_has_the_bits_of_its_place_in_the_whole_leaf(whole, axis, parts)
     found = []
     for part in range(parts):
         starts = tuple(part * shard[axis] if i == axis else 0 for i in range(len(whole)))
-        found.append(random_bits.bits(shard, random_bits.key_of(*map(jnp.uint32, (3, 7, 8, 5))), (whole, starts)))
+        found.append(random_bits.bits(shard, random_bits.leaf_key(*map(jnp.uint32, (3, 7, 8, 5))), (whole, starts)))
     np.testing.assert_array_equal(np.concatenate(found, axis), leaf(3, (7, 8), 5, whole))
 
 
@@ -214,7 +214,7 @@ def test_one_entry_over_the_steps_is_white():
     """Mean and correlation at lags 1, 2, 4 over 4096 steps, for 4096 entries: 16384 scores, |z| < 6.5: 1.3·10⁻⁶."""
     steps = jnp.arange(4096, dtype=jnp.int32)
     draw = lambda step: random_bits.bits(
-        (4096,), random_bits.key_of(jnp.uint32(0), jnp.uint32(99), jnp.uint32(0), step)
+        (4096,), random_bits.leaf_key(jnp.uint32(0), jnp.uint32(99), jnp.uint32(0), step)
     )
     series = uniform(np.asarray(jax.jit(jax.vmap(draw))(steps)))
     assert np.abs(series.mean(0)).max() * np.sqrt(12 * 4096) < 6.5

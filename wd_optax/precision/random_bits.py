@@ -62,11 +62,11 @@ def leaf_keys(streams: Iterable[Stream], *, seed: jax.Array, step: jax.Array) ->
     """
     names = list(dict.fromkeys(streams))
     low, high = jnp.asarray(np.array(names, np.uint32).reshape(-1, 2).T)
-    y, z = key_of(*(jnp.broadcast_to(word, low.shape) for word in (seed, low, high, step)))
+    y, z = leaf_key(*(jnp.broadcast_to(word, low.shape) for word in (seed, low, high, step)))
     return dict(zip(names, zip(jnp.unstack(y), jnp.unstack(z), strict=True), strict=True))
 
 
-def key_of(seed: jax.Array, low: jax.Array, high: jax.Array, step: jax.Array) -> LeafKey:
+def leaf_key(seed: jax.Array, low: jax.Array, high: jax.Array, step: jax.Array) -> LeafKey:
     """Hashes four words to two, entry by entry of arrays of one shape."""
     x, y, z = pcg3d(seed, low, step.astype(jnp.uint32))
     _, y, z = pcg3d(x, y ^ high, z)
