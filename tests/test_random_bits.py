@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -154,12 +155,13 @@ def test_both_halves_of_a_word_are_random():
         assert max(abs(score(low, one)), abs(score(low, other << np.uint32(16)))) < 6
 
 
-def test_keys_of_many_leaves_at_once_are_those_of_each():
-    streams = [tuple(map(int, words)) for words in WORDS[:, :2]]
+def test_keys_of_many_leaves_at_once_are_the_hashes_of_each():
+    streams = [tuple(map(int, words)) for words in WORDS[:8, :2]]
     keys = random_bits.leaf_keys([*streams, streams[3]], seed=jnp.uint32(2**32 - 3), step=jnp.int32(11))
     assert list(keys) == streams
-    one = lambda stream: random_bits.leaf_keys([stream], seed=jnp.uint32(2**32 - 3), step=jnp.int32(11))[stream]
-    chex.assert_trees_all_equal(keys, {stream: one(stream) for stream in streams})
+    low, high = np.uint64(streams).T
+    x, y, z = pcg3d(np.full(8, 2**32 - 3), low, np.full(8, 11))
+    np.testing.assert_array_equal(np.uint64(list(keys.values())).T, pcg3d(x, y ^ high, z)[1:])
     assert random_bits.leaf_keys([], seed=jnp.uint32(0), step=jnp.int32(0)) == {}
 
 
@@ -185,6 +187,19 @@ def test_every_hash_of_a_step_has_a_stream_of_its_own(monkeypatch, rounding, nu,
     jax.eval_shape(tx.update, params, state, params)
     assert sorted({name.rstrip("[]'ab") for name in known}) == sorted(names)
     assert len(set(known.values())) == len(known) == len(drawn) == 2 * len(names)
+
+
+@pytest.mark.optax_promotes
+def test_two_moments_flip_coins_of_their_own():
+    """They share a word: both means are exact, and what was rounded up is uncorrelated; 3 scores, |z| < 6."""
+    tx = wd.precision.low_precision_state(optax.scale_by_adam(b1=0.0, b2=0.0), mu=jnp.bfloat16, nu=jnp.bfloat16)
+    params, gradient = {"w": jnp.zeros(N)}, np.float32(1 + 3 * 2.0**-9)  # three quarters on the way to 1 + 2⁻⁷
+    _, state = jax.jit(tx.update)({"w": jnp.full(N, gradient)}, tx.init(params), params)
+    moments = [np.float64(moment["w"]) for moment in (state.inner.mu, state.inner.nu)]
+    for moment, exact in zip(moments, (gradient, gradient**2), strict=True):
+        assert len(set(moment)) == 2
+        assert abs(moment.mean() - exact) < 6 * moment.std() / np.sqrt(N)
+    assert abs(np.corrcoef(*moments)[0, 1]) * np.sqrt(N) < 6
 
 
 def test_residuals_draw_anew_for_each_step_and_key():
