@@ -19,6 +19,7 @@ from wd_optax.precision import random_bits
 
 N = 2**16
 WORDS = np.random.default_rng(0).integers(0, 2**32, (64, 4), dtype=np.uint32)
+STREAMS = [tuple(map(int, words)) for words in WORDS[:, :2]]
 FIELDS = ("position", "seed", "low", "high", "step")  # low, high: the words that name a leaf
 
 
@@ -156,13 +157,22 @@ def test_both_halves_of_a_word_are_random():
 
 
 def test_keys_of_many_leaves_at_once_are_the_hashes_of_each():
-    streams = [tuple(map(int, words)) for words in WORDS[:8, :2]]
+    streams = STREAMS[:8]
     keys = random_bits.leaf_keys([*streams, streams[3]], seed=jnp.uint32(2**32 - 3), step=jnp.int32(11))
     assert list(keys) == streams
     low, high = np.uint64(streams).T
     x, y, z = pcg3d(np.full(8, 2**32 - 3), low, np.full(8, 11))
     np.testing.assert_array_equal(np.uint64(list(keys.values())).T, pcg3d(x, y ^ high, z)[1:])
     assert random_bits.leaf_keys([], seed=jnp.uint32(0), step=jnp.int32(0)) == {}
+
+
+def test_keys_of_more_leaves_are_no_more_hashes():
+    """Scalars leaf by leaf were small programs of their own on TPUs and GPUs."""
+    draw = lambda n: jax.make_jaxpr(
+        lambda seed, step: [*random_bits.leaf_keys(STREAMS[:n], seed=seed, step=step).values()]
+    )
+    multiplied = [str(draw(n)(jnp.uint32(1), jnp.int32(2))).count(" = mul ") for n in (4, 64)]
+    assert multiplied[0] == multiplied[1] > 0
 
 
 @pytest.mark.optax_promotes
