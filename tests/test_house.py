@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # Each module imports only from those before it.
 FLOORS = [
     {"contexts", "dtypes", "hyperparams", "masking.paths", "masking.words", "optional", "tables", "version"},
-    {"couplings", "masking.roles", "precision.casts", "precision.random_bits", "precision.upcasting"},
+    {"couplings", "init_checks", "masking.roles", "precision.casts", "precision.random_bits", "precision.upcasting"},
     {"choosing.schedules", "masking.errors", "precision.exact_steps", "state_fields", "step_rates"},
     {"masking.matching", "momentum", "partition", "prox.metrics", "step_derivative"},
     {"leaf_sums", "masking.forms", "masking.slices", "precision.rounding"},
@@ -90,7 +90,14 @@ FLOORS = [
     {"choosing.published", "choosing.transfer_rules"},
     {"choosing.transfer_table"},
     {"choosing.transfer"},
-    {"auditing.arguments", "auditing.chain_closures", "auditing.probes", "auditing.text", "auditing.vectors"},
+    {
+        "auditing.arguments",
+        "auditing.chain_closures",
+        "auditing.compiling",
+        "auditing.probes",
+        "auditing.text",
+        "auditing.vectors",
+    },
     {"auditing.update_call"},
     {"auditing.harness"},
     {"auditing.clock", "auditing.dataflow"},

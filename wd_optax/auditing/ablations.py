@@ -166,7 +166,7 @@ def decays_at_zero_lambda(harness: Harness, measured: list[Measurements]) -> lis
 
 
 def _with_zeros(zeroed: set[str], state: optax.OptState) -> optax.OptState:
-    return jax.tree_util.tree_map_with_path(lambda path, x: jnp.zeros_like(x) if keystr(path) in zeroed else x, state)
+    return jax.tree_util.tree_map_with_path(lambda path, x: np.zeros_like(x) if keystr(path) in zeroed else x, state)
 
 
 def is_random(harness: Harness, measured: list[Measurements]) -> list[bool]:

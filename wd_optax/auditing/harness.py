@@ -7,6 +7,7 @@ next to a gradient step of 1. `s` scales the parameters and `k` the gradients: `
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 
 from wd_optax.auditing.probes import Probes, ProbeTrees, sample
-from wd_optax.auditing.update_call import UpdateCall
+from wd_optax.auditing.update_call import UpdateCall, apply_updates, one_program
 from wd_optax.auditing.vectors import norm, odd_parts, removed_fraction
 from wd_optax.rules.stand_ins import use_stand_ins
 
@@ -83,7 +84,7 @@ class Harness:
         """The edited state, with its copies of the parameters scaled as the parameters are."""
         leaves, treedef = jax.tree.flatten(self.state)
         with numerics(self.float64):
-            scaled = [x * jnp.asarray(s, x.dtype) if copy else x for x, copy in zip(leaves, self.copies, strict=True)]
+            scaled = [_rescaled(x, s) if copy else x for x, copy in zip(leaves, self.copies, strict=True)]
             return self.edit(jax.tree.unflatten(treedef, scaled))
 
     def enlarged(self, s: float) -> "Harness":
@@ -154,7 +155,7 @@ class Harness:
         def one(_: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             params, state = carry
             gradients = jax.tree.map(slope, first, params, start) if k else first
-            updates, state = self.update(gradients, state, params)
+            updates, state = self.update.traced(gradients, state, params)
             return apply_updates(params, updates), state
 
         with numerics(self.float64):
@@ -163,16 +164,20 @@ class Harness:
             params, state = loop(jax.tree.map(jnp.asarray, (start, self.state)), steps * self.period)
         return params, state
 
-    def edit_scalars(self, names: tuple[str, ...], change: Callable[[jax.Array], jax.Array]) -> Edit | None:
+    def edit_scalars(self, names: tuple[str, ...], change: Callable[[np.ndarray], Any]) -> Edit | None:
         """An edit of the floating-point scalars of these names in the state; None where the state has none."""
 
-        def edit(state: optax.OptState) -> optax.OptState:
-            return jax.tree_util.tree_map_with_path(
-                lambda path, x: change(jnp.asarray(x)) if is_scalar(path, x, names, jnp.inexact) else x, state
-            )
+        def one(path: tuple[Any, ...], x: Any) -> Any:
+            return np.asarray(change(np.asarray(x)), x.dtype) if is_scalar(path, x, names, jnp.inexact) else x
 
         found = jax.tree_util.tree_flatten_with_path(self.state)[0]
+        edit = functools.partial(jax.tree_util.tree_map_with_path, one)
         return edit if any(is_scalar(path, x, names, jnp.inexact) for path, x in found) else None
+
+
+def _rescaled(x: Any, s: float) -> np.ndarray:
+    product: np.ndarray = np.asarray(x) * np.asarray(s, x.dtype)  # NumPy compiles nothing for a new shape
+    return product
 
 
 def _norms(leaves: list[np.ndarray]) -> np.ndarray:
@@ -192,10 +197,12 @@ def build_harness(
     optimizer, trees = optax.with_extra_args_support(optimizer), ProbeTrees(probes, float64)
     extra_args = dict(extra_args or {})
     with numerics(float64), use_stand_ins(probes.real_shapes):
-        fresh = optimizer.init(trees.params(1))
-        copies = _copies(fresh, optimizer.init(trees.params(-2)))
+        init = one_program(optimizer.init, trees.entries) if compiled and trees.cached else optimizer.init
+        fresh = init(trees.params(1))
+        copies = _copies(fresh, init(trees.params(-2)))
         state = fresh if opt_state is None else _adopt(opt_state, fresh, copies)
-    update = UpdateCall(optimizer, extra_args, compiled and len(probes.parameters) <= COMPILED)
+    few = compiled and len(probes.parameters) <= COMPILED
+    update = UpdateCall(optimizer, extra_args, trees.entries if few else None)
     given = opt_state is not None
     return Harness(optimizer, trees, update, state, copies, (0,) * len(copies), extra_args, given=given)
 
@@ -228,16 +235,6 @@ def _adopt(opt_state: optax.OptState, fresh: optax.OptState, copies: tuple[bool,
     for old, new, copy in zip(leaves, expected, copies, strict=True):
         adopted.append(new if copy else jnp.asarray(old, jnp.asarray(new).dtype))
     return jax.tree.unflatten(treedef, adopted)
-
-
-def apply_updates(params: optax.Params, updates: optax.Updates) -> optax.Params:
-    """`optax.apply_updates`, also for 8-bit parameters."""
-
-    def one(p: jax.Array, u: jax.Array) -> jax.Array:
-        dtype = jnp.promote_types(u.dtype, jnp.float32) if u.dtype != p.dtype and p.dtype.itemsize == 1 else None
-        return (jnp.asarray(p, dtype) + jnp.asarray(u, dtype)).astype(p.dtype)
-
-    return jax.tree.map(one, params, updates)
 
 
 def last_name(path: tuple[Any, ...]) -> str:

@@ -96,7 +96,7 @@ def _in_own_dtypes(harness: Harness, opt_state: optax.OptState) -> Harness:
     leaves, treedef = jax.tree.flatten(own.state)
     counted = []
     for mine, x, counts in zip(leaves, jax.tree.leaves(harness.state), harness.counts, strict=True):
-        counted.append(jnp.asarray(x, mine.dtype) if counts else mine)
+        counted.append(np.asarray(x, mine.dtype) if counts else mine)
     return dataclasses.replace(
         own,
         state=jax.tree.unflatten(treedef, counted),

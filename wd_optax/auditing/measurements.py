@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -166,5 +165,5 @@ def probe(harness: Harness, step: int | None) -> Reading:
 def _without_copies(harness: Harness, state: optax.OptState) -> optax.OptState:
     """A state with zeros in place of its copies of the parameters, for a step from p = 0."""
     leaves, treedef = jax.tree.flatten(state)
-    zeroed = [jnp.zeros_like(x) if copy else x for x, copy in zip(leaves, harness.copies, strict=True)]
+    zeroed = [np.zeros_like(x) if copy else x for x, copy in zip(leaves, harness.copies, strict=True)]
     return jax.tree.unflatten(treedef, zeroed)

@@ -45,6 +45,8 @@ class ProbeTrees:
 
     def __init__(self, probes: Probes, float64: bool) -> None:
         self.probes, self.float64 = probes, float64
+        self.entries = sum(x.size for x in probes.values)
+        self.cached = probes.small or self.entries <= CACHED
         self._cache: dict[tuple[float, str], Any] = {}
 
     def params(self, s: float) -> optax.Params:
@@ -63,9 +65,9 @@ class ProbeTrees:
         leaves = []
         for x, p in zip(arrays, self.probes.parameters, strict=True):
             x = x * scale if jnp.issubdtype(x.dtype, jnp.inexact) else x
-            leaves.append(jnp.asarray(x, None if self.float64 else p.dtype))
+            leaves.append(jax.device_put(x if self.float64 else x.astype(p.dtype)))  # which compiles nothing
         tree = self.probes.treedef.unflatten(leaves)
-        if self.probes.small or sum(x.size for x in arrays) <= CACHED:
+        if self.cached:
             self._cache[scale, name] = tree
         return tree
 

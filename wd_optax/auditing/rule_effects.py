@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from wd_optax.auditing.ablations import LAMBDAS
@@ -42,7 +41,7 @@ def rule_effects(harness: Harness, measured: list[Measurements]) -> list[Measure
     if not any(decay.rule is not None for decay in decays):
         return measured
     measured = mark_constrained(harness, measured)
-    without, doubled = (harness.edit_scalars(LAMBDAS, change) for change in (jnp.zeros_like, lambda x: 2 * x))
+    without, doubled = (harness.edit_scalars(LAMBDAS, change) for change in (np.zeros_like, lambda x: 2 * x))
     if without is None or doubled is None:
         return [m._replace(has_rule=True) for m in measured]
     rest, twice = (dataclasses.replace(harness, edit=edit).removed() for edit in (without, doubled))
@@ -63,7 +62,7 @@ def decays_of(harness: Harness) -> list[Decay]:
         return []
     with numerics(harness.float64), watch_decays() as decays:
         params, gradients = harness.trees.params(1), harness.trees.gradients(1)
-        update = UpdateCall(harness.optimizer, harness.extra_args, compiled=False)  # a compiled one is traced once
+        update = UpdateCall(harness.optimizer, harness.extra_args, entries=None)  # a compiled one is traced once
         jax.eval_shape(update, gradients, harness.state, params)
     return decays
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from wd_optax.auditing import compiling
 from wd_optax.auditing.chain_closures import Stage, stages_of
 from wd_optax.auditing.harness import Harness, numerics
 from wd_optax.auditing.probes import sample
@@ -34,36 +35,48 @@ def decay_rates(harness: Harness) -> list[list[float]]:
         plus, minus = (stages_of(harness.optimizer.update, harness.scaled(s)) for s in (1, -1))
         if len(plus) < 2:
             return found
-        for one, other in zip(plus, minus, strict=True):
-            if projects(harness, one):
-                continue
-            run = _runner(harness, one)
-            calm = zip(run(one.state, 1, 0), run(other.state, -1, 0), strict=True)
-            removed = [removed_fraction((a - b) / 2, p) for (a, b), (p, _) in zip(calm, probes, strict=True)]
+        pairs = [pair for pair in zip(plus, minus, strict=True) if not projects(harness, pair[0])]
+        plus, minus = ([pair[i] for pair in pairs] for i in (0, 1))
+        run = _runner(harness, plus)
+        driven: list[Any] = []
+        for n, calm in enumerate(zip(run(plus, 1, 0), run(minus, -1, 0), strict=True)):
+            both = zip(*calm, strict=True)
+            removed = [removed_fraction((a - b) / 2, p) for (a, b), (p, _) in zip(both, probes, strict=True)]
             decaying = [i for i, rate in enumerate(removed) if abs(rate) > 1e4 * harness.eps]
-            driven = [*zip(run(one.state, 1, 1), run(other.state, -1, 1), strict=True)] if decaying else []
+            if decaying and not driven:
+                driven = [*zip(run(plus, 1, 1), run(minus, -1, 1), strict=True)]
             for i in decaying:
-                a, b = driven[i]
+                a, b = (steps[i] for steps in driven[n])
                 passed = -removed_fraction((a + b) / 2, probes[i][1])  # the fraction of the gradient
                 found[i].append(abs(removed[i]) if 0.5 < passed < 2 else math.nan)
     return found
 
 
-def _runner(harness: Harness, stage: Stage) -> Callable[[optax.OptState, float, float], list[np.ndarray]]:
-    """Runs one stage alone, from s·p with k times the gradients; one that needs other inputs returns them unchanged."""
+def _runner(harness: Harness, stages: list[Stage]) -> Callable[[list[Stage], float, float], list[list[np.ndarray]]]:
+    """Runs each of these stages alone, from s·p with k times the gradients, at its state in the stages it is called on.
 
-    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params) -> Any:
-        return stage.update(updates, state, params)[0]
+    A stage that needs other inputs returns the gradients unchanged.
+    """
 
-    call = jax.jit(update) if harness.update.compiled else update
+    def update(gradients: optax.Updates, states: list[optax.OptState], params: optax.Params) -> list[optax.Updates]:
+        updates = []
+        for stage, state in zip(stages, states, strict=True):
+            try:
+                updates.append(stage.update(gradients, state, params)[0])
+            except Exception:
+                updates.append(gradients)
+        return updates
 
-    def run(state: optax.OptState, s: float, k: float) -> list[np.ndarray]:
-        gradients = harness.trees.gradients(k)
+    entries = harness.update.entries
+    program = update if entries is None else compiling.jit(update, entries)
+
+    def run(at: list[Stage], s: float, k: float) -> list[list[np.ndarray]]:
+        args = harness.trees.gradients(k), [stage.state for stage in at], harness.trees.params(s)
         try:
-            updates = call(gradients, state, harness.trees.params(s))
-        except Exception:
-            updates = gradients
-        return [*map(sample, jax.tree.leaves(updates))]
+            updates = program(*args)
+        except Exception:  # a state can't be passed to a program
+            updates = update(*args)
+        return [[*map(sample, jax.device_get(jax.tree.leaves(tree)))] for tree in updates]
 
     return run
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wd_optax import init_checks
 from wd_optax.masking import forms, masks, roles
 from wd_optax.masking.masks import Mask
 from wd_optax.masking.slices import SliceAxes, Slices, slice_axes
@@ -84,9 +85,9 @@ def refuse_fractions(name: str, mask: Mask, params: optax.Params) -> None:
 
 def _refuse_zero(name: str, params: optax.Params, radius: optax.Params) -> None:
     for (path, p), norm in zip(roles.flatten(params)[0], jax.tree.leaves(radius), strict=True):
-        moves = jnp.all(norm > 0)
-        if p.size and not isinstance(moves, jax.core.Tracer) and not moves:
-            raise ValueError(
-                f"{name}: a weight in {path!r} has norm 0 at init, which would be its radius, and it could never move: "
-                f'give it the multiplier 0 in the mask, as in mask=[(r"^{path}$", 0.0), (".*", "weights")]'
-            )
+        error = ValueError(
+            f"{name}: a weight in {path!r} has norm 0 at init, which would be its radius, and it could never move: "
+            f'give it the multiplier 0 in the mask, as in mask=[(r"^{path}$", 0.0), (".*", "weights")]'
+        )
+        if p.size:
+            init_checks.demand(jnp.all(norm > 0), error)

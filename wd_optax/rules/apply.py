@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wd_optax import dtypes, hyperparams
+from wd_optax import dtypes, hyperparams, init_checks
 from wd_optax.masking import forms, roles
 from wd_optax.masking.paths import is_masked
 from wd_optax.rules.cautious import is_gated
@@ -70,14 +70,14 @@ def start(
         raise
     if jax.tree.leaves(state) and _shapes(state) != _shapes(new):
         raise ValueError(f"rule: update turns its state {_shapes(state)} into {_shapes(new)}: both must be alike")
-    if not _is_traced(given):
+    if init_checks.is_possible(_is_traced(given)):
         for path, finite in roles.flatten(jax.jit(lambda *x: attempt(*x)[0])(*given))[0]:
-            if not _is_traced(finite) and not finite:  # a rule may close over a tracer
-                raise ValueError(
-                    f"rule: its direction of decay at {path!r} is infinite or NaN where the parameter is finite, as "
-                    "after a division by a norm of 0: give the leaf another rule with optax.partition, or the "
-                    "multiplier 0 in the mask"
-                )
+            refused = ValueError(
+                f"rule: its direction of decay at {path!r} is infinite or NaN where the parameter is finite, as "
+                "after a division by a norm of 0: give the leaf another rule with optax.partition, or the "
+                "multiplier 0 in the mask"
+            )
+            init_checks.demand(finite, refused)
     if _is_empty(state, params):
         return ()
     return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, new) if jax.tree.leaves(state) else state
