@@ -18,7 +18,7 @@ import optax
 
 from wd_optax.auditing.probes import Probes, ProbeTrees, sample
 from wd_optax.auditing.update_call import UpdateCall, apply_updates, one_program
-from wd_optax.auditing.vectors import norm, odd_parts, removed_fraction
+from wd_optax.auditing.vectors import norm, odd_parts, removed_fraction, to_host
 from wd_optax.rules.stand_ins import use_stand_ins
 
 COMPILED = 2048  # leaves; larger trees run operation by operation, because compiling them takes longer
@@ -97,13 +97,13 @@ class Harness:
     def step(self, s: float, k: float, state: optax.OptState = None, flipped: bool = False) -> StepResult:
         """One real step: `period` calls of `update` with one gradient, each from where the previous one ended."""
         total, state = self._step(s, k, state, flipped)
-        leaves = jax.device_get(jax.tree.leaves(total))
+        leaves = to_host(total)
         return StepResult([*map(sample, leaves)], _norms(leaves), state)
 
     def updates(self, s: float, k: float, state: optax.OptState = None, flipped: bool = False) -> list[np.ndarray]:
         """The updates of `step`, without their norms, which take longer than the step of a large leaf."""
         total, _ = self._step(s, k, state, flipped)
-        return [*map(sample, jax.device_get(jax.tree.leaves(total)))]
+        return [*map(sample, to_host(total))]
 
     def after(self, s: float, k: float, state: optax.OptState) -> optax.OptState:
         """The state of `step`."""
@@ -113,7 +113,7 @@ class Harness:
         """The norm of each leaf, all of its entries, after one real step."""
         with numerics(self.float64):
             new = apply_updates(self.trees.params(s), self._step(s, k, None, False)[0])
-            return _norms(jax.device_get(jax.tree.leaves(new)))
+            return _norms(to_host(new))
 
     def _step(self, s: float, k: float, state: optax.OptState, flipped: bool) -> tuple[optax.Updates, optax.OptState]:
         with numerics(self.float64):

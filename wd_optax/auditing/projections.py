@@ -17,7 +17,7 @@ from wd_optax.auditing.chain_closures import Stage, stages_of
 from wd_optax.auditing.harness import Harness, numerics
 from wd_optax.auditing.measurements import ALIKE, HARD, Measurements
 from wd_optax.auditing.probes import sample
-from wd_optax.auditing.vectors import norm, removed_fraction
+from wd_optax.auditing.vectors import norm, removed_fraction, to_host
 from wd_optax.watching import Decay, watch_decays
 
 NAMES = ("project", "hyperball")  # of the decays of ours that are projections
@@ -85,4 +85,4 @@ def _run(harness: Harness, stages: list[Stage], s: float, k: float) -> list[np.n
     updates: optax.Updates = harness.trees.gradients(k)
     for stage in stages:
         updates = stage.update(updates, stage.state, harness.trees.params(s))[0]
-    return [*map(sample, jax.device_get(jax.tree.leaves(updates)))]
+    return [*map(sample, to_host(updates))]

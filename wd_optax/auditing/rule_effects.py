@@ -11,15 +11,14 @@ import jax
 import numpy as np
 
 from wd_optax.auditing.ablations import LAMBDAS
-from wd_optax.auditing.harness import Harness, numerics
+from wd_optax.auditing.harness import Harness
 from wd_optax.auditing.measurements import HARD, Measurements
 from wd_optax.auditing.norms import mark_constrained
 from wd_optax.auditing.probes import sample
 from wd_optax.auditing.projections import is_projection, mark_projected
-from wd_optax.auditing.update_call import UpdateCall
 from wd_optax.core import DecayState
 from wd_optax.prox.steps import penalty_name
-from wd_optax.watching import Decay, watch_decays
+from wd_optax.watching import Decay
 
 CLEAR = 1e-6  # relative
 
@@ -60,11 +59,7 @@ def decays_of(harness: Harness) -> list[Decay]:
     """The decays of ours. A rule or a penalty without arrays shows in no state, but where the update is traced."""
     if not any(map(_is_decay, jax.tree.leaves(harness.state, is_leaf=_is_decay))):
         return []
-    with numerics(harness.float64), watch_decays() as decays:
-        params, gradients = harness.trees.params(1), harness.trees.gradients(1)
-        update = UpdateCall(harness.optimizer, harness.extra_args, entries=None)  # a compiled one is traced once
-        jax.eval_shape(update, gradients, harness.state, params)
-    return decays
+    return harness.update.decays
 
 
 def _is_decay(node: Any) -> bool:

@@ -18,7 +18,7 @@ from wd_optax.auditing.chain_closures import Stage, stages_of
 from wd_optax.auditing.harness import Harness, numerics
 from wd_optax.auditing.probes import sample
 from wd_optax.auditing.projections import projects
-from wd_optax.auditing.vectors import removed_fraction
+from wd_optax.auditing.vectors import removed_fraction, to_host
 from wd_optax.masking import roles
 
 
@@ -76,7 +76,7 @@ def _runner(harness: Harness, stages: list[Stage]) -> Callable[[list[Stage], flo
             updates = program(*args)
         except Exception:  # a state can't be passed to a program
             updates = update(*args)
-        return [[*map(sample, jax.device_get(jax.tree.leaves(tree)))] for tree in updates]
+        return [[*map(sample, to_host(tree))] for tree in updates]
 
     return run
 

@@ -1,6 +1,6 @@
 """Calls of an optimizer: `init` as one program, `update` with a loss for optimizers that ask for one, its addition."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jax.extend import core
 
 from wd_optax import init_checks
 from wd_optax.auditing import compiling
+from wd_optax.watching import Decay, watch_decays
 
 Update = Callable[[optax.Updates, optax.OptState, optax.Params], tuple[optax.Updates, optax.OptState]]
 
@@ -87,8 +88,11 @@ class UpdateCall:
             return optimizer.update(gradients, state, params, **(given | extra_args))
 
         self.entries = entries
-        self._ways: list[Update] = [plain, with_loss]
-        self._programs = self._ways if entries is None else [compiling.jit(way, entries) for way in self._ways]
+        self.decays: list[Decay] = []  # of ours, noted when the update was traced
+        self._ways: Sequence[Update] = [plain, with_loss]
+        self._programs: Sequence[Update] = (
+            self._ways if entries is None else [compiling.jit(way, entries) for way in self._ways]
+        )
 
     def __call__(self, gradients: optax.Updates, state: optax.OptState, params: optax.Params) -> Any:
         """Updates and the new state; raises what the call without a loss raises if both fail."""
@@ -100,14 +104,16 @@ class UpdateCall:
         """The same, as a part of another program."""
         return self._first_that_works(self._ways, gradients, state, params)
 
-    def _first_that_works(self, ways: list[Update], *args: Any) -> Any:
+    def _first_that_works(self, ways: Sequence[Update], *args: Any) -> Any:
         first: Exception | None = None
         for i, way in enumerate(ways):
             try:
-                result = way(*args)
+                with watch_decays() as decays:
+                    result = way(*args)
             except Exception as error:
                 first = first or error
             else:
+                self.decays = decays or self.decays
                 self._ways, self._programs = self._ways[i : i + 1], self._programs[i : i + 1]
                 return result
         assert first is not None

@@ -2,12 +2,19 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 
 def norm(x: Any) -> float:
     """The Euclidean norm of all entries."""
     return float(np.linalg.norm(x))
+
+
+def to_host(tree: Any) -> list[np.ndarray]:
+    """The leaves as NumPy arrays; all copies are started before the first is waited for, where they take time."""
+    leaves = jax.tree.leaves(tree)
+    return [*map(np.asarray, leaves if jax.default_backend() == "cpu" else jax.device_get(leaves))]
 
 
 def odd_parts(plus: list[np.ndarray], minus: list[np.ndarray]) -> list[np.ndarray]:
