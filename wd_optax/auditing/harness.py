@@ -121,8 +121,8 @@ class Harness:
             params, gradients = self.trees.params(s), self.trees.gradients(k or self.least_gradient, flipped)
             total, state = self.update(gradients, state, params)
             for _ in range(1, self.period):
-                updates, state = self.update(gradients, state, apply_updates(params, total))
-                total = jax.tree.map(jnp.add, total, updates)
+                updates, state = self.update(gradients, state, _moved(params, total))
+                total = _sum(total, updates)
             return total, state
 
     def mean(self, s: float, k: float, state: optax.OptState = None) -> list[np.ndarray]:
@@ -175,9 +175,12 @@ class Harness:
         return edit if any(is_scalar(path, x, names, jnp.inexact) for path, x in found) else None
 
 
-def _rescaled(x: Any, s: float) -> np.ndarray:
-    product: np.ndarray = np.asarray(x) * np.asarray(s, x.dtype)  # NumPy compiles nothing for a new shape
-    return product
+_moved = jax.jit(apply_updates)  # additions alone, which no compiler fuses with what is before or after them
+_sum = jax.jit(lambda one, other: jax.tree.map(jnp.add, one, other))
+
+
+def _rescaled(x: Any, s: float) -> Any:
+    return np.asarray(x) * np.asarray(s, x.dtype)  # NumPy compiles nothing for a new shape
 
 
 def _norms(leaves: list[np.ndarray]) -> np.ndarray:
