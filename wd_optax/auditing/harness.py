@@ -121,8 +121,8 @@ class Harness:
             params, gradients = self.trees.params(s), self.trees.gradients(k or self.least_gradient, flipped)
             total, state = self.update(gradients, state, params)
             for _ in range(1, self.period):
-                updates, state = self.update(gradients, state, _moved(params, total))
-                total = _sum(total, updates)
+                updates, state = self.update(gradients, state, _after_updates(params, total))
+                total = _added(total, updates)
             return total, state
 
     def mean(self, s: float, k: float, state: optax.OptState = None) -> list[np.ndarray]:
@@ -175,8 +175,8 @@ class Harness:
         return edit if any(is_scalar(path, x, names, jnp.inexact) for path, x in found) else None
 
 
-_moved = jax.jit(apply_updates)  # additions alone, which no compiler fuses with what is before or after them
-_sum = jax.jit(lambda one, other: jax.tree.map(jnp.add, one, other))
+_after_updates = jax.jit(apply_updates)  # additions alone, which no compiler fuses with what is before or after them
+_added = jax.jit(lambda one, other: jax.tree.map(jnp.add, one, other))
 
 
 def _rescaled(x: Any, s: float) -> Any:
