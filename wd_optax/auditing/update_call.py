@@ -34,7 +34,7 @@ def one_program(init: optax.TransformInitFn, entries: int) -> optax.TransformIni
 
     def call(params: optax.Params) -> optax.OptState:
         try:
-            made = _filled(program.trace(params).jaxpr)
+            made = _if_only_filled(program.trace(params).jaxpr)
             values = iter(program(params) if made is None else made)
         except Exception:  # it needs values, or raises
             return init(params)
@@ -45,7 +45,7 @@ def one_program(init: optax.TransformInitFn, entries: int) -> optax.TransformIni
     return call
 
 
-def _filled(program: core.ClosedJaxpr) -> list[jax.Array] | None:
+def _if_only_filled(program: core.ClosedJaxpr) -> list[jax.Array] | None:
     """What a program returns that only fills arrays with numbers, as most do at init; None for any other."""
     filled = {x.outvars[0]: x.invars[0] for x in program.eqns if x.primitive.name == "broadcast_in_dim"}
     made = []
