@@ -125,3 +125,9 @@ def test_a_schedule_of_lambda_leaves_no_false_claim():
     schedule = optax.linear_schedule(WD, WD / 2, 100)
     kernel = audit(wd.adamw(LR, weight_decay=schedule, rule=custom(gates)), P).rows[1]
     assert (kernel.verdict, kernel.dependence) == ("unknown", "depends on the step")
+
+
+def test_what_init_refuses_the_audit_refuses():
+    rule = optax.stateless(lambda updates, params: jax.tree.map(lambda p: p * jnp.nan, updates))
+    with pytest.raises(ValueError, match="is infinite or NaN where the"):
+        wd.audit(wd.adamw(0.1, weight_decay=0.1, rule=rule), {"kernel": jnp.ones((4, 4))})
