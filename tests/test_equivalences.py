@@ -63,20 +63,28 @@ def problems_in_pairs(*axes):
 
 def train(tx, params, loss, steps=STEPS):
     """The trajectory of the parameters, stacked over steps."""
+    return train_each([(tx, loss)], params, steps)[0]
+
+
+def train_each(ways, params, steps=STEPS):
+    """The trajectory of each (optimizer, loss), from one program."""
+
+    def one(way, p, state):
+        tx, loss = way
+        updates, state = tx.update(jax.grad(loss)(p), state, p)
+        return optax.apply_updates(p, updates), state
 
     def step(carry, _):
-        p, state = carry
-        updates, state = tx.update(jax.grad(loss)(p), state, p)
-        p = optax.apply_updates(p, updates)
-        return (p, state), p
+        carry = [one(way, *own) for way, own in zip(ways, carry, strict=True)]
+        return carry, [p for p, _ in carry]
 
-    return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), length=steps)[1])(params)
+    return jax.jit(lambda p: jax.lax.scan(step, [(p, tx.init(p)) for tx, _ in ways], length=steps)[1])(params)
 
 
 def distance(a, b):
     """Largest difference of the last parameters, in units of the first run's largest weight."""
-    last = lambda t: jax.flatten_util.ravel_pytree(jax.tree.map(lambda x: x[-1], t))[0]
-    return float(jnp.max(jnp.abs(last(a) - last(b))) / jnp.max(jnp.abs(last(a))))
+    last_a, last_b = (np.concatenate([np.ravel(np.asarray(x)[-1]) for x in jax.tree.leaves(t)]) for t in (a, b))
+    return np.max(np.abs(last_a - last_b)) / np.max(np.abs(last_a))
 
 
 # --- S1, S2, S3, S6: L2 in the loss, SGD with decay, and their equivalence ---------------------------------
@@ -88,7 +96,7 @@ def test_s01_both_l2_conventions_and_the_transform_that_equals_them(problem, mas
     mask = {"none": None, "weights": "weights", "half": [("w|kernel", 0.5)]}[mask]
     penalised = lambda p: loss(p) + wd.l2_penalty(p, WD, mask, half=half)
     in_chain = optax.chain(wd.add_l2_to_loss(WD if half else 2 * WD, mask), optax.adam(LR))
-    chex.assert_trees_all_close(train(optax.adam(LR), params, penalised), train(in_chain, params, loss), **SAME)
+    chex.assert_trees_all_close(*train_each([(optax.adam(LR), penalised), (in_chain, loss)], params), **SAME)
 
 
 def test_s01_values_and_gradients_of_the_penalties():
@@ -124,17 +132,20 @@ def test_s02_sgd_with_weight_decay_by_hand(problem, lr):
 )
 def test_s03_l2_and_decay_are_one_trajectory_under_sgd(problem, lr, weight_decay, mask):
     params, loss = PROBLEMS[problem]()
-    l2 = train(wd.sgd_l2(lr, weight_decay=weight_decay, mask=mask), params, loss)
-    decay = train(wd.sgdw(lr, weight_decay=weight_decay, mask=mask), params, loss)
-    chex.assert_trees_all_close(l2, decay, **SAME)
-    by_hand = optax.chain(wd.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(lr))
-    chex.assert_trees_all_close(l2, train(by_hand, params, loss), **SAME)
+    ways = [
+        (optax.sgd(lr), loss),
+        (wd.sgd_l2(lr, weight_decay=weight_decay, mask=mask), loss),
+        (wd.sgdw(lr, weight_decay=weight_decay, mask=mask), loss),
+        (optax.chain(wd.add_decayed_weights(weight_decay, mask), optax.scale_by_learning_rate(lr)), loss),
+    ]
     if not callable(weight_decay):
-        penalised = lambda p: loss(p) + wd.l2_penalty(p, weight_decay, mask)
-        chex.assert_trees_all_close(l2, train(optax.sgd(lr), params, penalised), **SAME)
-        shrunk = optax.chain(optax.sgd(lr), wd.shrink(wd.decay_rate(weight_decay, learning_rate=lr), mask))
-        chex.assert_trees_all_close(l2, train(shrunk, params, loss), **SAME)
-    assert distance(l2, train(optax.sgd(lr), params, loss)) > 1e-3  # and the decay is there
+        ways.append((optax.sgd(lr), lambda p: loss(p) + wd.l2_penalty(p, weight_decay, mask)))
+        rate = wd.decay_rate(weight_decay, learning_rate=lr)
+        ways.append((optax.chain(optax.sgd(lr), wd.shrink(rate, mask)), loss))
+    plain, l2, *others = train_each(ways, params)
+    for other in others:
+        chex.assert_trees_all_close(l2, other, **SAME)
+    assert distance(l2, plain) > 1e-3  # and the decay is there
 
 
 @pytest.mark.parametrize("lr", [LR, FALLING], ids=["constant lr", "scheduled lr"])
@@ -152,17 +163,18 @@ def test_s03_one_trajectory_at_the_defaults(lr):
         "shrink": (optax.chain(optax.sgd(lr), wd.shrink(rate)), loss),
         "l2_penalty": (optax.sgd(lr), lambda p: loss(p) + wd.l2_penalty(p, WD)),
     }
-    paths = {name: train(tx, params, objective) for name, (tx, objective) in ways.items()}
+    others = [
+        (optax.chain(wd.add_decayed_weights(WD), optax.scale_by_learning_rate(lr)), loss),  # as Optax: biases too
+        (optax.sgd(lr), loss),
+        (optax.chain(optax.sgd(lr), wd.proximal(rate)), loss),
+    ]
+    *paths, everything, nothing, proximal = train_each([*ways.values(), *others], params)
+    paths = dict(zip(ways, paths, strict=True))
     for name, path in paths.items():
         chex.assert_trees_all_close(path, paths["sgdw"], **SAME, custom_message=name)
-    everything = optax.chain(
-        wd.add_decayed_weights(WD), optax.scale_by_learning_rate(lr)
-    )  # Optax's default: biases too
-    assert distance(train(everything, params, loss), paths["sgdw"]) > 1e-4
-    assert distance(train(optax.sgd(lr), params, loss), paths["sgdw"]) > 1e-4
-    # and the proximal form, up to O(η²)
-    proximal = train(optax.chain(optax.sgd(lr), wd.proximal(rate)), params, loss)
-    assert distance(proximal, paths["sgdw"]) < LR**2
+    assert distance(everything, paths["sgdw"]) > 1e-4
+    assert distance(nothing, paths["sgdw"]) > 1e-4
+    assert distance(proximal, paths["sgdw"]) < LR**2  # the same up to O(η²)
 
 
 def test_the_defaults_spare_biases_everywhere_but_in_optaxs_transform():
@@ -197,9 +209,10 @@ def test_s04_biases_and_norm_scales_do_not_decay_by_default():
         "norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)},
     }
     flat = lambda p: 0.0 * sum(map(jnp.sum, jax.tree.leaves(p)))
-    for make in (wd.sgdw, wd.sgd_l2, wd.adamw, wd.adam_l2):
-        after = jax.tree.map(lambda x: x[-1], train(make(LR, weight_decay=WD), params, flat, 3))
-        assert float(jnp.max(after["dense"]["kernel"])) < 0.99
+    makers = (wd.sgdw, wd.sgd_l2, wd.adamw, wd.adam_l2)
+    for path in train_each([(make(LR, weight_decay=WD), flat) for make in makers], params, 3):
+        after = jax.tree.map(lambda x: np.asarray(x)[-1], path)
+        assert np.max(after["dense"]["kernel"]) < 0.99
         after["dense"]["kernel"] = params["dense"]["kernel"]
         chex.assert_trees_all_equal(after, params)
 
@@ -286,11 +299,12 @@ def test_s17_pytorch_adam_and_adamw(decoupled):
 @both_problems
 def test_s15_l2_and_decay_diverge_under_adam(problem):
     params, loss = PROBLEMS[problem]()
-    l2, decay = (train(f(LR, weight_decay=WD, mask=None), params, loss) for f in (wd.adam_l2, wd.adamw))
-    assert distance(l2, decay) > 1e-2
+    ours = [(f(LR, weight_decay=WD, mask=None), loss) for f in (wd.adam_l2, wd.adamw)]
     penalised = lambda p: loss(p) + wd.l2_penalty(p, WD, None)
-    chex.assert_trees_all_close(l2, train(optax.adam(LR), params, penalised), **SAME)
-    assert distance(train(optax.adam(LR), params, penalised), decay) > 1e-2
+    l2, decay, in_loss = train_each([*ours, (optax.adam(LR), penalised)], params)
+    assert distance(l2, decay) > 1e-2
+    chex.assert_trees_all_close(l2, in_loss, **SAME)
+    assert distance(in_loss, decay) > 1e-2
 
 
 @both_problems
@@ -299,15 +313,10 @@ def test_s15_the_place_in_the_chain_decides(problem):
     lr = optax.scale_by_learning_rate(LR)
     before = optax.chain(wd.add_decayed_weights(WD), wd.scale_by_adam(), lr)
     after = optax.chain(wd.scale_by_adam(), wd.add_decayed_weights(WD), lr)
-    chex.assert_trees_all_close(
-        train(before, params, loss), train(wd.adam_l2(LR, weight_decay=WD, mask=None), params, loss), **SAME
-    )
-    chex.assert_trees_all_close(
-        train(after, params, loss), train(wd.adamw(LR, weight_decay=WD, mask=None), params, loss), **SAME
-    )
-    chex.assert_trees_all_close(
-        train(after, params, loss), train(optax.adamw(LR, weight_decay=WD), params, loss), **SAME
-    )
+    adams = [f(LR, weight_decay=WD, mask=None) for f in (wd.adam_l2, wd.adamw)] + [optax.adamw(LR, weight_decay=WD)]
+    l2, decay, *finished = train_each([(tx, loss) for tx in (before, after, *adams)], params)
+    for path, same in zip((l2, decay, decay), finished, strict=True):
+        chex.assert_trees_all_close(path, same, **SAME)
 
 
 @pytest.mark.parametrize("tree", ["tiny", "real"])
@@ -315,20 +324,13 @@ def test_s15_adamw_without_epsilon_is_scale_free_and_adam_with_l2_is_not(tree):
     params, loss = PROBLEMS[tree]()
     scale = jax.tree.map(lambda p: 10.0 ** -jnp.round(3 * jnp.sin(1.0 + jnp.arange(p.size))).reshape(p.shape), params)
     offset = jax.tree.map(lambda p: jnp.full(p.shape, 1e-3), params)  # no entry has a zero gradient: 0/0 without ε
-    gradient = jax.jit(jax.grad(loss))
-
-    def run(make, rescale):
-        tx = make(1e-3, weight_decay=WD, eps=0.0, mask=None)
-        p, state = params, tx.init(params)
-        for _ in range(5):
-            g = optax.tree.add(gradient(p), offset)
-            g = jax.tree.map(jnp.multiply, g, scale) if rescale else g
-            updates, state = tx.update(g, state, p)
-            p = optax.apply_updates(p, updates)
-        return jax.tree.map(lambda x: x[None], p)
-
-    assert distance(run(wd.adamw, False), run(wd.adamw, True)) < 1e-10
-    assert distance(run(wd.adam_l2, False), run(wd.adam_l2, True)) > 1e-5
+    shifted = optax.stateless(lambda g, _: optax.tree.add(g, offset))
+    rescaled = optax.stateless(lambda g, _: jax.tree.map(jnp.multiply, g, scale))
+    makers = [functools.partial(f, 1e-3, weight_decay=WD, eps=0.0, mask=None) for f in (wd.adamw, wd.adam_l2)]
+    ways = [optax.chain(shifted, *between, make()) for make in makers for between in ([], [rescaled])]
+    decay, decay_rescaled, l2, l2_rescaled = train_each([(tx, loss) for tx in ways], params, 5)
+    assert distance(decay, decay_rescaled) < 1e-10
+    assert distance(l2, l2_rescaled) > 1e-5
 
 
 # --- Couplings, the proximal form, Lion's bound ------------------------------------------------------------------
@@ -338,11 +340,13 @@ def test_s15_adamw_without_epsilon_is_scale_free_and_adam_with_l2_is_not(tree):
 def test_schedule_coupling_with_lambda_times_the_peak_is_lr_coupling(problem):
     params, loss = PROBLEMS[problem]()
     lr = lambda t: LR * jnp.minimum(t / 5, 1.0)  # starts at 0, peaks at LR
-    by_lr = train(wd.adamw(lr, weight_decay=WD), params, loss)
-    schedule = wd.adamw(lr, weight_decay=WD * LR, coupling="schedule", peak_learning_rate=LR)
-    chex.assert_trees_all_close(by_lr, train(schedule, params, loss), **SAME)
-    wrong_peak = wd.adamw(lr, weight_decay=WD * LR, coupling="schedule", peak_learning_rate=2 * LR)
-    assert distance(by_lr, train(wrong_peak, params, loss)) > 1e-4
+    schedule, wrong_peak = (
+        wd.adamw(lr, weight_decay=WD * LR, coupling="schedule", peak_learning_rate=peak) for peak in (LR, 2 * LR)
+    )
+    ways = [(tx, loss) for tx in (wd.adamw(lr, weight_decay=WD), schedule, wrong_peak)]
+    by_lr, same, other = train_each(ways, params)
+    chex.assert_trees_all_close(by_lr, same, **SAME)
+    assert distance(by_lr, other) > 1e-4
 
 
 @pytest.mark.parametrize(
@@ -369,13 +373,14 @@ def test_each_coupling_removes_its_fraction_also_where_the_rate_is_zero(make, co
 def test_adamprox_is_adamw_up_to_the_square_of_the_learning_rate():
     params, loss = real()
 
-    def gap(lr):
+    def both(lr):
         prox = optax.chain(optax.adam(lr), wd.proximal(wd.decay_rate(WD, learning_rate=lr)))
-        one = [train(tx, params, loss, 1) for tx in (prox, wd.adamw(lr, weight_decay=WD))]
-        return distance(*one)
+        return [(prox, loss), (wd.adamw(lr, weight_decay=WD), loss)]
 
-    assert gap(0.01) > 1e-8
-    assert gap(0.01) / gap(0.005) == pytest.approx(4, rel=0.02)  # O(η²)
+    paths = train_each([*both(0.01), *both(0.005)], params, 1)
+    gap, half_as_fast = distance(*paths[:2]), distance(*paths[2:])
+    assert gap > 1e-8
+    assert gap / half_as_fast == pytest.approx(4, rel=0.02)  # O(η²)
 
 
 def test_proximal_l2_is_the_minimiser():
@@ -457,16 +462,14 @@ def test_decay_goes_toward_the_anchor(anchor):
     target = params if anchor == "init" else {"kernel": jnp.array([[5.0, 5.0]])}
     outward = lambda p: -jnp.sum(p["kernel"])  # gradient −1 everywhere
     rule = wd.rules.toward("init" if anchor == "init" else target)
-    for tx in (
+    places = (
         wd.sgdw(LR, weight_decay=WD, rule=rule),
         optax.chain(wd.add_decayed_weights(WD, rule=rule), optax.scale_by_learning_rate(LR)),
         optax.chain(optax.sgd(LR), wd.shrink(LR * WD, rule=rule)),
-    ):
-        end = train(tx, params, outward, 6000)["kernel"][-1]
-        chex.assert_trees_all_close(end, target["kernel"] + 1 / WD, rtol=1e-9)  # where λ·(p − a) balances the gradient
-    prox = optax.chain(optax.sgd(LR), wd.proximal(LR * WD, rule=rule))
-    end = train(prox, params, outward, 6000)["kernel"][-1]
-    chex.assert_trees_all_close(end, target["kernel"] + 1 / WD, rtol=1e-9)
+        optax.chain(optax.sgd(LR), wd.proximal(LR * WD, rule=rule)),
+    )
+    for path in train_each([(tx, outward) for tx in places], params, 6000):  # λ·(p − a) balances the gradient at last
+        chex.assert_trees_all_close(path["kernel"][-1], target["kernel"] + 1 / WD, rtol=1e-9)
 
 
 # --- S19, S20: forgetting, exact zeros, friction --------------------------------------------------------------------
@@ -513,15 +516,15 @@ def test_s20_decoupled_decay_is_friction_for_momentum_and_l2_is_not(c):
     hill = lambda p: h / 2 * jnp.sum(p["kernel"] ** 2)
     start = {"kernel": jnp.ones((1, 1))}
 
-    def shrink_per_step(tx):
+    def shrink_per_step(path):
         """The modulus of the modes: of a recurrence of order two, from the determinant of three neighbours."""
-        x = np.asarray(train(tx, start, hill, steps)["kernel"]).ravel()
+        x = np.asarray(path["kernel"]).ravel()
         casorati = x[:-2] * x[2:] - x[1:-1] ** 2  # shrinks by the product of the two modes per step
         return np.sqrt(casorati[-1] / casorati[-2])
 
-    plain = shrink_per_step(optax.sgd(lr, momentum=mu))
-    l2 = shrink_per_step(wd.sgd_l2(lr, weight_decay=c / lr, momentum=mu))
-    decay = shrink_per_step(wd.sgdw(lr, weight_decay=c / lr, momentum=mu))
+    ours = [f(lr, weight_decay=c / lr, momentum=mu) for f in (wd.sgd_l2, wd.sgdw)]
+    paths = train_each([(tx, hill) for tx in (optax.sgd(lr, momentum=mu), *ours)], start, steps)
+    plain, l2, decay = map(shrink_per_step, paths)
     np.testing.assert_allclose([plain, l2, decay], [np.sqrt(mu), np.sqrt(mu), np.sqrt(mu * (1 - c))], rtol=1e-9)
 
 
@@ -530,9 +533,7 @@ def test_s20_without_momentum_past_the_stable_rate_only_the_proximal_form_damps(
     eta_h, c = 1.5, 0.2
     hill = lambda p: eta_h / 2 * jnp.sum(p["kernel"] ** 2)
     start = {"kernel": jnp.ones((1, 1))}
-    factor = lambda tx: float(
-        train(tx, start, hill, 2)["kernel"][1, 0, 0] / train(tx, start, hill, 2)["kernel"][0, 0, 0]
-    )
-    assert factor(optax.sgd(1.0)) == pytest.approx(1 - eta_h)
-    assert factor(wd.sgdw(1.0, weight_decay=c)) == pytest.approx(1 - eta_h - c)
-    assert factor(optax.chain(optax.sgd(1.0), wd.proximal(c))) == pytest.approx((1 - eta_h) / (1 + c))
+    ways = optax.sgd(1.0), wd.sgdw(1.0, weight_decay=c), optax.chain(optax.sgd(1.0), wd.proximal(c))
+    paths = [np.ravel(path["kernel"]) for path in train_each([(tx, hill) for tx in ways], start, 2)]
+    expected = [1 - eta_h, 1 - eta_h - c, (1 - eta_h) / (1 + c)]
+    assert [second / first for first, second in paths] == pytest.approx(expected)
