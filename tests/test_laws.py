@@ -27,6 +27,7 @@ from catalogue import (
     optimizer,
     params,
     run,
+    run_each,
     step,
     takes,
     toward_average,
@@ -230,7 +231,7 @@ def test_vmap_over_hyperparameters_equals_a_loop(name):
         options = {"learning_rate": rate, "weight_decay": weight_decay, "rate": weight_decay}
         return run(optimizer(name, mask="weights", **options), p, g, STEPS, "scan")[0]
 
-    together = jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))(values, values)
+    together = jax.device_get(jax.jit(jax.vmap(jax.vmap(train, (None, 0)), (0, None)))(values, values))
     alone_at = jax.jit(train)
     for i, j in itertools.product(range(3), range(3)):
         alone = alone_at(values[i], values[j])
@@ -245,11 +246,12 @@ def test_live_leaves_are_edited_and_swept_without_rebuilding(name):
     tx = build(name, mask=None)
     updates_at = lambda value: tx.update(g, optax.tree.set(tx.init(p), **{leaf: value}), p)[0]
     values = jnp.array([0.0, 0.05, 0.4], jnp.float32)
-    swept, edited = jax.jit(jax.vmap(updates_at))(values), jax.jit(updates_at)
+    swept, edited = jax.device_get(jax.jit(jax.vmap(updates_at))(values)), jax.jit(updates_at)
     for i, value in enumerate(values):
         rebuilt = build(name, mask=None, **{leaf: float(value)})
+        expected = rebuilt.update(g, rebuilt.init(p), p)[0]
         for one in (edited(value), jax.tree.map(lambda x, i=i: x[i], swept)):
-            chex.assert_trees_all_close(one, rebuilt.update(g, rebuilt.init(p), p)[0], rtol=1e-5, atol=1e-6)
+            chex.assert_trees_all_close(one, expected, rtol=1e-5, atol=1e-6)
 
 
 @all_names
@@ -266,14 +268,12 @@ def test_inside_inject_hyperparams(name):
         injected = optax.inject_hyperparams(FACTORIES[name], static_args=fixed)(**options, mask="weights")
     p, g = params(), grads(params())
     direct = build(name, mask="weights", **options)
-    chex.assert_trees_all_close(run(injected, p, g, STEPS)[0], run(direct, p, g, STEPS)[0], rtol=1e-6)
+    chex.assert_trees_all_close(*run_each([injected, direct], p, g, STEPS), rtol=1e-6)
 
 
 @all_names
 def test_inside_masked_and_partition(name):
     p, g = params(), grads(params())
-    whole, _ = run(optimizer(name, mask=None), p, g, STEPS)
-    base, _ = run(without_decay(name), p, g, STEPS)
     inside = {"embed": True, "attn": {"kernel": True, "bias": False}, "norms": False, "frozen": None}
     labels = jax.tree.map(lambda x: "decays" if x else "rest", inside)
     partition = optax.partition({"decays": optimizer(name, mask=None), "rest": without_decay(name)}, labels)
@@ -281,21 +281,21 @@ def test_inside_masked_and_partition(name):
         optax.masked(optimizer(name, mask=None), inside),
         optax.masked(without_decay(name), jax.tree.map(lambda x: not x, inside)),
     )
-    for tx in (partition, masked):
-        mixed, _ = run(tx, p, g, STEPS)
-        expected = jax.tree.map(lambda i, a, b: a if i else b, jax.tree.broadcast(inside, p), whole, base)
-        chex.assert_trees_all_close(mixed, expected, rtol=1e-6)
+    txs = [optimizer(name, mask=None), without_decay(name), partition, masked]
+    whole, base, *mixed = run_each(txs, p, g, STEPS)
+    expected = jax.tree.map(lambda i, a, b: a if i else b, jax.tree.broadcast(inside, p), whole, base)
+    for end in mixed:
+        chex.assert_trees_all_close(end, expected, rtol=1e-6)
 
 
 @all_names
 def test_masks_of_the_whole_tree_fit_inside_partition(name):
     p, g = params(), grads(params())
     labels = {"embed": "a", "attn": "b", "norms": "b", "frozen": None}
-    for mask in ([("embed", 0.5), ("kernel", 1.0)], MASKS["tree"][0]):
-        both = optax.partition({k: optimizer(name, mask=mask) for k in "ab"}, labels)
-        chex.assert_trees_all_close(
-            run(both, p, g, STEPS)[0], run(optimizer(name, mask=mask), p, g, STEPS)[0], rtol=1e-6
-        )
+    masks = [("embed", 0.5), ("kernel", 1.0)], MASKS["tree"][0]
+    partitions = [optax.partition({k: optimizer(name, mask=mask) for k in "ab"}, labels) for mask in masks]
+    ends = run_each([*partitions, *(optimizer(name, mask=mask) for mask in masks)], p, g, STEPS)
+    chex.assert_trees_all_close(ends[:2], ends[2:], rtol=1e-6)
 
 
 @pytest.mark.optax_promotes

@@ -23,9 +23,10 @@ BUILD = {
     "cautious": lambda: wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, rule=wd.rules.cautious()),
     "lamb": lambda: optax.lamb(LEARNING_RATE, weight_decay=WEIGHT_DECAY),
 }
+normal = lambda seed, *shape: jnp.array(np.random.default_rng(seed).standard_normal(shape, np.float32))
 STACKED = {
-    "blocks": {"kernel": jax.random.normal(jax.random.key(0), (3, 8, 4)), "norm": {"scale": 1.0 + jnp.ones((3, 4))}},
-    "head": {"kernel": jax.random.normal(jax.random.key(1), (4, 8))},
+    "blocks": {"kernel": normal(0, 3, 8, 4), "norm": {"scale": jnp.full((3, 4), 2.0)}},
+    "head": {"kernel": normal(1, 4, 8)},
     "steps": jnp.arange(3),
 }
 SLICES = [("blocks", 1)]
@@ -135,8 +136,7 @@ def test_the_monitor_takes_groups_and_layers_too():
 
 def test_leaves_of_one_shape_share_loops_and_nothing_is_lost():
     """21 equal leaves, a large one, one of another type, an empty one: sums as of each alone."""
-    keys = jax.random.split(jax.random.key(0), 21)
-    p = {f"kernel{i}": jax.random.normal(key, (4, 3)) for i, key in enumerate(keys)}
+    p = {f"kernel{i}": normal(i, 4, 3) for i in range(21)}
     p |= {"kernel_large": jnp.full((200, 100), 0.1), "kernel_low": jnp.ones((4, 3), jnp.bfloat16)}
     p |= {"kernel_empty": jnp.zeros((0, 3))}
     measured = measure(ADAMW, p)["weight"]
@@ -215,7 +215,7 @@ def test_swapped_arguments_are_refused():
 # --- a decay that is a number times the parameters is read off the program ------------------------------------------
 
 # The kernel is summed before its step is evaluated again; the bias's step is evaluated once.
-HUGE = {"kernel": jax.random.normal(jax.random.key(2), (130, 128)), "bias": 1 + jnp.arange(128.0)}
+HUGE = {"kernel": normal(2, 130, 128), "bias": jnp.array(1 + np.arange(128, dtype=np.float32))}
 MULTIPLES = {
     "adamw": lambda: ADAMW,
     "optax.adamw": lambda: optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY),

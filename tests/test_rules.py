@@ -24,6 +24,7 @@ from catalogue import (
     optimizer,
     params,
     run,
+    run_each,
     step,
     toward_average,
     without_decay,
@@ -310,18 +311,16 @@ def test_rules_compose_with_optax_s_wrappers():
     mask = {"embed": True, "attn": False, "norms": False, "frozen": None}
     labels = {"embed": "init", "attn": "cautious", "norms": "cautious", "frozen": None}
     parts = {"init": wd.rules.toward("init"), "cautious": wd.rules.cautious()}
-    ends = {}
-    for name, rule in {
+    rules = {
         **parts,
         "none": None,
         "masked": optax.masked(wd.rules.toward("init"), mask),
         "partition": optax.partition(parts, labels),
         "injected": optax.inject_hyperparams(optax.clip)(max_delta=0.5),
         "clip": optax.clip(0.5),
-    }.items():
-        ends[name], _ = run(
-            wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None, rule=rule), p, g, STEPS, "scan"
-        )
+    }
+    txs = [wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None, rule=rule) for rule in rules.values()]
+    ends = dict(zip(rules, run_each(txs, p, g, STEPS), strict=True))
     chex.assert_trees_all_close(ends["injected"], ends["clip"], rtol=1e-6)
     chosen = lambda a, b: {
         "embed": ends[a]["embed"],
@@ -413,10 +412,11 @@ def test_gates_and_anchors_of_different_leaves_are_in_any_order():
     rule = optax.chain(
         optax.masked(wd.rules.cautious(), only("attn")), optax.masked(wd.rules.toward("init"), only("embed"))
     )
-    end, _ = run(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None, rule=rule), p, g, STEPS)
-    one = lambda rule: run(wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None, rule=rule), p, g, STEPS)[0]
-    chex.assert_trees_all_close(end["attn"], one(wd.rules.cautious())["attn"], rtol=1e-6)
-    chex.assert_trees_all_close(end["embed"], one(wd.rules.toward("init"))["embed"], rtol=1e-6)
+    make = lambda rule: wd.sgdw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=None, rule=rule)
+    rules = rule, wd.rules.cautious(), wd.rules.toward("init")
+    both, gated, anchored = run_each([*map(make, rules)], p, g, STEPS)
+    chex.assert_trees_all_close(both["attn"], gated["attn"], rtol=1e-6)
+    chex.assert_trees_all_close(both["embed"], anchored["embed"], rtol=1e-6)
 
 
 @pytest.mark.optax_promotes
