@@ -238,23 +238,21 @@ OTHERS = {
 }
 
 
-def decide(tx):
-    """Whether d was read off, and what was measured, with and without that."""
-    seen, real = [], step_rates.rates
-    note = lambda found: seen.append(found) or found
-    g, state = jax.tree.map(jnp.sin, HUGE), tx.init(HUGE)
+def traced(tx, rates=step_rates.rates):
+    """What `rates` reads off a step, and the function that measures it, not yet compiled."""
+    found, arguments = [], (jax.tree.map(jnp.sin, HUGE), tx.init(HUGE), HUGE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_rates, "rates", lambda *args: note(real(*args)))
-        measured = jax.jit(functools.partial(wd.measure_decay, tx))(g, state, HUGE)
-        patch.setattr(step_rates, "rates", lambda *args: None)
-        derived = jax.jit(functools.partial(wd.measure_decay, tx))(g, state, HUGE)
-    return seen[0] is not None, measured, derived
+        patch.setattr(step_rates, "rates", lambda *args: found.append(rates(*args)) or found[-1])
+        program = jax.jit(functools.partial(wd.measure_decay, tx)).trace(*arguments)
+    return found[0], lambda: program.lower().compile()(*arguments)
 
 
 @pytest.mark.parametrize("name", MULTIPLES)
 def test_what_is_read_off_is_the_derivative(name):
-    is_multiple, measured, derived = decide(MULTIPLES[name]())
-    assert is_multiple
+    tx = MULTIPLES[name]()
+    found, measure = traced(tx)
+    assert found is not None
+    measured, derived = measure(), traced(tx, lambda *args: None)[1]()
     for group in ("weight", "bias"):
         chex.assert_trees_all_close(measured[group], derived[group], rtol=1e-5, atol=1e-7)
     if name in ("grows", "overwrites"):
@@ -263,7 +261,7 @@ def test_what_is_read_off_is_the_derivative(name):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_any_other_derivative_is_taken(name):
-    assert not decide(OTHERS[name]())[0]
+    assert traced(OTHERS[name]())[0] is None
 
 
 @pytest.mark.quick_compile(False)
