@@ -20,17 +20,22 @@ FAN_IN, COLUMNS, ETA = 200, 32, 1e-2
 BETAS = {"default": (0.9, 0.99), "signs of gradients": (0.0, 0.99), "one beta": (0.95, 0.95)}
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def simulate(betas, weight_decay, steps):
+@pytest.fixture(scope="module")
+def gaussian():
+    """By NumPy, because JAX draws slowly on a CPU."""
+    return np.random.default_rng(0).standard_normal((6001, FAN_IN, COLUMNS), np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def simulate(betas, weight_decay, gaussian):
     """Random gradients of weights whose columns are scale-invariant: norm (RMS over columns) and angle, last half."""
     tx = wd.decoupled(optax.scale_by_lion(*betas), ETA, weight_decay=weight_decay, mask=None)
     start = 1.5 * equilibrium(ETA, weight_decay=weight_decay, size=1, optimizer="lion").norm
-    w = start * jax.random.normal(jax.random.key(0), (FAN_IN, COLUMNS))
+    w, steps = start * gaussian[0], len(gaussian) - 1
 
-    def one(carry, key):
+    def one(carry, g):
         w, state = carry
         unit = w / jnp.linalg.norm(w, axis=0, keepdims=True)
-        g = jax.random.normal(key, w.shape)
         g = g - unit * jnp.sum(unit * g, axis=0, keepdims=True)
         updates, state = tx.update(g, state, w)
         new = w + updates
@@ -38,17 +43,17 @@ def simulate(betas, weight_decay, steps):
         cosine = jnp.sum(unit * new / norm, axis=0)
         return (new, state), (jnp.sqrt(jnp.mean(norm**2)), jnp.mean(jnp.arccos(cosine)))
 
-    norms, angles = jax.lax.scan(one, (w, tx.init(w)), jax.random.split(jax.random.key(1), steps))[1]
+    norms, angles = jax.lax.scan(one, (w, tx.init(w)), gaussian[1:])[1]
     return norms[steps // 2 :].mean(), angles[steps // 2 :].mean()
 
 
 @as_users_compile
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BETAS)
-def test_lions_equilibrium_is_what_random_gradients_reach(name):
+def test_lions_equilibrium_is_what_random_gradients_reach(name, gaussian):
     b1, b2 = BETAS[name]
     found = equilibrium(ETA, weight_decay=0.5, optimizer="lion", size=FAN_IN, b1=b1, b2=b2)
-    norm, angle = simulate((jnp.float32(b1), jnp.float32(b2)), 0.5, 6000)
+    norm, angle = simulate((jnp.float32(b1), jnp.float32(b2)), 0.5, gaussian)
     # 2 %: 3000 steps are 30 times `steps`, over 32 columns.
     assert norm == pytest.approx(found.norm, rel=0.02)
     assert angle == pytest.approx(found.angle, rel=0.02)
@@ -129,14 +134,15 @@ def test_the_cautious_minimum_is_where_noisy_training_settles():
     decay, noise, runs = 1.0, 0.5, 2000
     tx = wd.sgdw(0.01, weight_decay=decay, rule=wd.rules.cautious(), mask=None)
 
-    def one(carry, key):
+    def one(carry, drawn):
         x, state = carry
-        g = x - 1.0 + noise * jax.random.normal(key, x.shape)
+        g = x - 1.0 + noise * drawn
         updates, state = tx.update(g, state, x)
         return (x + updates, state), x.mean()
 
     start = (jnp.ones(runs), tx.init(jnp.ones(runs)))
-    means = jax.jit(lambda keys: jax.lax.scan(one, start, keys)[1])(jax.random.split(jax.random.key(0), 1500))
+    drawn = np.random.default_rng(0).standard_normal((1500, runs), np.float32)
+    means = np.asarray(jax.jit(lambda drawn: jax.lax.scan(one, start, drawn)[1])(drawn))
     bias = 1 - float(means[700:].mean())  # 700 steps are 7 times 1/(η·h)
     predicted = 1 - float(cautious_minimum(1.0, weight_decay=decay, noise=noise))
     assert bias == pytest.approx(predicted, rel=0.02)  # x itself varies by √η·s: seen 0.7 %
