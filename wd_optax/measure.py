@@ -44,6 +44,7 @@ class DecayInfo(NamedTuple):
         return self.weight_norm / jnp.maximum(self.size, 1) ** 0.5
 
 
+@jax.jit  # where JAX would compile each of 30 operations, and each again for groups of another number
 def _derive(rows: jax.Array) -> DecayInfo:
     """The figures of a step from the rows of `Norms`."""
     x = Norms(*(rows[..., i, :] for i in range(rows.shape[-2])))
