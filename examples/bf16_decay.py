@@ -56,13 +56,15 @@ def optimizer(way: str, learning_rate: Any, weight_decay: float, key: Any) -> op
 
 
 class Transformer(nn.Module):
-    """Two causal blocks of width 32 over ASCII."""
+    """Causal blocks of width 32 over ASCII."""
+
+    blocks: int = 2
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Characters (n, length) → logits of those that follow (n, length, 128)."""
         h = nn.Embed(128, 32)(x) + self.param("positions", nn.initializers.normal(0.02), (1, x.shape[-1], 32))
-        for _ in range(2):
+        for _ in range(self.blocks):
             h = h + nn.MultiHeadDotProductAttention(num_heads=4)(nn.LayerNorm()(h), mask=nn.make_causal_mask(x))
             h = h + nn.Dense(32)(nn.gelu(nn.Dense(128)(nn.LayerNorm()(h))))
         return nn.Dense(128)(nn.LayerNorm()(h))

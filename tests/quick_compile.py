@@ -6,7 +6,9 @@ they check programs as users compile them; bytes are read before LLVM, whose par
 compiles all other tests so.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -70,6 +72,16 @@ def switch(item: pytest.Item) -> None:
     if compiler.get_compile_options is not wanted:
         compiler.get_compile_options = wanted
         jax.clear_caches()
+
+
+@contextlib.contextmanager
+def as_users_compile() -> Iterator[None]:
+    """In a quick test, compiles with all optimisations what runs for longer than that takes; decorates functions."""
+    before, compiler.get_compile_options = compiler.get_compile_options, _default
+    try:
+        yield
+    finally:
+        compiler.get_compile_options = before
 
 
 def flags() -> str:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from example_loading import flagged, load
+from quick_compile import as_users_compile
 
 WAYS = {
     "digits": ("float32", "nearest", "stochastic", "compensated"),
@@ -25,12 +26,14 @@ def example() -> Any:
 
 @pytest.fixture(scope="module")
 def results(example: Any) -> dict[str, Any]:
-    """100 steps, at a λ that takes 9 % of the weights in them; η·λ = 9e-4 is under 2⁻⁹ = 2e-3. 60 of the text."""
+    """100 steps, at a λ that takes 9 % off in them; η·λ = 9e-4 is under 2⁻⁹ = 2e-3; 60 of a block of text."""
     rates = {"learning_rate": 3e-4, "weight_decay": 3.0}
-    with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
+        for loops in ("without_gradients", "second_moment"):  # 2000 steps of 10⁴ weights
+            patch.setattr(example, loops, as_users_compile()(getattr(example, loops)))
         found = example.run(task=["digits"], ways=WAYS["digits"], steps=100, seeds=3, **rates)
-        model, x, y, batch = example.load_task("text")
-        task = (model, x[:256, :16], y[:256, :16], batch)
+        _, x, y, batch = example.load_task("text")
+        task = (example.Transformer(blocks=1), x[:128, :8], y[:128, :8], batch)
         text = {way: example.train(way, task, 60, 3, **rates) for way in WAYS["text"]}
     return found | {"trained": found["trained"] | {"text": text}}
 
@@ -61,7 +64,7 @@ def test_mended_ways_train_as_float32_does_and_nearest_does_not(example: Any, re
         assert abs(stretch) < 2e-3, way
     gap, stretch, same = example.compared(runs, "nearest")
     assert not same
-    # Measured 0.32 and 2.7 % on digits, whose weights grow as they learn; 0.28 and 4.8 % on text.
+    # Measured 0.32 and 2.7 % on digits, whose weights grow as they learn; 0.37 and 5.1 % on text.
     assert gap > 0.1
     assert stretch > 0.02
 
