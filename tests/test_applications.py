@@ -13,6 +13,7 @@ import pytest
 import xarray
 from example_loading import flagged, load
 from flax import nnx
+from pictures import count_pixels, read_picture
 
 from wd_optax.masking import roles
 
@@ -26,15 +27,15 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"epochs": 60, "seeds": 12, "images": 200, "learning_rate": 1e-2, "weight_decay": 3.0},
     ),
     "rnn": (
-        {"epochs": 60, "seeds": 2, "learning_rate": 1e-2, "weight_decay": 1.0, "size": (32, 4000)},
+        {"epochs": 30, "seeds": 2, "learning_rate": 3e-2, "weight_decay": 1.0, "size": (32, 4000)},
         {"epochs": 40, "seeds": 4, "learning_rate": 3e-3, "weight_decay": 0.5},
     ),
     "transformer": (
-        {"epochs": 30, "seeds": 2, "learning_rate": 1e-2, "weight_decay": [3.0], "size": (16, 4000)},
+        {"epochs": 25, "seeds": 2, "learning_rate": 2e-2, "weight_decay": [3.0], "size": (16, 2000)},
         {"epochs": 30, "seeds": 5, "learning_rate": 3e-3, "weight_decay": [0.03, 0.3, 3.0, 30.0]},
     ),
     "gan": (
-        {"steps": 300, "seeds": 2, "learning_rate": 1e-3, "weight_decay": [3.0], "width": 16},
+        {"steps": 150, "seeds": 2, "learning_rate": 1e-3, "weight_decay": [3.0], "width": 16},
         {"steps": 4000, "seeds": 4, "learning_rate": 1e-3, "weight_decay": [1.0, 30.0]},
     ),
     "reinforce": (
@@ -80,7 +81,7 @@ def norm(runs: Any) -> Any:
 @pytest.mark.parametrize("name", ARGUMENTS, indirect=True, scope="module")
 def test_decay_makes_weights_smaller_in_every_seed(name: str, results: Any) -> None:
     without, with_ = map(norm, pair(results))
-    # Measured 0.36 to 0.74; seeds differ by 0.03.
+    # Measured 0.37 to 0.77; seeds differ by 0.02.
     assert (with_ < 0.85 * without).all()
 
 
@@ -112,14 +113,8 @@ def test_main_says_what_decays_trains_as_asked_reports_and_draws(
     assert reported in printed
     assert printed.rstrip().endswith(str(picture))
 
-    from matplotlib import image
-
-    pixels = image.imread(picture)[..., :3] * 255
-    for colour in (
-        (0x00, 0x72, 0xB2),
-        (0xD5, 0x5E, 0x00),
-    ):  # the lines without decay and with
-        assert (abs(pixels - np.array(colour)).max(axis=-1) < 16).sum() > 50
+    for colour in ("#0072B2", "#D55E00"):  # the lines without decay and with
+        assert count_pixels(read_picture(picture), colour, within=16) > 50
     assert 10_000 < picture.stat().st_size < 400_000
 
 
@@ -127,7 +122,7 @@ def test_main_says_what_decays_trains_as_asked_reports_and_draws(
 def test_language_models_overfit_and_decay_lowers_their_validation_loss(name: str, results: Any) -> None:
     without, with_ = ({key: r[key].values for key in ("training", "validation")} for r in pair(results))
     assert (without["training"][:, -1] < 0.5 * without["training"][:, 0]).all()
-    # On 2400 characters the validation loss rises again, by 0.24 to 0.36, and decay takes 0.44 to 0.65 off.
+    # On so little text the validation loss rises again, by 0.56 to 0.77, and decay takes 0.80 to 0.99 off.
     assert (without["validation"][:, -1] > without["validation"].min(axis=1) + 0.1).all()
     assert (with_["validation"][:, -1] < without["validation"][:, -1] - 0.2).all()
     assert (with_["training"][:, -1] > without["training"][:, -1]).all()
@@ -139,8 +134,8 @@ def test_rnn_rule_spares_embedding_rows_that_nothing_trains(example: Any, result
     # Two norms of the same rows, in float32.
     np.testing.assert_allclose(unseen.sel(kind=["no decay", "weights decay"]), 1, rtol=1e-6)
     assert 0.01 < remaining < 0.5
-    # 240 roundings of half an ulp (6e-8) at most each.
-    np.testing.assert_allclose(unseen.sel(kind="and the embedding"), remaining, rtol=240 * 6e-8)
+    # 120 roundings of half an ulp (6e-8) at most each.
+    np.testing.assert_allclose(unseen.sel(kind="and the embedding"), remaining, rtol=120 * 6e-8)
 
 
 @only("rnn")
@@ -253,7 +248,7 @@ def test_gan_discriminator_decays_and_samples_come_nearer_to_digits(example: Any
     samples, distance = results["samples"].values, results["distance"]
     assert samples.shape == (2, 2, 36, 64)
     assert ((samples > 0) & (samples < 1)).all()
-    assert (distance.isel(point=-1) < 0.7 * distance.isel(point=0)).all()  # measured 0.42 to 0.53
+    assert (distance.isel(point=-1) < 0.7 * distance.isel(point=0)).all()  # measured 0.40 to 0.43
     assert np.isfinite(results["gap"]).all()
     assert results.attrs["floor"] < 0.1 * distance.min()
 

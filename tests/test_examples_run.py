@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from example_loading import flagged, load
+from pictures import count_pixels, read_picture
 from test_example_data import write_mnist
 
 pytestmark = [pytest.mark.slow, pytest.mark.optax_promotes]  # Optax's Adam
@@ -76,13 +77,9 @@ def test_main_audits_first_and_ends_with_what_was_shown(shown, tmp_path, monkeyp
     assert all(places), tail
     assert [place.start() for place in places] == sorted(place.start() for place in places)
 
-    from matplotlib import colors, image
-
     assert 10_000 < picture.stat().st_size < 400_000
-    pixels = (image.imread(picture)[..., :3] * 255).round().astype(int)
     for colour in ("#0072B2", "#D55E00"):  # the first two lines
-        rgb = np.round(np.multiply(colors.to_rgb(colour), 255)).astype(int)
-        assert (abs(pixels - rgb) < 16).all(axis=-1).sum() > 100, colour
+        assert count_pixels(read_picture(picture), colour, within=16) > 100, colour
 
 
 # --- linear_regression -----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from example_loading import flagged, load
+from pictures import count_pixels, read_picture
 
 import wd_optax as wd
 
@@ -73,8 +74,6 @@ def test_main_audits_first_and_draws_every_run(
     assert lines[0].split()[:3] == ["path", "type", "role"]
     assert lines[-1].endswith(str(tmp_path / "made" / "watch.png"))
 
-    from matplotlib import image
-
-    pixels = (image.imread(tmp_path / "made" / "watch.png")[..., :3] * 255).round().astype(int)
-    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # the two λ
-        assert (abs(pixels - np.array(colour)) < 8).all(axis=-1).sum() > 100
+    picture = read_picture(tmp_path / "made" / "watch.png")
+    for colour in ("#0072B2", "#D55E00"):  # the two λ
+        assert count_pixels(picture, colour, within=8) > 100
