@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import math
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +29,21 @@ def digits(seed: int = 0, *, size: int = 8, flat: bool = True, test_size: float 
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
-    x, y = jnp.asarray(images / 16, jnp.float32).reshape(-1, 8, 8, 1), jnp.asarray(labels, jnp.int32)
+    x, y = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1), labels.astype(np.int32)
     if size != 8:
-        x = jax.image.resize(x, (len(x), size, size, 1), "linear")
+        x = np.asarray(jax.image.resize(x, (len(x), size, size, 1), "linear"))
     if flat:
         x = x.reshape(len(x), -1)
-    if not test_size:
-        return x, x[:0], y, y[:0]
-    train, test = train_test_split(np.arange(len(x)), test_size=test_size, stratify=labels, random_state=seed)
-    return x[train], x[test], y[train], y[test]
+    train = np.arange(len(x))
+    test = train[:0]
+    if test_size:
+        train, test = train_test_split(train, test_size=test_size, stratify=labels, random_state=seed)
+    return _parts(x, y, train, test)
+
+
+def _parts(x: np.ndarray, y: np.ndarray, train: Any, test: Any) -> Split:
+    """These rows as JAX arrays; NumPy cuts them, because JAX compiles a program for each shape."""
+    return jnp.asarray(x[train]), jnp.asarray(x[test]), jnp.asarray(y[train]), jnp.asarray(y[test])
 
 
 def mnist(directory: str, *, flat: bool = True) -> Split:
@@ -83,14 +90,14 @@ def text(name: str = "argparse", max_bytes: int | None = None, *, length: int, t
     source = np.frombuffer(pathlib.Path(str(spec.origin)).read_bytes()[:max_bytes], np.uint8)
     x, y = windows(source[source < 128], length)
     split = len(x) - math.ceil(test_size * len(x))
-    return x[:split], x[split:], y[:split], y[split:]
+    return _parts(x, y, slice(split), slice(split, None))
 
 
-def windows(ids: np.ndarray, length: int) -> tuple[jax.Array, jax.Array]:
+def windows(ids: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Cuts ids (n,) into rows of length + 1; returns inputs (without the last) and targets (without the first)."""
     if len(ids) <= length:
         raise ValueError(f"length: {length} + 1 characters don't fit in a text of {len(ids)}")
-    rows = jnp.asarray(ids[: len(ids) // (length + 1) * (length + 1)].reshape(-1, length + 1), jnp.int32)
+    rows = ids[: len(ids) // (length + 1) * (length + 1)].reshape(-1, length + 1).astype(np.int32)
     return rows[:, :-1], rows[:, 1:]
 
 

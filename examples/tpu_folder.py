@@ -102,14 +102,15 @@ def _compared(folder: pathlib.Path, settings: dict[str, Any]) -> tuple[str, str]
 
 def digest(tree: Any) -> jax.Array:
     """Checksums of the leaves that depend on every bit: sums of hashes modulo 2³², the same on every mesh."""
+    return jnp.stack([_checksum(x) for x in jax.tree.leaves(tree)])
 
-    def leaf(x: jax.Array) -> jax.Array:
-        words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
-        for axis in range(x.ndim):
-            words = _mixed(words + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(0x9E3779B9))
-        return _mixed(jnp.sum(_mixed(words), dtype=jnp.uint32) + jnp.uint32(x.size))
 
-    return jnp.stack([leaf(x) for x in jax.tree.leaves(tree)])
+@jax.jit  # traced once per shape
+def _checksum(x: jax.Array) -> jax.Array:
+    words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+    for axis in range(x.ndim):
+        words = _mixed(words + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(0x9E3779B9))
+    return _mixed(jnp.sum(_mixed(words), dtype=jnp.uint32) + jnp.uint32(x.size))
 
 
 def _mixed(x: jax.Array) -> jax.Array:
