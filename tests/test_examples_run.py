@@ -250,7 +250,7 @@ def test_dropout_drops_in_training_and_nowhere_else(shown) -> None:
 
 def test_classifier_learns_from_the_files_of_mnist(tmp_path) -> None:
     write_mnist(tmp_path, train=400, test=100)
-    options = SHORT["classifier_784"] | {"images": 400, "epochs": 8, "dropout": 0.1}
+    options = SHORT["classifier_784"] | {"images": 400, "epochs": 6, "dropout": 0.1}
     r = load("classifier_784").run(**options, mnist_dir=str(tmp_path))
     assert (r["accuracy"].sel(dropout="dropout").isel(weight_decay=0) > 0.7).all()
     with pytest.raises(ValueError, match="images: only 400 training images are available, got 401"):
