@@ -121,10 +121,11 @@ def test_no_host_transfer_and_no_collective_when_sharded(name, axis):
 def test_a_group_penalty_takes_its_norms_before_the_step():
     """p and g once more for the norms; a CPU writes p + step between them, and reads it twice."""
     groups, plain = traffic(optimizer("sgdw", penalty="group")), traffic(optimizer("sgdw"))
-    assert groups.bytes - plain.bytes <= 8 + 4 + 4 + 4 + SCALARS
+    older = 8 * (jax.__version_info__ < (0, 10))  # XLA wrote a norm's input and read it again
+    assert groups.bytes - plain.bytes <= 8 + 4 + 4 + 4 + older + SCALARS
     assert groups.copies == 0
     assert groups.not_aliased == 0
-    assert groups.temporary <= 4 + SCALARS
+    assert groups.temporary <= 4 + older / 2 + SCALARS
 
 
 def test_a_collective_and_a_transfer_would_be_seen():
