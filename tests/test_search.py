@@ -1,9 +1,11 @@
 """A search trains what Optuna asks for as `train` alone does, tells it the truth, and shares a study among workers."""
 
 import contextlib
+import fcntl
 import json
 import os
 import sys
+import threading
 import warnings
 
 import jax
@@ -294,6 +296,25 @@ def test_half_a_line_of_a_killed_writer_is_removed(size, tmp_path):
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))  # Optuna's own can read it
     (name,) = optuna.get_all_study_names(optuna.storages.JournalStorage(backend))
     assert name == "wd_optax"
+
+
+def test_a_journal_is_not_read_while_half_a_line_is_replaced(tmp_path):
+    """Half of what a killed worker left, with half of what another writes in its place, is no damage."""
+    journal = JournalFile(tmp_path / "log")
+    journal.append_logs([{"i": 0}])
+    found = []
+    reader = threading.Thread(target=lambda: found.extend(journal.read_logs(0)))
+    with journal.path.open("r+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        end = file.seek(0, os.SEEK_END)
+        file.write(b'{"i":1,"x":')
+        reader.start()
+        reader.join(0.1)
+        assert reader.is_alive()  # it waits
+        file.seek(end)
+        file.write(b'{"i":1,"x":"longer than before"}\n')
+    reader.join()
+    assert [log["i"] for log in found] == [0, 1]
 
 
 def test_a_journal_is_read_from_any_number_and_written_in_order(tmp_path):

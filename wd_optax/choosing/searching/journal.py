@@ -5,6 +5,7 @@ grace period of 30 s; and half a line, left by a process that was killed within 
 Here the kernel releases the lock with the process, and the next write removes half a line.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -32,16 +33,22 @@ class JournalFile:
           ValueError: for a damaged line.
 
         """
+        import fcntl
+
         start = log_number_from if log_number_from in self.offsets else 0
+        offset = self.offsets[start]
         with self.path.open("rb") as file:
-            offset = file.seek(self.offsets[start])
-            for number, line in enumerate(file, start):
-                if not line.endswith(b"\n"):  # it is being written, or its worker was killed
-                    return
-                offset += len(line)
-                self.offsets[number + 1] = offset
-                if number >= log_number_from:
-                    yield self._parse(line, number + 1)
+            # Without the lock, half of what a killed worker left could be read with half of what replaces it.
+            fcntl.flock(file, fcntl.LOCK_SH)
+            file.seek(offset)
+            content = file.read()
+        for number, line in enumerate(io.BytesIO(content), start):
+            if not line.endswith(b"\n"):  # its worker was killed
+                return
+            offset += len(line)
+            self.offsets[number + 1] = offset
+            if number >= log_number_from:
+                yield self._parse(line, number + 1)
 
     def _parse(self, line: bytes, number: int) -> dict[str, Any]:
         try:
